@@ -1,0 +1,166 @@
+package pdp
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+
+	"github.com/mcpvault/mcpvault/dataplane/authn"
+	"github.com/mcpvault/mcpvault/kit/jose"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/index"
+)
+
+// Tenant is one tenant's policy at one generation, ready to be asked.
+type Tenant struct {
+	ID         snapshot.TenantID
+	Name       string
+	Version    snapshot.Version
+	Revision   uint64
+	HeadDigest snapshot.Digest
+	Index      *index.Index
+	// Keys verify this tenant's access tokens.
+	Keys     authn.TenantKeys
+	Hosts    []string
+	Settings *snapshotv1.Settings
+	// Servers are sorted by name.
+	Servers []*Server
+	byName  map[string]*Server
+}
+
+// Server is one published server.
+type Server struct {
+	ID               index.ServerID
+	Name             string
+	URL              string
+	Version          uint32
+	VersionDigest    snapshot.Digest
+	ProtocolVersions []string
+	ServerInfo       json.RawMessage
+	Capabilities     json.RawMessage
+	Instructions     string
+	// Other stands for prompts, resources and whatever else is no tool.
+	Other index.ItemID
+	// Tools are sorted by name.
+	Tools  []Tool
+	byName map[string]*Tool
+}
+
+// Tool is one tool of a published server.
+type Tool struct {
+	Name string
+	// Raw is the tool object as the upstream sent it.
+	Raw    json.RawMessage
+	Effect snapshotv1.Effect
+	Item   index.ItemID
+}
+
+// Server finds a server by name.
+func (t *Tenant) Server(name string) (*Server, bool) {
+	s, ok := t.byName[name]
+	return s, ok
+}
+
+// Tool finds a tool by name.
+func (s *Server) Tool(name string) (*Tool, bool) {
+	t, ok := s.byName[name]
+	return t, ok
+}
+
+// Speaks reports whether the upstream was seen to speak a protocol revision.
+func (s *Server) Speaks(revision string) bool {
+	for _, v := range s.ProtocolVersions {
+		if v == revision {
+			return true
+		}
+	}
+	return false
+}
+
+// NewTenant joins a verified head with its opened shards. An index and a catalogue that do not fit each other are an
+// error: what is listed and what is decided must be the same things.
+func NewTenant(head *snapshotv1.Head, digest snapshot.Digest, x *index.Index, c *snapshotv1.Catalogue) (*Tenant, error) {
+	t := &Tenant{
+		ID:         snapshot.TenantID(head.GetTenantId()),
+		Name:       head.GetTenant(),
+		Version:    snapshot.VersionOf(head),
+		Revision:   head.GetRevision(),
+		HeadDigest: digest,
+		Index:      x,
+		Hosts:      c.GetHosts(),
+		Settings:   c.GetSettings(),
+		byName:     make(map[string]*Server, len(c.GetServers())),
+	}
+	for _, cs := range c.GetServers() {
+		s, err := newServer(x, cs)
+		if err != nil {
+			return nil, fmt.Errorf("server %q: %w", cs.GetName(), err)
+		}
+		t.Servers = append(t.Servers, s)
+		t.byName[s.Name] = s
+	}
+	keys, err := issuerKeys(head, c)
+	if err != nil {
+		return nil, err
+	}
+	t.Keys = keys
+	return t, nil
+}
+
+func newServer(x *index.Index, cs *snapshotv1.CatalogueServer) (*Server, error) {
+	id, ok := x.Server(cs.GetName())
+	if !ok {
+		return nil, fmt.Errorf("is in the catalogue but not in the index")
+	}
+	other, ok := x.Item(id, snapshot.ItemOther)
+	if !ok {
+		return nil, fmt.Errorf("index has no item %s", snapshot.ItemOther)
+	}
+	digest, ok := snapshot.DigestFrom(cs.GetVersionDigest())
+	if !ok {
+		return nil, fmt.Errorf("version digest is %d bytes long", len(cs.GetVersionDigest()))
+	}
+	s := &Server{
+		ID: id, Name: cs.GetName(), URL: cs.GetUrl(), Version: cs.GetVersion(), VersionDigest: digest,
+		ProtocolVersions: cs.GetProtocolVersions(), ServerInfo: cs.GetServerInfo(), Capabilities: cs.GetCapabilities(),
+		Instructions: cs.GetInstructions(), Other: other,
+		Tools:  make([]Tool, 0, len(cs.GetTools())),
+		byName: make(map[string]*Tool, len(cs.GetTools())),
+	}
+	for _, ct := range cs.GetTools() {
+		item, ok := x.Item(id, ct.GetName())
+		if !ok {
+			return nil, fmt.Errorf("tool %q is in the catalogue but not in the index", ct.GetName())
+		}
+		s.Tools = append(s.Tools, Tool{Name: ct.GetName(), Raw: ct.GetRaw(), Effect: ct.GetEffect(), Item: item})
+	}
+	for i := range s.Tools {
+		s.byName[s.Tools[i].Name] = &s.Tools[i]
+	}
+	return s, nil
+}
+
+func issuerKeys(head *snapshotv1.Head, c *snapshotv1.Catalogue) (authn.TenantKeys, error) {
+	keys := authn.TenantKeys{TenantID: head.GetTenantId(), Tenant: head.GetTenant()}
+	var all bytes.Buffer
+	for _, ci := range c.GetIssuers() {
+		issuer := authn.Issuer{Issuer: ci.GetIssuer(), Audiences: ci.GetAudiences()}
+		for _, k := range ci.GetKeys() {
+			pub, err := x509.ParsePKIXPublicKey(k.GetPublicKey())
+			if err != nil {
+				return keys, fmt.Errorf("issuer %q: key %q: %w", ci.GetIssuer(), k.GetKid(), err)
+			}
+			issuer.Keys = append(issuer.Keys, jose.Key{KID: k.GetKid(), Alg: k.GetAlg(), Public: pub})
+			fmt.Fprintf(&all, "%q %q %q %x\n", ci.GetIssuer(), k.GetKid(), k.GetAlg(), k.GetPublicKey())
+		}
+		keys.Issuers = append(keys.Issuers, issuer)
+	}
+	// A verdict cached under one set of keys must not be found under another.
+	d := snapshot.DigestOf(all.Bytes())
+	for _, b := range d[:8] {
+		keys.KeySet = keys.KeySet<<8 | uint64(b)
+	}
+	return keys, nil
+}

@@ -1,0 +1,63 @@
+# `make dev` and `make test` are all a newcomer needs; both do their own set-up. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+GO ?= go
+TOOL := $(GO) tool -modfile=tools.mod
+GOFILES = $(shell git ls-files '*.go' | grep -v '^proto/gen/')
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/mcpvault/mcpvault/kit/run.version=$(VERSION)
+TESTFLAGS ?= -race -timeout 15m
+PACKAGES ?= ./...
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
+
+.PHONY: dev
+dev: postgres build ## start everything on this machine: PostgreSQL, control plane, a cell of three nodes, two demo servers
+	@exec bin/mcpvault dev $(DEVFLAGS)
+
+.PHONY: demo
+demo: postgres build ## run the scripted tour: deny, allow, audit, outage, revoke
+	@exec bin/mcpvault demo
+
+.PHONY: build
+build: ## build the three binaries into bin/
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mcpvault ./cmd/mcpvault-controlplane ./cmd/mcpvault-cell
+
+.PHONY: test
+test: postgres ## run every test with the race detector, against a real PostgreSQL
+	$(GO) test $(TESTFLAGS) $(PACKAGES)
+
+.PHONY: e2e
+e2e: postgres build ## real clients that were not written here, and the outside conformance suite (needs npm)
+	bash bench/outside/e2e.sh
+
+.PHONY: lint
+lint: quick ## every linter, and the wire format against the last tag
+	$(TOOL) golangci-lint run ./...
+	bash deploy/scripts/buf-breaking.sh
+
+.PHONY: quick
+quick: ## the fast gates: vet, staticcheck, gofumpt, buf lint, generated code is current
+	$(GO) vet ./...
+	$(TOOL) staticcheck ./...
+	@test -z "$$($(TOOL) gofumpt -l $(GOFILES))" || { echo 'gofumpt: run `make fmt`:'; $(TOOL) gofumpt -l $(GOFILES); exit 1; }
+	$(TOOL) buf lint
+
+.PHONY: fmt
+fmt: ## format the code
+	$(TOOL) gofumpt -w $(GOFILES)
+
+.PHONY: gen
+gen: ## generate code from the protos; leaves the tree clean when it is current
+	$(TOOL) buf generate
+
+.PHONY: bench
+bench: postgres build ## decision, call through a cell against a bare reverse proxy, propagation, restart
+	@bin/mcpvault bench all
+
+.PHONY: postgres
+postgres: # find PostgreSQL's binaries, or install them through the system's package manager
+	@bash deploy/scripts/postgres.sh

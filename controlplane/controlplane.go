@@ -1,0 +1,145 @@
+// Package controlplane is the vocabulary of the side that decides: who there is, what may be called, who may call it, and
+// who is asking for a change. Plain structs without tags of storage or transport; the rooms below give them their rules.
+package controlplane
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/mcpvault/mcpvault/snapshot"
+)
+
+// TenantID is the UUIDv7 of one customer organisation.
+type TenantID = snapshot.TenantID
+
+// Revision counts the admin writes of one tenant. A write returns the one it made; a generation states the one it holds.
+type Revision = uint64
+
+// Tenant is one customer organisation; everything else lives below one.
+type Tenant struct {
+	ID        TenantID
+	Name      string
+	Hosts     []string
+	Revision  Revision
+	Epoch     uint64
+	CreatedAt time.Time
+}
+
+// Unit is a part of the organisation, in a tree.
+type Unit struct {
+	ID     string
+	Name   string
+	Parent string // name; "" at the top
+}
+
+// Team is a set of users.
+type Team struct {
+	ID      string
+	Name    string
+	Unit    string   // name; may be ""
+	Members []string // user names, sorted
+}
+
+// UserKind says whether a principal is a person or a program.
+type UserKind string
+
+// The kinds.
+const (
+	Person         UserKind = "person"
+	ServiceAccount UserKind = "service_account"
+)
+
+// User is a principal: a person or a service account.
+type User struct {
+	ID          string
+	Name        string
+	Kind        UserKind
+	Unit        string // name; may be ""
+	DisplayName string
+	Supervisor  string   // user name; may be ""
+	Teams       []string // sorted
+	Roles       []string // given directly, sorted
+	AdminRoles  []string // what they may do through the admin API
+	Disabled    bool
+	CreatedAt   time.Time
+}
+
+// Role is a named set of grants that users and teams are given.
+type Role struct {
+	ID          string
+	Name        string
+	Description string
+	Inherits    []string // role names, sorted
+	Members     []string // "user:alice", "team:analysts", sorted
+}
+
+// Token is what is kept of an access token: never the token itself.
+type Token struct {
+	ID        string // jti, a ULID
+	Principal string
+	IssuedAt  time.Time
+	ExpiresAt time.Time
+	RevokedAt time.Time // zero while it is good
+	CreatedBy string
+}
+
+// Change is one entry of the ledger of admin writes.
+type Change struct {
+	Sequence uint64
+	At       time.Time
+	Actor    string
+	Action   string // "grant.create", "server.approve", ...
+	Object   string
+	Detail   string // JSON, the bytes that were hashed
+	Revision Revision
+	Hash     []byte // over the hash before and this entry
+}
+
+// Admin roles, from the widest to the narrowest. An owner is one of the whole platform, the others of their tenant.
+const (
+	RoleOwner   = "owner"
+	RoleAdmin   = "admin"
+	RoleAuditor = "auditor"
+	RoleMember  = "member"
+)
+
+// Caller is who makes an admin request, as their token and the directory say, and the tenant that the request is about.
+type Caller struct {
+	Principal string
+	// TenantID and Tenant are what the request is about: the caller's own tenant, except for an owner who names another.
+	TenantID TenantID
+	Tenant   string
+	// Home is the caller's own tenant.
+	Home      string
+	Roles     []string
+	TokenID   string
+	ExpiresAt time.Time
+	RequestID string
+}
+
+// Has reports whether the caller has one of the roles.
+func (c Caller) Has(roles ...string) bool {
+	return slices.ContainsFunc(roles, func(r string) bool { return slices.Contains(c.Roles, r) })
+}
+
+// Actor is how the ledger names the caller: with their tenant when they act in another one.
+func (c Caller) Actor() string {
+	if c.Home != "" && c.Home != c.Tenant {
+		return c.Home + "/" + c.Principal
+	}
+	return c.Principal
+}
+
+type callerKey struct{}
+
+// WithCaller returns a context that carries the caller. Only whoever authenticated them calls it.
+func WithCaller(ctx context.Context, c Caller) context.Context {
+	return context.WithValue(ctx, callerKey{}, c)
+}
+
+// CallerFrom returns the caller, or the zero Caller, who may do nothing, when nobody was authenticated.
+func CallerFrom(ctx context.Context) Caller {
+	c, _ := ctx.Value(callerKey{}).(Caller)
+	return c
+}

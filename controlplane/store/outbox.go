@@ -1,0 +1,69 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/mcpvault/mcpvault/controlplane"
+)
+
+// What kind of work an outbox row asks for.
+const (
+	// OutboxPolicy asks for a new generation.
+	OutboxPolicy = "policy"
+	// OutboxKill asks for nothing but the announcement of a kill.
+	OutboxKill = "kill"
+)
+
+// OutboxRow is work that a committed write left for the publisher.
+type OutboxRow struct {
+	ID       int64
+	TenantID controlplane.TenantID
+	Revision uint64
+	Kind     string
+	At       time.Time
+}
+
+const (
+	sqlInsertOutbox = `INSERT INTO outbox (tenant_id, revision, kind, at) VALUES ($1, $2, $3, $4)`
+	sqlNotify       = `SELECT pg_notify($1, $2)`
+	sqlOpenOutbox   = `SELECT id, tenant_id::text, revision, kind, at FROM outbox WHERE done_at IS NULL ORDER BY id LIMIT $1`
+	sqlFinishOutbox = `UPDATE outbox SET done_at = $3 WHERE tenant_id = $1 AND revision <= $2 AND kind = $4 AND done_at IS NULL`
+	sqlPruneOutbox  = `DELETE FROM outbox WHERE done_at < $1`
+)
+
+// SetKind says what kind of work this write leaves behind; OutboxPolicy unless it is said.
+func (tx *Tx) SetKind(kind string) { tx.kind = kind }
+
+// announce leaves the outbox row, and the hint that PostgreSQL hands on when the transaction commits.
+func (tx *Tx) announce(ctx context.Context) error {
+	if _, err := tx.exec(ctx, sqlInsertOutbox, tx.tenant, int64(tx.revision), tx.kind, tx.now); err != nil {
+		return err
+	}
+	_, err := tx.exec(ctx, sqlNotify, OutboxChannel, tx.tenant)
+	return err
+}
+
+// OpenOutbox lists work that is not finished, oldest first, of the tenant or, in a platform transaction, of all tenants.
+func (tx *Tx) OpenOutbox(ctx context.Context, limit int) ([]OutboxRow, error) {
+	return all(ctx, tx, func(row pgx.CollectableRow) (OutboxRow, error) {
+		var o OutboxRow
+		var rev int64
+		err := row.Scan(&o.ID, (*string)(&o.TenantID), &rev, &o.Kind, &o.At)
+		o.Revision = uint64(rev)
+		return o, err
+	}, sqlOpenOutbox, limit)
+}
+
+// FinishOutbox marks the tenant's work of one kind as done, up to and including a revision.
+func (tx *Tx) FinishOutbox(ctx context.Context, tenant controlplane.TenantID, kind string, upTo uint64) error {
+	_, err := tx.exec(ctx, sqlFinishOutbox, tenant, int64(upTo), tx.now, kind)
+	return err
+}
+
+// PruneOutbox deletes what was done before the time, and says how much that was.
+func (tx *Tx) PruneOutbox(ctx context.Context, before time.Time) (int64, error) {
+	return tx.exec(ctx, sqlPruneOutbox, before)
+}

@@ -1,0 +1,71 @@
+package mcp_test
+
+import (
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/mcpvault/mcpvault/dataplane/mcp"
+)
+
+func read(t *testing.T, r io.Reader, limit int) (out []mcp.Event, err error) {
+	t.Helper()
+	er := mcp.NewEventReader(r, limit)
+	for {
+		ev, err := er.Next()
+		if err != nil {
+			return out, err
+		}
+		out = append(out, mcp.Event{
+			Raw: append([]byte(nil), ev.Raw...), Data: append([]byte(nil), ev.Data...), ID: append([]byte(nil), ev.ID...),
+		})
+	}
+}
+
+func TestEventsKeepTheirBytes(t *testing.T) {
+	t.Parallel()
+	const stream = "id: 7\nevent: message\ndata: {\"a\":\ndata: 1}\n\n: hello\n\nretry: 5\nid: 8\ndata:\n\ndata: cut off"
+	for name, in := range map[string]string{
+		"lf": stream, "crlf": strings.ReplaceAll(stream, "\n", "\r\n"), "cr": strings.ReplaceAll(stream, "\n", "\r"),
+	} {
+		got, err := read(t, iotest.OneByteReader(strings.NewReader(in)), 1<<10)
+		if !errors.Is(err, io.EOF) || len(got) != 3 {
+			t.Fatalf("%s: %d events, %v", name, len(got), err)
+		}
+		if string(got[0].Data) != "{\"a\":\n1}" || string(got[0].ID) != "7" || len(got[1].Data) != 0 || string(got[2].ID) != "8" {
+			t.Fatalf("%s: %q", name, got)
+		}
+	}
+	got, _ := read(t, strings.NewReader(stream), 1<<10)
+	if string(got[0].Raw)+string(got[1].Raw)+string(got[2].Raw) != strings.TrimSuffix(stream, "data: cut off") {
+		t.Fatalf("bytes changed: %q", got)
+	}
+}
+
+func TestEventsAreBounded(t *testing.T) {
+	t.Parallel()
+	for _, in := range []string{"data: " + strings.Repeat("a", 200), strings.Repeat("data: a\n", 100)} {
+		if _, err := read(t, strings.NewReader(in), 100); !errors.Is(err, mcp.ErrEventTooLarge) {
+			t.Fatalf("E06: %v", err)
+		}
+	}
+}
+
+func FuzzEvents(f *testing.F) {
+	f.Add([]byte("id: 1\ndata: x\n\n"))
+	f.Add([]byte("\r\r\n\n:\n\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		whole, _ := read(t, strings.NewReader(string(b)), 1<<16)
+		bytewise, _ := read(t, iotest.OneByteReader(strings.NewReader(string(b))), 1<<16)
+		if len(whole) != len(bytewise) {
+			t.Fatalf("%d events at once, %d byte by byte", len(whole), len(bytewise))
+		}
+		for i := range whole {
+			if string(whole[i].Data) != string(bytewise[i].Data) || string(whole[i].ID) != string(bytewise[i].ID) {
+				t.Fatalf("event %d differs", i)
+			}
+		}
+	})
+}

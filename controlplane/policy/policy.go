@@ -46,7 +46,8 @@ func Lower(text string, tool Schema) (*snapshot.Cond, error) {
 	if err != nil {
 		return nil, err
 	}
-	if count(cond) > snapshot.MaxCondNodes {
+	// Room is left for the expiry that the compiler puts around it.
+	if count(cond) > snapshot.MaxCondNodes-2 || depth(cond) > snapshot.MaxCondDepth-2 || cond.Validate() != nil {
 		return nil, tooLong()
 	}
 	return cond, nil
@@ -205,6 +206,14 @@ func stringEnd(text string, i int) int {
 
 func isWord(c byte) bool {
 	return c == '_' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+}
+
+func depth(c *snapshot.Cond) int {
+	most := 0
+	for _, k := range c.Kids {
+		most = max(most, depth(k))
+	}
+	return most + 1
 }
 
 func count(c *snapshot.Cond) int {

@@ -1,0 +1,213 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/mcpvault/mcpvault/controlplane"
+)
+
+// Generation is one published policy of a tenant.
+type Generation struct {
+	Epoch, Generation, Revision uint64
+	// Envelope is the DSSE envelope of the head, PayloadSHA256 the digest of its payload.
+	Envelope, PayloadSHA256 []byte
+	// Size is that of the shards together, in bytes.
+	Size uint64
+	// Error is why a revision after this one could not be published, "" when there is none.
+	Error     string
+	CreatedAt time.Time
+	// CommittedAt is when the newest revision it contains was written.
+	CommittedAt time.Time
+}
+
+// Blob is a shard under its SHA-256.
+type Blob struct {
+	SHA256, Bytes []byte
+}
+
+const (
+	sqlLockPublish = `SELECT pg_advisory_xact_lock(hashtextextended('mcpvault publish ' || $1, 0))`
+
+	generationColumns = `epoch, generation, revision, envelope, payload_sha256, size, error, created_at, committed_at`
+	sqlGenerations    = `SELECT ` + generationColumns + ` FROM generations WHERE tenant_id = $1 ORDER BY epoch DESC, generation DESC LIMIT $2`
+	sqlGeneration     = `SELECT ` + generationColumns + ` FROM generations WHERE tenant_id = $1 AND generation = $2 ORDER BY epoch DESC LIMIT 1`
+
+	sqlInsertGeneration = `INSERT INTO generations (tenant_id, epoch, generation, revision, envelope, payload_sha256, size, created_at, committed_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`
+	sqlInsertBlob  = `INSERT INTO blobs (sha256, bytes, size) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
+	sqlInsertShard = `INSERT INTO generation_shards (tenant_id, epoch, generation, sha256) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`
+	sqlBlob        = `SELECT bytes FROM blobs WHERE sha256 = $1`
+	sqlSetError    = `UPDATE generations SET error = $2 WHERE tenant_id = $1 AND (epoch, generation) =
+		(SELECT epoch, generation FROM generations WHERE tenant_id = $1 ORDER BY epoch DESC, generation DESC LIMIT 1)`
+	sqlForget = `DELETE FROM generations WHERE tenant_id = $1 AND (epoch, generation) IN
+		(SELECT epoch, generation FROM generations WHERE tenant_id = $1 ORDER BY epoch DESC, generation DESC OFFSET $2)`
+	sqlForgetAcks = `DELETE FROM acks a WHERE a.tenant_id = $1 AND NOT EXISTS
+		(SELECT 1 FROM generations g WHERE g.tenant_id = $1 AND g.epoch = a.epoch AND g.generation = a.generation)`
+	sqlSweepBlobs = `DELETE FROM blobs b WHERE NOT EXISTS (SELECT 1 FROM generation_shards s WHERE s.sha256 = b.sha256)`
+
+	sqlPolicyTenant = `SELECT id::text, name, hosts, revision, epoch, created_at FROM tenants WHERE id = $1`
+	sqlPolicyUsers  = `SELECT u.name, u.disabled,
+		array(SELECT t.name FROM team_members m JOIN teams t ON t.tenant_id = m.tenant_id AND t.id = m.team_id
+			WHERE m.tenant_id = u.tenant_id AND m.user_id = u.id ORDER BY t.name),
+		array(SELECT r.name FROM role_members m JOIN roles r ON r.tenant_id = m.tenant_id AND r.id = m.role_id
+			WHERE m.tenant_id = u.tenant_id AND m.member_kind = 'user' AND m.member_id = u.id ORDER BY r.name)
+		FROM users u WHERE u.tenant_id = $1 ORDER BY u.name`
+	sqlPolicyTeams = `SELECT t.name,
+		array(SELECT r.name FROM role_members m JOIN roles r ON r.tenant_id = m.tenant_id AND r.id = m.role_id
+			WHERE m.tenant_id = t.tenant_id AND m.member_kind = 'team' AND m.member_id = t.id ORDER BY r.name)
+		FROM teams t WHERE t.tenant_id = $1 ORDER BY t.name`
+	sqlPolicyRoles = `SELECT r.name,
+		array(SELECT p.name FROM role_inherits i JOIN roles p ON p.tenant_id = i.tenant_id AND p.id = i.inherits_id
+			WHERE i.tenant_id = r.tenant_id AND i.role_id = r.id ORDER BY p.name)
+		FROM roles r WHERE r.tenant_id = $1 ORDER BY r.name`
+
+	sqlOldestOpen = `SELECT min(revision) FROM outbox WHERE tenant_id = $1 AND kind = $2 AND done_at IS NULL`
+	sqlCommitted  = `SELECT at FROM outbox WHERE tenant_id = $1 AND revision <= $2 ORDER BY revision DESC LIMIT 1`
+	sqlOfRevision = `SELECT at FROM outbox WHERE tenant_id = $1 AND revision = $2 LIMIT 1`
+)
+
+// LockPublish waits until nobody else publishes this tenant, and holds that until the transaction ends.
+func (tx *Tx) LockPublish(ctx context.Context) error {
+	_, err := tx.exec(ctx, sqlLockPublish, tx.tenant)
+	return err
+}
+
+// Generations lists the newest generations, newest first.
+func (tx *Tx) Generations(ctx context.Context, limit int) ([]Generation, error) {
+	return all(ctx, tx, scanGeneration, sqlGenerations, tx.tenant, limit)
+}
+
+// Generation finds one by its number, the newest when it is 0; not_found when there is none.
+func (tx *Tx) Generation(ctx context.Context, number uint64) (Generation, error) {
+	if number == 0 {
+		g, err := one(ctx, tx, scanGeneration, sqlGenerations, tx.tenant, 1)
+		return g, missing(err, "nothing has been published yet")
+	}
+	g, err := one(ctx, tx, scanGeneration, sqlGeneration, tx.tenant, int64(number))
+	return g, missing(err, "generation %d does not exist, or is no longer kept", number)
+}
+
+// InsertGeneration stores a generation and its shards.
+func (tx *Tx) InsertGeneration(ctx context.Context, g Generation, shards []Blob) error {
+	_, err := tx.exec(ctx, sqlInsertGeneration, tx.tenant, int64(g.Epoch), int64(g.Generation), int64(g.Revision),
+		g.Envelope, g.PayloadSHA256, int64(g.Size), tx.now, g.CommittedAt)
+	if err != nil {
+		return err
+	}
+	for _, b := range shards {
+		if _, err := tx.exec(ctx, sqlInsertBlob, b.SHA256, b.Bytes, len(b.Bytes)); err != nil {
+			return err
+		}
+		if _, err := tx.exec(ctx, sqlInsertShard, tx.tenant, int64(g.Epoch), int64(g.Generation), b.SHA256); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Blob reads a shard; not_found when it is not kept.
+func (tx *Tx) Blob(ctx context.Context, sha256 []byte) ([]byte, error) {
+	b, err := one(ctx, tx, scanValue[[]byte], sqlBlob, sha256)
+	return b, missing(err, "shard %x is not kept", sha256)
+}
+
+// NotePublishError keeps with the newest generation why the next one could not be made; "" clears it.
+func (tx *Tx) NotePublishError(ctx context.Context, message string) error {
+	_, err := tx.exec(ctx, sqlSetError, tx.tenant, message)
+	return err
+}
+
+// ForgetGenerations drops all but the newest ones, and their acknowledgements.
+func (tx *Tx) ForgetGenerations(ctx context.Context, keep int) error {
+	n, err := tx.exec(ctx, sqlForget, tx.tenant, keep)
+	if err != nil || n == 0 {
+		return err
+	}
+	_, err = tx.exec(ctx, sqlForgetAcks, tx.tenant)
+	return err
+}
+
+// SweepBlobs drops the shards that no generation names. It is for a platform transaction, which sees every tenant's.
+func (tx *Tx) SweepBlobs(ctx context.Context) (int64, error) { return tx.exec(ctx, sqlSweepBlobs) }
+
+// PolicyRows is everything in the directory that decides about calls.
+type PolicyRows struct {
+	Tenant controlplane.Tenant
+	Users  []PolicyUser
+	// Teams and Roles by name, each with the roles directly above it.
+	Teams, Roles []PolicyNode
+}
+
+// PolicyUser is a principal and what it belongs to directly.
+type PolicyUser struct {
+	Name         string
+	Disabled     bool
+	Teams, Roles []string
+}
+
+// PolicyNode is a team or a role.
+type PolicyNode struct {
+	Name  string
+	Roles []string
+}
+
+// PolicyRows reads the directory as the compiler needs it. In a Read it is one consistent view with everything else that
+// the transaction reads.
+func (tx *Tx) PolicyRows(ctx context.Context) (rows PolicyRows, err error) {
+	rows.Tenant, err = one(ctx, tx, func(row pgx.CollectableRow) (controlplane.Tenant, error) {
+		var t controlplane.Tenant
+		var rev, epoch int64
+		err := row.Scan((*string)(&t.ID), &t.Name, &t.Hosts, &rev, &epoch, &t.CreatedAt)
+		t.Revision, t.Epoch = uint64(rev), uint64(epoch)
+		return t, err
+	}, sqlPolicyTenant, tx.tenant)
+	if err != nil {
+		return rows, missing(err, "tenant %s does not exist", tx.tenant)
+	}
+	if rows.Users, err = all(ctx, tx, pgx.RowToStructByPos[PolicyUser], sqlPolicyUsers, tx.tenant); err != nil {
+		return rows, err
+	}
+	if rows.Teams, err = all(ctx, tx, pgx.RowToStructByPos[PolicyNode], sqlPolicyTeams, tx.tenant); err != nil {
+		return rows, err
+	}
+	rows.Roles, err = all(ctx, tx, pgx.RowToStructByPos[PolicyNode], sqlPolicyRoles, tx.tenant)
+	return rows, err
+}
+
+// OldestOpen is the first revision of the tenant that no generation holds yet; 0 when there is none.
+func (tx *Tx) OldestOpen(ctx context.Context) (uint64, error) {
+	rev, err := one(ctx, tx, scanValue[*int64], sqlOldestOpen, tx.tenant, OutboxPolicy)
+	if err != nil || rev == nil {
+		return 0, err
+	}
+	return uint64(*rev), nil
+}
+
+// CommittedAt is when the newest write up to a revision was made; the zero time when the outbox no longer knows.
+func (tx *Tx) CommittedAt(ctx context.Context, revision uint64) (time.Time, error) {
+	return tx.outboxTime(ctx, sqlCommitted, revision)
+}
+
+// WrittenAt is when exactly this revision was made; the zero time when the outbox no longer knows.
+func (tx *Tx) WrittenAt(ctx context.Context, revision uint64) (time.Time, error) {
+	return tx.outboxTime(ctx, sqlOfRevision, revision)
+}
+
+func (tx *Tx) outboxTime(ctx context.Context, sql string, revision uint64) (time.Time, error) {
+	at, err := one(ctx, tx, scanValue[time.Time], sql, tx.tenant, int64(revision))
+	if isNoRows(err) {
+		return time.Time{}, nil
+	}
+	return at.UTC(), err
+}
+
+func scanGeneration(row pgx.CollectableRow) (Generation, error) {
+	var g Generation
+	var epoch, gen, rev, size int64
+	err := row.Scan(&epoch, &gen, &rev, &g.Envelope, &g.PayloadSHA256, &size, &g.Error, &g.CreatedAt, &g.CommittedAt)
+	g.Epoch, g.Generation, g.Revision, g.Size = uint64(epoch), uint64(gen), uint64(rev), uint64(size)
+	return g, err
+}

@@ -1,0 +1,141 @@
+package index
+
+import (
+	"crypto/sha256"
+	"fmt"
+)
+
+// writer collects sections. Texts are stored once.
+type writer struct {
+	sections [secEnd][]byte
+	texts    map[string]uint32
+	sets     map[string]uint64
+}
+
+func newWriter() *writer { return &writer{texts: map[string]uint32{}, sets: map[string]uint64{}} }
+
+// record appends a zero record and returns it; it is valid until the next one.
+func (w *writer) record(sec int) []byte {
+	n := len(w.sections[sec])
+	size := int(recordSize(sec))
+	w.sections[sec] = append(w.sections[sec], make([]byte, size)...)
+	return w.sections[sec][n : n+size]
+}
+
+func (w *writer) append(sec int, b []byte) { w.sections[sec] = append(w.sections[sec], b...) }
+
+func (w *writer) count(sec int) uint32 { return uint32(len(w.sections[sec]) / int(recordSize(sec))) }
+
+// table makes a section of empty slots.
+func (w *writer) table(sec, slots int) []byte {
+	w.sections[sec] = make([]byte, slots*int(recordSize(sec)))
+	return w.sections[sec]
+}
+
+// text stores a string and returns its reference as an operand.
+func (w *writer) text(s string) uint64 {
+	off, ok := w.texts[s]
+	if !ok {
+		off = uint32(len(w.sections[secHeap]))
+		w.texts[s] = off
+		w.append(secHeap, []byte(s))
+	}
+	return uint64(off) | uint64(len(s))<<32
+}
+
+// set stores the operands of a set and returns its reference.
+func (w *writer) set(members []uint64) uint64 {
+	b := make([]byte, 0, len(members)*valueSize)
+	for _, m := range members {
+		b = le.AppendUint64(b, m)
+	}
+	ref, ok := w.sets[string(b)]
+	if !ok {
+		ref = uint64(w.count(secValues)) | uint64(len(members))<<32
+		w.sets[string(b)] = ref
+		w.append(secValues, b)
+	}
+	return ref
+}
+
+// name appends a record that starts with a name and flags.
+func (w *writer) name(sec int, name string, flags uint16) []byte {
+	ref := w.text(name)
+	r := w.record(sec)
+	le.PutUint32(r, uint32(ref))
+	le.PutUint16(r[4:], uint16(len(name)))
+	le.PutUint16(r[6:], flags)
+	return r
+}
+
+// names makes the hash table over the names of a section.
+func (w *writer) names(table, sec int, seeds []uint64) {
+	n := int(w.count(sec))
+	slots := tableSize(n)
+	t := w.table(table, slots)
+	size := int(recordSize(sec))
+	for i := range n {
+		r := w.sections[sec][i*size:]
+		off := le.Uint32(r)
+		var seed uint64
+		if seeds != nil {
+			seed = seeds[i]
+		}
+		h := hashName(seed, string(w.sections[secHeap][off:off+uint32(le.Uint16(r[4:]))]))
+		at := int(h) & (slots - 1)
+		for le.Uint32(t[at*nameSlotSize+4:]) != 0 {
+			at = (at + 1) & (slots - 1)
+		}
+		le.PutUint32(t[at*nameSlotSize:], uint32(h>>32))
+		le.PutUint32(t[at*nameSlotSize+4:], uint32(i)+1)
+	}
+}
+
+// tableSize is a power of two that n entries fill at most by half.
+func tableSize(n int) int {
+	slots := 4
+	for slots < 2*n {
+		slots *= 2
+	}
+	return slots
+}
+
+// finish lays the sections out behind the header page.
+func (w *writer) finish(tenant string, everyone, pages uint32) ([]byte, error) {
+	tenantRef := w.text(tenant)
+	size := uint64(pageSize)
+	for sec := 1; sec < secEnd; sec++ {
+		size += alignUp(uint64(len(w.sections[sec])))
+	}
+	if size > MaxSize {
+		return nil, fmt.Errorf("build index: %d bytes: at most %d", size, MaxSize)
+	}
+	b := make([]byte, size)
+	copy(b, magic)
+	le.PutUint16(b[8:], major)
+	le.PutUint16(b[10:], minor)
+	le.PutUint32(b[12:], secEnd-1)
+	le.PutUint64(b[16:], size)
+	le.PutUint32(b[24:], uint32(tenantRef))
+	le.PutUint32(b[28:], uint32(tenantRef>>32))
+	le.PutUint32(b[32:], everyone)
+	le.PutUint32(b[36:], pages)
+	off := uint64(pageSize)
+	for sec := 1; sec < secEnd; sec++ {
+		data := w.sections[sec]
+		copy(b[off:], data)
+		e := b[headerFixed+(sec-1)*sectionEntry:]
+		le.PutUint32(e, uint32(sec))
+		le.PutUint32(e[4:], recordSize(sec))
+		le.PutUint64(e[8:], off)
+		le.PutUint64(e[16:], uint64(w.count(sec)))
+		sum := sha256.Sum256(data)
+		copy(e[32:], sum[:])
+		off += alignUp(uint64(len(data)))
+	}
+	sum := sha256.Sum256(b[:headerSum])
+	copy(b[headerSum:], sum[:])
+	return b, nil
+}
+
+func alignUp(n uint64) uint64 { return (n + pageSize - 1) &^ (pageSize - 1) }

@@ -1,0 +1,293 @@
+package snapshot
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// The bounds of a policy. They keep a shard's records within their fixed widths and one decision within microseconds.
+const (
+	MaxName        = 1024     // bytes of any name
+	MaxCondValue   = 64 << 10 // bytes of a string constant
+	MaxCondValues  = 4096     // members of one OpIn
+	MaxCondDepth   = 64
+	MaxParents     = 4096
+	MaxServerItems = 1 << 20
+)
+
+// IsSurface reports whether an item is one of those that only a grant on the whole server reaches.
+func IsSurface(item string) bool { return strings.HasPrefix(item, "*") }
+
+// CheckName reports why s cannot name anything in a policy; nil when it can.
+func CheckName(s string) error {
+	switch {
+	case s == "":
+		return fmt.Errorf("empty name")
+	case len(s) > MaxName:
+		return fmt.Errorf("name of %d bytes: at most %d", len(s), MaxName)
+	case !utf8.ValidString(s):
+		return fmt.Errorf("name %q is not valid UTF-8", s)
+	}
+	for _, r := range s {
+		if unicode.IsControl(r) {
+			return fmt.Errorf("name %q has a control character", s)
+		}
+	}
+	return nil
+}
+
+// Validate checks one condition: operators with the operands they need, constants of one type, bounded in every
+// direction. A nil condition is valid.
+func (c *Cond) Validate() error {
+	if c == nil {
+		return nil
+	}
+	n := 0
+	return c.validate(&n, 0)
+}
+
+func (c *Cond) validate(n *int, depth int) error {
+	if c == nil {
+		return fmt.Errorf("condition node missing")
+	}
+	if *n++; *n > MaxCondNodes {
+		return fmt.Errorf("condition has more than %d nodes", MaxCondNodes)
+	}
+	if depth > MaxCondDepth {
+		return fmt.Errorf("condition is nested deeper than %d", MaxCondDepth)
+	}
+	switch c.Op {
+	case OpTrue, OpFalse:
+		return nil
+	case OpAnd, OpOr, OpNot:
+		if len(c.Kids) == 0 || c.Op == OpNot && len(c.Kids) != 1 {
+			return fmt.Errorf("operator %d with %d operands", c.Op, len(c.Kids))
+		}
+		for _, k := range c.Kids {
+			if err := k.validate(n, depth+1); err != nil {
+				return err
+			}
+		}
+		return nil
+	case OpBefore, OpAfter:
+		if c.Value.Type != TypeNumber {
+			return fmt.Errorf("time comparison without milliseconds")
+		}
+		return nil
+	case OpHas, OpEq, OpNe, OpLt, OpLe, OpGt, OpGe, OpIn:
+		return c.validateLeaf()
+	}
+	return fmt.Errorf("unknown operator %d", c.Op)
+}
+
+func (c *Cond) validateLeaf() error {
+	if err := CheckName(c.Arg); err != nil {
+		return fmt.Errorf("argument: %w", err)
+	}
+	switch c.Op {
+	case OpHas:
+		return nil
+	case OpIn:
+		if len(c.Values) == 0 || len(c.Values) > MaxCondValues {
+			return fmt.Errorf("argument %q: a set of %d members: 1 to %d", c.Arg, len(c.Values), MaxCondValues)
+		}
+		for _, v := range c.Values {
+			if v.Type != c.Values[0].Type {
+				return fmt.Errorf("argument %q: set of mixed types", c.Arg)
+			}
+			if err := v.validate(); err != nil {
+				return fmt.Errorf("argument %q: %w", c.Arg, err)
+			}
+		}
+		return nil
+	case OpLt, OpLe, OpGt, OpGe:
+		if c.Value.Type != TypeNumber {
+			return fmt.Errorf("argument %q: order is for numbers only", c.Arg)
+		}
+	}
+	if err := c.Value.validate(); err != nil {
+		return fmt.Errorf("argument %q: %w", c.Arg, err)
+	}
+	return nil
+}
+
+func (v Value) validate() error {
+	switch v.Type {
+	case TypeBool, TypeNumber:
+		return nil
+	case TypeString:
+		if len(v.Str) > MaxCondValue {
+			return fmt.Errorf("constant of %d bytes: at most %d", len(v.Str), MaxCondValue)
+		}
+		if !utf8.ValidString(v.Str) {
+			return fmt.Errorf("constant is not valid UTF-8")
+		}
+		return nil
+	}
+	return fmt.Errorf("constant of unknown type %d", v.Type)
+}
+
+// Validate checks everything that Build relies on and names the offender. A grant may name a server or a tool that is
+// not published (now): it then reaches nothing. A subject, a membership or a parent that does not exist is an error,
+// because it can only be a mistake of whoever made the policy.
+func (p *Policy) Validate() error {
+	if err := CheckName(string(p.Tenant)); err != nil {
+		return fmt.Errorf("tenant: %w", err)
+	}
+	known := map[Ref]bool{Everyone: true}
+	if err := p.checkNodes(known); err != nil {
+		return err
+	}
+	if err := p.checkServers(); err != nil {
+		return err
+	}
+	ids := make(map[string]bool, len(p.Grants))
+	for i := range p.Grants {
+		g := &p.Grants[i]
+		if err := CheckName(g.ID); err != nil {
+			return fmt.Errorf("grant id: %w", err)
+		}
+		if ids[g.ID] {
+			return fmt.Errorf("grant %q twice", g.ID)
+		}
+		ids[g.ID] = true
+		if err := g.check(known); err != nil {
+			return fmt.Errorf("grant %q: %w", g.ID, err)
+		}
+	}
+	return p.checkCycles()
+}
+
+func (p *Policy) checkNodes(known map[Ref]bool) error {
+	users := make(map[string]bool, len(p.Principals))
+	for _, u := range p.Principals {
+		if err := CheckName(u.Name); err != nil {
+			return fmt.Errorf("principal: %w", err)
+		}
+		if users[u.Name] {
+			return fmt.Errorf("principal %q twice", u.Name)
+		}
+		users[u.Name] = true
+		known["user:"+Ref(u.Name)] = true
+	}
+	defined := make(map[Ref]bool, len(p.Nodes))
+	for _, n := range p.Nodes {
+		if err := CheckName(string(n.Ref)); err != nil {
+			return fmt.Errorf("node: %w", err)
+		}
+		if defined[n.Ref] {
+			return fmt.Errorf("node %q twice", n.Ref)
+		}
+		if name, ok := strings.CutPrefix(string(n.Ref), "user:"); ok && !users[name] {
+			return fmt.Errorf("node %q: no such principal", n.Ref)
+		}
+		if len(n.Parents) > MaxParents {
+			return fmt.Errorf("node %q has %d parents: at most %d", n.Ref, len(n.Parents), MaxParents)
+		}
+		defined[n.Ref], known[n.Ref] = true, true
+	}
+	for _, n := range p.Nodes {
+		for _, r := range n.Parents {
+			if !known[r] {
+				return fmt.Errorf("node %q: parent %q does not exist", n.Ref, r)
+			}
+		}
+	}
+	for _, u := range p.Principals {
+		for _, r := range u.Nodes {
+			if !known[r] {
+				return fmt.Errorf("principal %q: node %q does not exist", u.Name, r)
+			}
+		}
+	}
+	return nil
+}
+
+func (p *Policy) checkServers() error {
+	servers := make(map[string]bool, len(p.Servers))
+	for _, s := range p.Servers {
+		if err := CheckName(s.Name); err != nil {
+			return fmt.Errorf("server: %w", err)
+		}
+		if s.Name == "*" {
+			return fmt.Errorf("server %q: the name stands for every server", s.Name)
+		}
+		if servers[s.Name] {
+			return fmt.Errorf("server %q twice", s.Name)
+		}
+		servers[s.Name] = true
+		if len(s.Items) > MaxServerItems {
+			return fmt.Errorf("server %q has %d items: at most %d", s.Name, len(s.Items), MaxServerItems)
+		}
+		items := make(map[string]bool, len(s.Items))
+		for _, it := range s.Items {
+			if err := CheckName(it); err != nil {
+				return fmt.Errorf("server %q: item: %w", s.Name, err)
+			}
+			if items[it] {
+				return fmt.Errorf("server %q: item %q twice", s.Name, it)
+			}
+			items[it] = true
+		}
+	}
+	return nil
+}
+
+func (g *Grant) check(known map[Ref]bool) error {
+	if !known[g.Subject] {
+		return fmt.Errorf("subject %q does not exist", g.Subject)
+	}
+	if err := CheckName(g.Server); err != nil {
+		return fmt.Errorf("server: %w", err)
+	}
+	if g.Tool != "" {
+		if err := CheckName(g.Tool); err != nil {
+			return fmt.Errorf("tool: %w", err)
+		}
+	}
+	if IsSurface(g.Tool) {
+		return fmt.Errorf("tool %q: only a grant on the whole server reaches it", g.Tool)
+	}
+	return g.When.Validate()
+}
+
+// checkCycles walks the parents with an own stack: a policy must not be able to exhaust ours.
+func (p *Policy) checkCycles() error {
+	parents := make(map[Ref][]Ref, len(p.Nodes))
+	for _, n := range p.Nodes {
+		parents[n.Ref] = n.Parents
+	}
+	const open, done = 1, 2
+	state := make(map[Ref]uint8, len(p.Nodes))
+	type frame struct {
+		ref  Ref
+		next int
+	}
+	for _, n := range p.Nodes {
+		if state[n.Ref] != 0 {
+			continue
+		}
+		state[n.Ref] = open
+		stack := []frame{{ref: n.Ref}}
+		for len(stack) > 0 {
+			f := &stack[len(stack)-1]
+			if f.next == len(parents[f.ref]) {
+				state[f.ref] = done
+				stack = stack[:len(stack)-1]
+				continue
+			}
+			r := parents[f.ref][f.next]
+			f.next++
+			switch state[r] {
+			case open:
+				return fmt.Errorf("node %q belongs to itself through %q", r, f.ref)
+			case 0:
+				state[r] = open
+				stack = append(stack, frame{ref: r})
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,213 @@
+package pgdev
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/mcpvault/mcpvault/kit/problem"
+)
+
+const (
+	superuser = "postgres"
+	port      = "5432"
+	// maxSocketDir keeps a socket's full path below the 104 bytes that the smallest system allows.
+	maxSocketDir = 85
+)
+
+// home is the directory tree of one server:
+//
+//	base/            of the owner, 0700
+//	base/data        PostgreSQL's own
+//	base/lock        held by the process that started the server
+//	base/postgres.log
+//	base/run         the socket, unless its path would be too long
+type home struct {
+	// asked is what the caller named; base is where the data is.
+	asked, base, run string
+	owner            owner
+}
+
+func (h home) data() string    { return filepath.Join(h.base, "data") }
+func (h home) logFile() string { return filepath.Join(h.base, "postgres.log") }
+
+func openHome(dir string, who owner) (home, error) {
+	h, err := place(dir, who)
+	if err != nil {
+		return home{}, err
+	}
+	if err := who.ownDir(h.base); err != nil {
+		return home{}, err
+	}
+	h.run = filepath.Join(h.base, "run")
+	if len(h.run) > maxSocketDir {
+		h.run = filepath.Join(os.TempDir(), "mcpvault-run-"+shortHash(h.base))
+		if len(h.run) > maxSocketDir {
+			h.run = filepath.Join("/tmp", "mcpvault-run-"+shortHash(h.base))
+		}
+	}
+	return h, who.ownDir(h.run)
+}
+
+// place decides where the data lives.
+func place(dir string, who owner) (home, error) {
+	if dir == "" {
+		tmp, err := os.MkdirTemp("", "mcpvault-pg-")
+		if err != nil {
+			return home{}, fmt.Errorf("make a directory for postgresql: %w", err)
+		}
+		dir = tmp
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return home{}, fmt.Errorf("resolve %s: %w", dir, err)
+	}
+	// Passable, not readable: the unprivileged user must get through.
+	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
+		return home{}, fmt.Errorf("make the directory above %s: %w", dir, err)
+	}
+	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
+	if err != nil {
+		return home{}, fmt.Errorf("resolve %s: %w", dir, err)
+	}
+	dir = filepath.Join(parent, filepath.Base(dir))
+	ok, err := who.canReach(parent)
+	if err != nil {
+		return home{}, err
+	}
+	here := home{asked: dir, base: dir, owner: who}
+	// Data that once went elsewhere stays there, also when the way has been opened since.
+	if _, err := os.Lstat(here.note()); ok && err != nil {
+		return here, nil
+	}
+	return placeElsewhere(dir, who)
+}
+
+// placeElsewhere finds the same place again for the same directory. The directory keeps an identity of its own: when
+// somebody has removed it to start afresh, what the old one left elsewhere is not brought back.
+func placeElsewhere(dir string, who owner) (home, error) {
+	root := "/var/tmp"
+	if _, err := os.Stat(root); err != nil {
+		root = "/tmp"
+	}
+	base := filepath.Join(root, "mcpvault-pg-"+shortHash(dir))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return home{}, fmt.Errorf("make %s: %w", dir, err)
+	}
+	if err := who.ownDir(base); err != nil {
+		return home{}, err
+	}
+	h := home{asked: dir, base: base, owner: who}
+	ours, err := os.ReadFile(h.note())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return home{}, fmt.Errorf("read where postgresql's data is: %w", err)
+	}
+	theirs, err := os.ReadFile(filepath.Join(base, "identity"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return home{}, fmt.Errorf("read the identity of %s: %w", base, err)
+	}
+	id, isNote := strings.CutPrefix(strings.TrimSpace(string(ours)), h.noteText())
+	if isNote && id != "" && id == string(theirs) {
+		return h, nil
+	}
+	return h, h.renew()
+}
+
+func (h home) note() string { return filepath.Join(h.asked, "DATA_IS_ELSEWHERE") }
+
+func (h home) noteText() string {
+	return "PostgreSQL's user cannot pass through the directories above this one; its data is in " + h.base + "\nidentity "
+}
+
+// renew empties base and gives both directories a new common identity.
+func (h home) renew() error {
+	lock, err := h.lock()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	for _, dir := range []string{"data", "data.new"} {
+		if err := os.RemoveAll(filepath.Join(h.base, dir)); err != nil {
+			return fmt.Errorf("remove the data of a directory that is gone: %w", err)
+		}
+	}
+	id := rand.Text()
+	if err := os.WriteFile(filepath.Join(h.base, "identity"), []byte(id), 0o600); err != nil {
+		return fmt.Errorf("mark %s: %w", h.base, err)
+	}
+	if err := os.WriteFile(h.note(), []byte(h.noteText()+id+"\n"), 0o600); err != nil {
+		return fmt.Errorf("note where postgresql's data is: %w", err)
+	}
+	return nil
+}
+
+// lock takes the directory for this process; the kernel releases it however the process ends.
+func (h home) lock() (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(h.base, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the lock of %s: %w", h.base, err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(conflict(h.asked), f.Close())
+	}
+	return f, nil
+}
+
+// initialise makes the cluster beside its place and moves it there when it is whole, so that an initdb that was
+// interrupted leaves nothing that looks like a cluster.
+func (h home) initialise(ctx context.Context, bin string) error {
+	if _, err := os.Stat(filepath.Join(h.data(), "PG_VERSION")); err == nil {
+		return nil
+	}
+	fresh := h.data() + ".new"
+	if err := os.RemoveAll(fresh); err != nil {
+		return fmt.Errorf("remove an unfinished cluster: %w", err)
+	}
+	// Trust is what the socket's directory earns: 0700, and no other way in.
+	cmd := h.command(ctx, bin, "initdb", "-D", fresh, "-U", superuser, "-A", "trust", "-E", "UTF8",
+		"--locale=C.UTF-8", "--no-sync", "--no-instructions")
+	out, err := runLocked(cmd)
+	if err != nil {
+		return problem.Newf(problem.Unavailable, "see the cause; a full disk and a read-only directory are the usual ones",
+			"initdb could not make a database in %s", h.base).Because(fmt.Errorf("%w: %s", err, lastLines(out, 3)))
+	}
+	if err := os.Rename(fresh, h.data()); err != nil {
+		return fmt.Errorf("move the new cluster to its place: %w", err)
+	}
+	return nil
+}
+
+// remove deletes what an ephemeral server leaves, and the directories themselves when nothing else is in them.
+func (h home) remove() error {
+	var errs []error
+	for _, path := range []string{
+		h.data(), h.data() + ".new", h.run, h.logFile(), h.note(),
+		filepath.Join(h.base, "identity"), filepath.Join(h.base, "lock"),
+	} {
+		if err := os.RemoveAll(path); err != nil {
+			errs = append(errs, fmt.Errorf("remove %s: %w", path, err))
+		}
+	}
+	for _, dir := range []string{h.base, h.asked} {
+		// A directory that the caller keeps other things in stays.
+		_ = os.Remove(dir)
+	}
+	return errors.Join(errs...)
+}
+
+func shortHash(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:8])
+}
+
+func lastLines(out []byte, n int) string {
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "; ")
+}

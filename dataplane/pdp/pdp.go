@@ -18,15 +18,15 @@ type PDP struct {
 	// mu serialises writers.
 	mu  sync.Mutex
 	cur atomic.Pointer[State]
-	// leaseMS is the time stated by the newest heartbeat that confirmed what is served here.
-	leaseMS atomic.Int64
+	// leases holds, for each tenant, the time stated by the newest heartbeat that confirmed what is served; guarded by mu.
+	leases map[snapshot.TenantID]*atomic.Int64
 }
 
 // New returns a PDP without any policy: every request finds no tenant. Requests whose host name is not mapped belong to
 // defaultTenant; "" gives them none.
 func New(defaultTenant string) *PDP {
-	p := &PDP{}
-	p.cur.Store(&State{pdp: p, defaultName: defaultTenant, replaced: make(chan struct{})})
+	p := &PDP{leases: make(map[snapshot.TenantID]*atomic.Int64)}
+	p.cur.Store(&State{defaultName: defaultTenant, replaced: make(chan struct{})})
 	return p
 }
 
@@ -44,6 +44,7 @@ func (p *PDP) Activate(tenants []*Tenant, keep func(snapshot.TenantID) bool) {
 			}
 		}
 		for _, t := range tenants {
+			t.lease = p.lease(t.ID)
 			byID[t.ID] = t
 		}
 		s.setTenants(byID)
@@ -64,19 +65,25 @@ func (p *PDP) Kill(kills ...*snapshotv1.Kill) {
 	})
 }
 
-// RenewLease records that the control plane confirmed, at that time (milliseconds since the epoch), what is served here.
-// Time does not go back.
-func (p *PDP) RenewLease(ms int64) {
-	for {
-		old := p.leaseMS.Load()
-		if ms <= old || p.leaseMS.CompareAndSwap(old, ms) {
-			return
-		}
+// RenewLease records that the control plane confirmed, at that time (milliseconds since the epoch), the generation of the
+// tenant that is served here. Time does not go back.
+func (p *PDP) RenewLease(id snapshot.TenantID, ms int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l := p.lease(id); l.Load() < ms {
+		l.Store(ms)
 	}
 }
 
-// LeaseMS is the time of the newest confirmation, 0 when there was none.
-func (p *PDP) LeaseMS() int64 { return p.leaseMS.Load() }
+// lease needs mu.
+func (p *PDP) lease(id snapshot.TenantID) *atomic.Int64 {
+	l, ok := p.leases[id]
+	if !ok {
+		l = new(atomic.Int64)
+		p.leases[id] = l
+	}
+	return l
+}
 
 func (p *PDP) swap(change func(*State)) {
 	p.mu.Lock()
@@ -91,7 +98,6 @@ func (p *PDP) swap(change func(*State)) {
 
 // State is one consistent view of everything that decides.
 type State struct {
-	pdp         *PDP
 	defaultName string
 	byID        map[snapshot.TenantID]*Tenant
 	byName      map[string]*Tenant
@@ -158,12 +164,12 @@ func (s *State) Kills() int { return len(s.kills) }
 
 // Fresh reports whether calls of this class are still within the tenant's staleness bound at nowMS. A class without an
 // effect is held to the bound of destructive calls.
-func (s *State) Fresh(t *Tenant, effect snapshotv1.Effect, nowMS int64) bool {
+func (*State) Fresh(t *Tenant, effect snapshotv1.Effect, nowMS int64) bool {
 	limit := t.Settings.GetMaxStalenessWriteMs()
 	if effect == snapshotv1.Effect_EFFECT_READ {
 		limit = t.Settings.GetMaxStalenessReadMs()
 	}
-	return nowMS-s.pdp.leaseMS.Load() <= limit
+	return nowMS-t.lease.Load() <= limit
 }
 
 func (s *State) setTenants(byID map[snapshot.TenantID]*Tenant) {

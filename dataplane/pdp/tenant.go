@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
 	"github.com/mcpvault/mcpvault/kit/jose"
@@ -28,7 +29,11 @@ type Tenant struct {
 	// Servers are sorted by name.
 	Servers []*Server
 	byName  map[string]*Server
+	lease   *atomic.Int64
 }
+
+// ConfirmedMS is the time of the newest heartbeat that confirmed this generation, 0 when there was none.
+func (t *Tenant) ConfirmedMS() int64 { return t.lease.Load() }
 
 // Server is one published server.
 type Server struct {

@@ -1,0 +1,200 @@
+package feed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/mcpvault/mcpvault/dataplane/pdp"
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/seal"
+)
+
+// activateLoop puts into the live index what the store holds and the index does not.
+func (f *Feed) activateLoop(ctx context.Context) {
+	for {
+		for ctx.Err() == nil && !f.Activate(ctx) {
+			pause(ctx, proposeRetry)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.activate:
+		}
+	}
+}
+
+// Activate brings the live index up to the store and reports whether nothing is left to do. It is also how a node boots:
+// from its own disk, without anybody.
+func (f *Feed) Activate(ctx context.Context) bool {
+	trust := f.cfg.Trust.Current()
+	if trust == nil {
+		return true
+	}
+	state := f.cfg.PDP.Current()
+	done := true
+	var ready []*pdp.Tenant
+	homed := f.homed()
+	for id, env := range f.cfg.Store.Heads() {
+		if homed != nil && !homed[id] {
+			continue
+		}
+		head, digest, err := trust.OpenHead(env)
+		if err != nil {
+			f.log.ErrorContext(ctx, "a stored head does not verify", "tenant_id", id, "err", err)
+			continue
+		}
+		if t := state.Tenant(id); t != nil && !snapshot.VersionOf(head).Newer(t.Version) || f.isRefused(digest) {
+			continue
+		}
+		t, err := f.open(ctx, head, digest)
+		switch {
+		case err == nil:
+			ready = append(ready, t)
+		case errors.Is(err, errUnfit):
+			f.nack(head, digest, err)
+		default:
+			f.log.WarnContext(ctx, "generation waits for its shards", append(f.attrs(head), "err", err)...)
+			done = false
+		}
+	}
+	keep := func(id snapshot.TenantID) bool { return homed == nil || homed[id] }
+	if len(ready) > 0 || leaves(state, keep) {
+		f.cfg.PDP.Activate(ready, keep)
+	}
+	for _, t := range ready {
+		f.log.InfoContext(ctx, "generation is live", "tenant", t.Name, "generation", t.Version.String())
+		f.ackTenant(t)
+	}
+	f.renewLeases()
+	return done
+}
+
+func leaves(s *pdp.State, keep func(snapshot.TenantID) bool) bool {
+	for _, t := range s.Tenants() {
+		if !keep(t.ID) {
+			return true
+		}
+	}
+	return false
+}
+
+// homed is the set of tenants that the stored manifest names; nil when there is no manifest.
+func (f *Feed) homed() map[snapshot.TenantID]bool {
+	env := f.cfg.Store.Manifest()
+	if env == nil {
+		return nil
+	}
+	m, err := f.cfg.Trust.Current().OpenManifest(env, f.cfg.Cell)
+	if err != nil {
+		f.log.Error("the stored manifest does not verify", "err", err)
+		return nil
+	}
+	set := make(map[snapshot.TenantID]bool, len(m.GetHeads()))
+	for _, ref := range m.GetHeads() {
+		set[snapshot.TenantID(ref.GetTenantId())] = true
+	}
+	return set
+}
+
+// open builds a tenant from shards on this disk; one that is missing or spoilt is fetched again.
+func (f *Feed) open(ctx context.Context, head *snapshotv1.Head, digest snapshot.Digest) (*pdp.Tenant, error) {
+	if err := seal.CheckTime(head, time.Now()); err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnfit, err)
+	}
+	var missing error
+	x, c, err := seal.OpenTenant(head, func(d snapshot.Digest, size uint64) ([]byte, error) {
+		b, err := f.cfg.Store.GetBlob(d, int64(size))
+		if err == nil {
+			return b, nil
+		}
+		if missing = f.fetch(ctx, d, int64(size)); missing != nil {
+			return nil, missing
+		}
+		b, missing = f.cfg.Store.GetBlob(d, int64(size))
+		return b, missing
+	})
+	if missing != nil {
+		return nil, missing
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnfit, err)
+	}
+	t, err := pdp.NewTenant(head, digest, x, c)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnfit, err)
+	}
+	return t, nil
+}
+
+func (f *Feed) ackTenant(t *pdp.Tenant) {
+	f.ack(&cellv1.AcknowledgeRequest{
+		TenantId: string(t.ID), Epoch: uint64(t.Version.Epoch), Generation: uint64(t.Version.Generation),
+		Revision: t.Revision, Status: cellv1.AckStatus_ACK_STATUS_APPLIED,
+	})
+}
+
+// acknowledgeAll says again what is served: an answer may have been lost with the connection before.
+func (f *Feed) acknowledgeAll() {
+	for _, t := range f.cfg.PDP.Current().Tenants() {
+		f.ackTenant(t)
+	}
+}
+
+func (f *Feed) nack(h *snapshotv1.Head, digest snapshot.Digest, cause error) {
+	f.connMu.Lock()
+	_, known := f.refused[digest]
+	if len(f.refused) > 1000 {
+		clear(f.refused)
+	}
+	f.refused[digest] = cause.Error()
+	f.connMu.Unlock()
+	if !known {
+		f.log.Error("generation refused, the last good one stays", append(f.attrs(h), "err", cause)...)
+	}
+	reason := cause.Error()
+	if len(reason) > 1000 {
+		reason = reason[:1000]
+	}
+	f.ack(&cellv1.AcknowledgeRequest{
+		TenantId: h.GetTenantId(), Epoch: h.GetEpoch(), Generation: h.GetGeneration(), Revision: h.GetRevision(),
+		Status: cellv1.AckStatus_ACK_STATUS_REJECTED, Reason: reason,
+	})
+}
+
+func (f *Feed) isRefused(d snapshot.Digest) bool {
+	f.connMu.Lock()
+	defer f.connMu.Unlock()
+	_, ok := f.refused[d]
+	return ok
+}
+
+// ack queues an answer. When nobody listens for long the queue is full and the answer is dropped: all of them are said
+// again on the next connection.
+func (f *Feed) ack(a *cellv1.AcknowledgeRequest) {
+	select {
+	case f.acks <- a:
+	default:
+	}
+}
+
+func (f *Feed) acknowledge(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case a := <-f.acks:
+			if !f.Connected() {
+				continue
+			}
+			sctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			if _, err := f.cfg.ControlPlane.Acknowledge(sctx, a); err != nil && ctx.Err() == nil {
+				f.log.WarnContext(ctx, "acknowledgement was not delivered", "err", err)
+			}
+			cancel()
+		}
+	}
+}

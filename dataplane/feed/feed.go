@@ -1,0 +1,325 @@
+// Package feed brings policy to one node. It watches the control plane, verifies what it hears, stages the shards,
+// proposes the heads to the cell's log, and reports what was applied or why it was refused.
+//
+// It promises that nothing reaches the live index that did not verify and build: whatever fails leaves the last good
+// generation in place and sends the reason back. The control plane being away is not an error here, only a delay.
+package feed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/mcpvault/mcpvault/dataplane/pdp"
+	"github.com/mcpvault/mcpvault/kit/tele"
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	"github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1/cellv1connect"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
+)
+
+// ControlPlane is what the feed asks of the control plane; the generated client is one.
+type ControlPlane interface {
+	Watch(ctx context.Context, req *cellv1.WatchRequest) (cellv1connect.CellServiceWatchClientStream, error)
+	Acknowledge(ctx context.Context, req *cellv1.AcknowledgeRequest) (*cellv1.AcknowledgeResponse, error)
+}
+
+// Log is the cell's replicated log.
+type Log interface {
+	// Propose returns when the entry is committed, or an error: wherever the leader is.
+	Propose(ctx context.Context, entry *cellv1.RaftEntry) error
+	// Leads reports whether this node is the leader.
+	Leads() bool
+}
+
+// Config is what a feed needs.
+type Config struct {
+	Cell         string
+	ControlPlane ControlPlane
+	Log          Log
+	Store        Store
+	// Sources of shards, asked in this order.
+	Sources []Source
+	PDP     *pdp.PDP
+	Trust   *Trust
+	Logger  *slog.Logger
+}
+
+// Feed is the policy supply of one node.
+type Feed struct {
+	cfg Config
+	log *slog.Logger
+
+	// mu guards what the stream has brought and the log has not taken yet.
+	mu       sync.Mutex
+	manifest []byte
+	pending  map[snapshot.TenantID]*pendingHead
+	wake     chan struct{}
+
+	activate chan struct{}
+	acks     chan *cellv1.AcknowledgeRequest
+
+	// connMu guards the state of the connection.
+	connMu    sync.Mutex
+	connected bool
+	heartbeat *snapshotv1.Heartbeat
+	refused   map[snapshot.Digest]string
+}
+
+type pendingHead struct {
+	envelope []byte
+	head     *snapshotv1.Head
+	digest   snapshot.Digest
+}
+
+// New makes a feed.
+func New(cfg Config) *Feed {
+	return &Feed{
+		cfg: cfg, log: cfg.Logger,
+		pending:  make(map[snapshot.TenantID]*pendingHead),
+		wake:     make(chan struct{}, 1),
+		activate: make(chan struct{}, 1),
+		acks:     make(chan *cellv1.AcknowledgeRequest, 1024),
+		refused:  make(map[snapshot.Digest]string),
+	}
+}
+
+// Run watches, proposes, activates and acknowledges until ctx ends.
+func (f *Feed) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for _, part := range []func(context.Context){f.watch, f.propose, f.activateLoop, f.acknowledge} {
+		wg.Go(func() { part(ctx) })
+	}
+	wg.Wait()
+	return nil
+}
+
+// Connected reports whether the watch stream is open.
+func (f *Feed) Connected() bool {
+	f.connMu.Lock()
+	defer f.connMu.Unlock()
+	return f.connected
+}
+
+// Heartbeat is the newest heartbeat that was verified; nil when there was none.
+func (f *Feed) Heartbeat() *snapshotv1.Heartbeat {
+	f.connMu.Lock()
+	defer f.connMu.Unlock()
+	return f.heartbeat
+}
+
+// Applied wakes the activation: the log has taken something.
+func (f *Feed) Applied() { poke(f.activate) }
+
+const (
+	retryMin = 50 * time.Millisecond
+	retryMax = 2 * time.Second
+)
+
+// watch keeps one stream to the control plane open.
+func (f *Feed) watch(ctx context.Context) {
+	wait := retryMin
+	for ctx.Err() == nil {
+		started := time.Now()
+		err := f.watchOnce(ctx)
+		f.setConnected(false)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(started) > retryMax {
+			wait = retryMin
+		}
+		f.log.InfoContext(ctx, "control plane is away, what is verified is served", "err", err, "retry_in", wait)
+		// Jitter keeps the nodes of a cell from knocking in step.
+		pause(ctx, wait/2+rand.N(wait/2+1)) //nolint:gosec // a jitter needs no secrecy
+		wait = min(2*wait, retryMax)
+	}
+}
+
+func (f *Feed) watchOnce(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := f.cfg.ControlPlane.Watch(ctx, &cellv1.WatchRequest{Applied: f.appliedHeads()})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }()
+	silence := time.AfterFunc(silenceLimit, cancel)
+	defer silence.Stop()
+	first := true
+	for {
+		ev, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return errors.New("the control plane closed the stream")
+		}
+		if err != nil {
+			return err
+		}
+		silence.Reset(silenceLimit)
+		if first {
+			first = false
+			f.setConnected(true)
+			f.log.InfoContext(ctx, "watching the control plane")
+			f.acknowledgeAll()
+		}
+		f.handle(ctx, ev)
+	}
+}
+
+// silenceLimit ends a stream that brings no heartbeat: several times the interval at which they are sent.
+const silenceLimit = 15 * time.Second
+
+func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
+	var err error
+	switch e := ev.GetEvent().(type) {
+	case *cellv1.WatchResponse_Update:
+		err = f.takeUpdate(e.Update)
+	case *cellv1.WatchResponse_Heartbeat:
+		err = f.TakeHeartbeat(e.Heartbeat)
+	case *cellv1.WatchResponse_Kill:
+		err = f.TakeKill(ctx, e.Kill)
+	}
+	if err != nil {
+		f.log.ErrorContext(ctx, "refused what the control plane sent", "err", err)
+	}
+}
+
+// takeUpdate verifies an update and leaves it for the proposer. A head that does not verify is answered with the reason
+// and holds up no other.
+func (f *Feed) takeUpdate(u *cellv1.Update) error {
+	if len(u.GetRoots()) > 0 {
+		if err := f.cfg.Trust.Renew(u.GetRoots()); err != nil {
+			return fmt.Errorf("roots: %w", err)
+		}
+	}
+	trust := f.cfg.Trust.Current()
+	if _, err := trust.OpenManifest(u.GetManifest(), f.cfg.Cell); err != nil {
+		return fmt.Errorf("manifest: %w", err)
+	}
+	var bad error
+	f.mu.Lock()
+	f.manifest = u.GetManifest()
+	for _, env := range u.GetHeads() {
+		head, digest, err := trust.OpenHead(env)
+		if err != nil {
+			bad = errors.Join(bad, fmt.Errorf("head: %w", err))
+			f.nackUnreadable(env, err)
+			continue
+		}
+		id := snapshot.TenantID(head.GetTenantId())
+		if old, ok := f.pending[id]; ok && !snapshot.VersionOf(head).Newer(snapshot.VersionOf(old.head)) {
+			continue
+		}
+		f.pending[id] = &pendingHead{env, head, digest}
+	}
+	f.mu.Unlock()
+	poke(f.wake)
+	return bad
+}
+
+// TakeHeartbeat verifies a heartbeat and renews the leases of what it confirms.
+func (f *Feed) TakeHeartbeat(env []byte) error {
+	hb, err := f.cfg.Trust.Current().OpenHeartbeat(env, f.cfg.Cell)
+	if err != nil {
+		return fmt.Errorf("heartbeat: %w", err)
+	}
+	f.connMu.Lock()
+	if f.heartbeat != nil && hb.GetTimeMs() < f.heartbeat.GetTimeMs() {
+		f.connMu.Unlock()
+		return nil
+	}
+	f.heartbeat = hb
+	f.connMu.Unlock()
+	if err := f.cfg.Store.PutHeartbeat(env, hb.GetTimeMs()); err != nil {
+		return fmt.Errorf("keep heartbeat: %w", err)
+	}
+	f.renewLeases()
+	return nil
+}
+
+// TakeKill verifies a kill, from whoever brought it, keeps it, lets it take effect and acknowledges. The log only makes
+// the set the same on every node.
+func (f *Feed) TakeKill(ctx context.Context, env []byte) error {
+	kill, err := f.cfg.Trust.Current().OpenKill(env)
+	if err != nil {
+		return fmt.Errorf("kill: %w", err)
+	}
+	fresh, err := f.cfg.Store.AddKill(kill.GetId(), env)
+	if err != nil {
+		return fmt.Errorf("keep kill %s: %w", kill.GetId(), err)
+	}
+	f.cfg.PDP.Kill(kill)
+	f.ack(&cellv1.AcknowledgeRequest{
+		TenantId: kill.GetTenantId(), KillId: kill.GetId(), Status: cellv1.AckStatus_ACK_STATUS_APPLIED,
+	})
+	if fresh && f.cfg.Log.Leads() {
+		if err := f.cfg.Log.Propose(ctx, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_Kill{Kill: env}}); err != nil {
+			f.log.WarnContext(ctx, "kill is in force here but not yet in the cell's log", "kill", kill.GetId(), "err", err)
+		}
+	}
+	return nil
+}
+
+// renewLeases confirms every tenant whose served head is the one that the newest heartbeat vouches for.
+func (f *Feed) renewLeases() {
+	f.connMu.Lock()
+	hb := f.heartbeat
+	f.connMu.Unlock()
+	manifest := f.cfg.Store.Manifest()
+	if hb == nil || manifest == nil {
+		return
+	}
+	m, err := f.cfg.Trust.Current().OpenManifest(manifest, f.cfg.Cell)
+	if err != nil || string(m.GetRoot()) != string(hb.GetRoot()) {
+		return
+	}
+	state := f.cfg.PDP.Current()
+	for _, ref := range m.GetHeads() {
+		t := state.Tenant(snapshot.TenantID(ref.GetTenantId()))
+		if t != nil && string(t.HeadDigest[:]) == string(ref.GetHeadSha256()) {
+			f.cfg.PDP.RenewLease(t.ID, hb.GetTimeMs())
+		}
+	}
+}
+
+func (f *Feed) setConnected(v bool) {
+	f.connMu.Lock()
+	defer f.connMu.Unlock()
+	f.connected = v
+}
+
+func (f *Feed) appliedHeads() []*cellv1.AppliedHead {
+	var all []*cellv1.AppliedHead
+	for _, t := range f.cfg.PDP.Current().Tenants() {
+		all = append(all, &cellv1.AppliedHead{
+			TenantId: string(t.ID), Epoch: uint64(t.Version.Epoch), Generation: uint64(t.Version.Generation),
+		})
+	}
+	return all
+}
+
+func (f *Feed) attrs(h *snapshotv1.Head) []any {
+	return []any{tele.KeyTenant, h.GetTenant(), tele.KeyGeneration, snapshot.VersionOf(h).String()}
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// pause waits, or returns early when ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}

@@ -1,0 +1,50 @@
+package feed
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/mcpvault/mcpvault/snapshot/seal"
+)
+
+// Trust holds the roots that this node believes. It only moves forward, by the rules of seal.
+type Trust struct {
+	cur atomic.Pointer[roots]
+	// keep makes new roots durable before they are believed.
+	keep func(env []byte) error
+}
+
+type roots struct {
+	env   []byte
+	trust *seal.Trust
+}
+
+// NewTrust starts from roots that were verified before; keep makes later ones durable.
+func NewTrust(env []byte, t *seal.Trust, keep func([]byte) error) *Trust {
+	tr := &Trust{keep: keep}
+	tr.cur.Store(&roots{env, t})
+	return tr
+}
+
+// Current is what is believed now.
+func (t *Trust) Current() *seal.Trust { return t.cur.Load().trust }
+
+// Envelope is the signed form of what is believed now.
+func (t *Trust) Envelope() []byte { return t.cur.Load().env }
+
+// Renew takes newer roots; the same ones again are no error.
+func (t *Trust) Renew(env []byte) error {
+	old := t.cur.Load()
+	if string(env) == string(old.env) {
+		return nil
+	}
+	next, err := seal.RenewRoots(env, old.trust)
+	if err != nil {
+		return err
+	}
+	if err := t.keep(env); err != nil {
+		return fmt.Errorf("keep: %w", err)
+	}
+	t.cur.CompareAndSwap(old, &roots{env, next})
+	return nil
+}

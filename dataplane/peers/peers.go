@@ -1,0 +1,182 @@
+// Package peers is what the nodes of one cell say to each other beside Raft: handing a proposal to the leader, reading a
+// shard, comparing what they serve. Every connection is SPIFFE mTLS between members of the same cell.
+package peers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	"github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1/cellv1connect"
+	"github.com/mcpvault/mcpvault/snapshot"
+)
+
+// MaxShard bounds one shard that is read from a peer or from the control plane.
+const MaxShard = 512 << 20
+
+const chunkBytes = 256 << 10
+
+// Set is this node's view of the others.
+type Set struct {
+	clients map[string]cellv1connect.PeerServiceClient
+	order   []string
+}
+
+// NewSet makes clients for the peers, by node name; transport gives the authorised transport to one of them.
+func NewSet(addrs map[string]string, transport func(node string) http.RoundTripper) *Set {
+	s := &Set{clients: make(map[string]cellv1connect.PeerServiceClient, len(addrs))}
+	for node, addr := range addrs {
+		hc := &http.Client{Transport: transport(node)}
+		s.clients[node] = cellv1connect.NewPeerServiceClient(connect.NewClient(
+			connecthttp.NewTransport(hc, "https://"+addr, connecthttp.WithReadMaxBytes(4<<20))))
+		s.order = append(s.order, node)
+	}
+	return s
+}
+
+// Propose hands an entry to the node that leads.
+func (s *Set) Propose(ctx context.Context, leader string, entry *cellv1.RaftEntry) error {
+	c, ok := s.clients[leader]
+	if !ok {
+		return fmt.Errorf("leader %q is not a peer of this node", leader)
+	}
+	_, err := c.Propose(ctx, &cellv1.ProposeRequest{Entry: entry})
+	return err
+}
+
+// Fetch reads a shard from whichever peer has it.
+func (s *Set) Fetch(ctx context.Context, d snapshot.Digest, size int64) ([]byte, error) {
+	var errs error
+	for _, node := range s.order {
+		b, err := s.read(ctx, s.clients[node], d, size)
+		if err == nil {
+			return b, nil
+		}
+		errs = errors.Join(errs, fmt.Errorf("peer %s: %w", node, err))
+	}
+	if errs == nil {
+		errs = errors.New("no peers")
+	}
+	return nil, errs
+}
+
+func (s *Set) read(ctx context.Context, c cellv1connect.PeerServiceClient, d snapshot.Digest, size int64) ([]byte, error) {
+	stream, err := c.ReadBlob(ctx, &cellv1.ReadBlobRequest{Sha256: d[:]})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = stream.Close() }()
+	return Collect(size, func() ([]byte, error) {
+		r, err := stream.Receive()
+		return r.GetChunk(), err
+	})
+}
+
+// Collect puts the chunks of one shard together and holds them to the size that the signed head states.
+func Collect(size int64, next func() ([]byte, error)) ([]byte, error) {
+	if size < 0 || size > MaxShard {
+		return nil, fmt.Errorf("a shard of %d bytes is over the bound of %d", size, int64(MaxShard))
+	}
+	out := make([]byte, 0, min(size, 4<<20))
+	for {
+		chunk, err := next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		if int64(len(out)+len(chunk)) > size {
+			return nil, fmt.Errorf("shard is longer than the %d bytes that its head states", size)
+		}
+		out = append(out, chunk...)
+	}
+	if int64(len(out)) != size {
+		return nil, fmt.Errorf("shard ended after %d of %d bytes", len(out), size)
+	}
+	return out, nil
+}
+
+// Statuses asks all peers at once how they are; those that do not answer before ctx ends are left out.
+func (s *Set) Statuses(ctx context.Context) []*cellv1.GetStatusResponse {
+	var mu sync.Mutex
+	var all []*cellv1.GetStatusResponse
+	var wg sync.WaitGroup
+	for _, c := range s.clients {
+		wg.Go(func() {
+			r, err := c.GetStatus(ctx, &cellv1.GetStatusRequest{})
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, r)
+		})
+	}
+	wg.Wait()
+	return all
+}
+
+// Node is what the service needs of the node it runs in.
+type Node interface {
+	Propose(ctx context.Context, entry *cellv1.RaftEntry) (uint64, error)
+	Blob(d snapshot.Digest) ([]byte, error)
+	Status() *cellv1.GetStatusResponse
+}
+
+// NewHandler serves PeerService. The listener has authorised the caller already.
+func NewHandler(n Node, interceptors ...connect.ServerInterceptor) http.Handler {
+	server := connect.NewServer(interceptors...)
+	cellv1connect.RegisterPeerServiceHandler(server, &service{n})
+	mux := http.NewServeMux()
+	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(128<<10))
+	return mux
+}
+
+type service struct{ node Node }
+
+const proposeLimit = 5 * time.Second
+
+// Propose implements cellv1connect.PeerServiceHandler.
+func (s *service) Propose(ctx context.Context, r *cellv1.ProposeRequest) (*cellv1.ProposeResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, proposeLimit)
+	defer cancel()
+	i, err := s.node.Propose(ctx, r.GetEntry())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeUnavailable, err.Error())
+	}
+	return &cellv1.ProposeResponse{Index: i}, nil
+}
+
+// ReadBlob implements cellv1connect.PeerServiceHandler.
+func (s *service) ReadBlob(_ context.Context, r *cellv1.ReadBlobRequest, out cellv1connect.PeerServiceReadBlobServerStream) error {
+	d, ok := snapshot.DigestFrom(r.GetSha256())
+	if !ok {
+		return connect.NewError(connect.CodeInvalidArgument, "sha256 must be 32 bytes")
+	}
+	b, err := s.node.Blob(d)
+	if err != nil {
+		return connect.NewError(connect.CodeNotFound, "this node does not have that shard")
+	}
+	for len(b) > 0 {
+		n := min(len(b), chunkBytes)
+		if err := out.Send(&cellv1.ReadBlobResponse{Chunk: b[:n]}); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// GetStatus implements cellv1connect.PeerServiceHandler.
+func (s *service) GetStatus(context.Context, *cellv1.GetStatusRequest) (*cellv1.GetStatusResponse, error) {
+	return s.node.Status(), nil
+}

@@ -1,0 +1,209 @@
+package compile
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/tools/txtar"
+	"google.golang.org/protobuf/proto"
+
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
+)
+
+var update = flag.Bool("update", false, "rewrite testdata")
+
+// story is an Input as a test file writes it: tools as JSON instead of an encoded surface.
+type story struct {
+	Input
+	Servers []struct {
+		Server
+		Tools []json.RawMessage
+	}
+}
+
+func (s story) input(t *testing.T) Input {
+	t.Helper()
+	in := s.Input
+	for _, srv := range s.Servers {
+		surface := &snapshotv1.CatalogueServer{Url: "http://" + srv.Name + ".example/mcp"}
+		for _, raw := range srv.Tools {
+			var tool struct{ Name string }
+			if err := json.Unmarshal(raw, &tool); err != nil {
+				t.Fatal(err)
+			}
+			surface.Tools = append(surface.Tools, &snapshotv1.CatalogueTool{Name: tool.Name, Raw: raw})
+		}
+		b, err := proto.Marshal(surface)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv.Surface = b
+		srv.Digest = bytes.Repeat([]byte{byte(srv.Version)}, 32)
+		in.Servers = append(in.Servers, srv.Server)
+	}
+	return in
+}
+
+func load(t *testing.T, path string) (*txtar.Archive, Input) {
+	t.Helper()
+	ar, err := txtar.ParseFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s story
+	if err := json.Unmarshal(ar.Files[0].Data, &s); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	return ar, s.input(t)
+}
+
+func TestCompileGivesWhatTheFileSays(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no testdata", err)
+	}
+	for _, path := range files {
+		ar, in := load(t, path)
+		out, err := Compile(in)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		got := dump(t, out)
+		if *update {
+			ar.Files[1].Data = []byte(got)
+			if err := os.WriteFile(path, txtar.Format(ar), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if want := string(ar.Files[1].Data); got != want {
+			t.Errorf("%s: got\n%s\nwant\n%s", path, got, want)
+		}
+	}
+}
+
+func TestCompileGivesTheSameBytesForRowsInAnyOrder(t *testing.T) {
+	t.Parallel()
+	_, in := load(t, "testdata/shop.txtar")
+	first, err := Compile(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 50 {
+		shuffle(rng, in.Users)
+		shuffle(rng, in.Teams)
+		shuffle(rng, in.Roles)
+		shuffle(rng, in.Servers)
+		shuffle(rng, in.Grants)
+		shuffle(rng, in.Tenant.Hosts)
+		for _, u := range in.Users {
+			shuffle(rng, u.Roles)
+			shuffle(rng, u.Teams)
+		}
+		out, err := Compile(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(out.Index, first.Index) || !bytes.Equal(out.Catalogue, first.Catalogue) {
+			t.Fatal("the bytes depend on the order of the rows")
+		}
+	}
+}
+
+func TestCompileLeavesItsInputAlone(t *testing.T) {
+	t.Parallel()
+	_, in := load(t, "testdata/shop.txtar")
+	before, _ := json.Marshal(in)
+	if _, err := Compile(in); err != nil {
+		t.Fatal(err)
+	}
+	if after, _ := json.Marshal(in); !bytes.Equal(before, after) {
+		t.Error("Compile wrote into its input")
+	}
+}
+
+func TestCompileOfAnEmptyTenantIsAPolicyThatAllowsNothing(t *testing.T) {
+	t.Parallel()
+	in := Input{}
+	in.Tenant.ID, in.Tenant.Name = "t", "t"
+	out, err := Compile(in)
+	if err != nil || len(out.Index) == 0 || len(out.Shards) != 2 {
+		t.Fatalf("got %+v, %v", out, err)
+	}
+}
+
+func TestCompileNamesTheServerWhoseSurfaceIsBroken(t *testing.T) {
+	t.Parallel()
+	in := Input{Servers: []Server{{Name: "crm", Surface: []byte{0xff}}}}
+	in.Tenant.ID = "t"
+	if _, err := Compile(in); err == nil || !strings.Contains(err.Error(), "server crm") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func shuffle[T any](rng *rand.Rand, list []T) {
+	rng.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+}
+
+// dump writes what was compiled as lines that a review can read.
+func dump(t *testing.T, out *Output) string {
+	t.Helper()
+	var b strings.Builder
+	for _, p := range out.Policy.Principals {
+		fmt.Fprintf(&b, "principal %s disabled=%v %v\n", p.Name, p.Disabled, p.Nodes)
+	}
+	for _, n := range out.Policy.Nodes {
+		fmt.Fprintf(&b, "node %s %v\n", n.Ref, n.Parents)
+	}
+	for _, g := range out.Policy.Grants {
+		fmt.Fprintf(&b, "grant %s deny=%v %s %s/%s %s\n", g.ID, g.Deny, g.Subject, g.Server, g.Tool, when(g.When))
+	}
+	cat := &snapshotv1.Catalogue{}
+	if err := proto.Unmarshal(out.Catalogue, cat); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(&b, "hosts %v read=%d write=%d\n", cat.GetHosts(), cat.GetSettings().GetMaxStalenessReadMs(), cat.GetSettings().GetMaxStalenessWriteMs())
+	for _, s := range cat.GetServers() {
+		fmt.Fprintf(&b, "server %s@%d %s %v\n", s.GetName(), s.GetVersion(), s.GetUrl(), s.GetProtocolVersions())
+		for _, tool := range s.GetTools() {
+			fmt.Fprintf(&b, "  %s %s %s\n", tool.GetName(), tool.GetEffect(), tool.GetRaw())
+		}
+	}
+	for _, i := range cat.GetIssuers() {
+		fmt.Fprintf(&b, "issuer %s %v\n", i.GetIssuer(), i.GetAudiences())
+	}
+	for _, n := range out.Report.Notes {
+		fmt.Fprintf(&b, "note %s: %s\n", n.Grant, n.Problem)
+	}
+	return b.String()
+}
+
+func when(c *snapshot.Cond) string {
+	if c == nil {
+		return "always"
+	}
+	var kids []string
+	for _, k := range c.Kids {
+		kids = append(kids, when(k))
+	}
+	names := map[snapshot.Op]string{
+		snapshot.OpTrue: "true", snapshot.OpFalse: "never", snapshot.OpAnd: "and", snapshot.OpLt: "<", snapshot.OpEq: "==", snapshot.OpBefore: "before",
+	}
+	switch {
+	case len(kids) > 0:
+		return names[c.Op] + "(" + strings.Join(kids, ", ") + ")"
+	case c.Op == snapshot.OpFalse || c.Op == snapshot.OpTrue:
+		return names[c.Op]
+	}
+	return fmt.Sprintf("%s %s %v%v", c.Arg, names[c.Op], c.Value.Str, c.Value.Int)
+}

@@ -48,8 +48,7 @@ const (
 		(SELECT 1 FROM generations g WHERE g.tenant_id = $1 AND g.epoch = a.epoch AND g.generation = a.generation)`
 	sqlSweepBlobs = `DELETE FROM blobs b WHERE NOT EXISTS (SELECT 1 FROM generation_shards s WHERE s.sha256 = b.sha256)`
 
-	sqlPolicyTenant = `SELECT id::text, name, hosts, revision, epoch, created_at FROM tenants WHERE id = $1`
-	sqlPolicyUsers  = `SELECT u.name, u.disabled,
+	sqlPolicyUsers = `SELECT u.name, u.disabled,
 		array(SELECT t.name FROM team_members m JOIN teams t ON t.tenant_id = m.tenant_id AND t.id = m.team_id
 			WHERE m.tenant_id = u.tenant_id AND m.user_id = u.id ORDER BY t.name),
 		array(SELECT r.name FROM role_members m JOIN roles r ON r.tenant_id = m.tenant_id AND r.id = m.role_id
@@ -157,15 +156,8 @@ type PolicyNode struct {
 // PolicyRows reads the directory as the compiler needs it. In a Read it is one consistent view with everything else that
 // the transaction reads.
 func (tx *Tx) PolicyRows(ctx context.Context) (rows PolicyRows, err error) {
-	rows.Tenant, err = one(ctx, tx, func(row pgx.CollectableRow) (controlplane.Tenant, error) {
-		var t controlplane.Tenant
-		var rev, epoch int64
-		err := row.Scan((*string)(&t.ID), &t.Name, &t.Hosts, &rev, &epoch, &t.CreatedAt)
-		t.Revision, t.Epoch = uint64(rev), uint64(epoch)
-		return t, err
-	}, sqlPolicyTenant, tx.tenant)
-	if err != nil {
-		return rows, missing(err, "tenant %s does not exist", tx.tenant)
+	if rows.Tenant, err = tx.Self(ctx); err != nil {
+		return rows, err
 	}
 	if rows.Users, err = all(ctx, tx, pgx.RowToStructByPos[PolicyUser], sqlPolicyUsers, tx.tenant); err != nil {
 		return rows, err

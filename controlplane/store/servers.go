@@ -170,13 +170,13 @@ func (tx *Tx) Effects(ctx context.Context, versionID string) (map[string]string,
 
 // InsertVersion stores a surface that was not seen before, as pending.
 func (tx *Tx) InsertVersion(ctx context.Context, v ServerVersion) error {
-	_, err := tx.exec(ctx, sqlInsertVersion, tx.tenant, v.ID, v.ServerID, int64(v.Number), v.Digest, v.Surface, v.ProtocolVersions, tx.now)
+	_, err := tx.exec(ctx, sqlInsertVersion, tx.tenant, v.ID, v.ServerID, int64(v.Number), v.Digest, v.Surface, orEmpty(v.ProtocolVersions), tx.now)
 	return err
 }
 
 // SetProtocolVersions notes what the server was last seen to speak.
 func (tx *Tx) SetProtocolVersions(ctx context.Context, versionID string, protocols []string) error {
-	_, err := tx.exec(ctx, sqlSetProtocols, tx.tenant, versionID, protocols)
+	_, err := tx.exec(ctx, sqlSetProtocols, tx.tenant, versionID, orEmpty(protocols))
 	return err
 }
 

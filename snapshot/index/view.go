@@ -182,3 +182,11 @@ func Bits(page int, mask uint64) func(yield func(ItemID) bool) {
 		}
 	}
 }
+
+// First is Page for an item of the first page, of which it has less work.
+func (v *View) First(item ItemID) (*Page, uint64) {
+	if uint32(item) >= v.items {
+		return &v.first, 0
+	}
+	return &v.first, 1 << (item % itemsPerPage)
+}

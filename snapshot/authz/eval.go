@@ -1,0 +1,159 @@
+package authz
+
+import (
+	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/index"
+)
+
+type outcome uint8
+
+const (
+	isFalse outcome = iota
+	isTrue
+	isError
+)
+
+// evaluator runs the conditions of one decision. The arguments are read once, when the first condition asks.
+type evaluator struct {
+	now   int64
+	raw   []byte
+	x     *index.Index
+	fault fault
+	args  args
+}
+
+// run evaluates one program. The first error ends it, as in Cedar; fault then says what it was.
+func (e *evaluator) run(id uint32) outcome {
+	p := e.x.Program(id)
+	val := isFalse
+	n := p.Len()
+	for pc := 0; pc < n; pc++ {
+		in := p.Instr(pc)
+		switch in.Op {
+		case index.OpJumpFalse:
+			if val == isFalse {
+				pc = in.Target - 1
+			}
+		case index.OpJumpTrue:
+			if val == isTrue {
+				pc = in.Target - 1
+			}
+		case snapshot.OpNot:
+			val ^= isTrue
+		case snapshot.OpTrue:
+			val = isTrue
+		case snapshot.OpFalse:
+			val = isFalse
+		case snapshot.OpBefore:
+			val = truth(e.now < int64(in.Operand))
+		case snapshot.OpAfter:
+			val = truth(e.now >= int64(in.Operand))
+		default:
+			val = e.leaf(&p, in)
+			if val == isError {
+				return isError
+			}
+		}
+	}
+	return val
+}
+
+func truth(b bool) outcome {
+	if b {
+		return isTrue
+	}
+	return isFalse
+}
+
+// leaf evaluates an operator that reads an argument.
+func (e *evaluator) leaf(p *index.Program, in index.Instr) outcome {
+	name, fold := p.ArgName(in.Arg)
+	val, f := e.args.find(e.x, e.raw, name, fold)
+	if in.Op == snapshot.OpHas && f == faultAbsent {
+		return isFalse
+	}
+	if f != faultNone {
+		e.fault = f
+		return isError
+	}
+	if in.Op == snapshot.OpHas {
+		return isTrue
+	}
+	if kindOf(val) != in.Type {
+		e.fault = faultType
+		return isError
+	}
+	if in.Op == snapshot.OpIn {
+		return e.in(p, in, val)
+	}
+	var cmp int
+	switch in.Type {
+	case snapshot.TypeNumber:
+		cmp, f = compareNumber(val, int64(in.Operand))
+	case snapshot.TypeString:
+		cmp, f = equalString(val, p.Text(in.Operand))
+	case snapshot.TypeBool:
+		cmp, f = equalBool(val, in.Operand != 0)
+	}
+	if f != faultNone {
+		e.fault = f
+		return isError
+	}
+	return truth(holds(in.Op, cmp))
+}
+
+// in tries the members of a set; a value that cannot be read is an error whatever the members are.
+func (e *evaluator) in(p *index.Program, in index.Instr, val []byte) outcome {
+	for i := range p.Set(in.Operand) {
+		m := p.Member(in.Operand, i)
+		var cmp int
+		var f fault
+		switch in.Type {
+		case snapshot.TypeNumber:
+			cmp, f = compareNumber(val, int64(m))
+		case snapshot.TypeString:
+			cmp, f = equalString(val, p.Text(m))
+		case snapshot.TypeBool:
+			cmp, f = equalBool(val, m != 0)
+		}
+		if f != faultNone {
+			e.fault = f
+			return isError
+		}
+		if cmp == 0 {
+			return isTrue
+		}
+	}
+	return isFalse
+}
+
+func holds(op snapshot.Op, cmp int) bool {
+	switch op {
+	case snapshot.OpEq:
+		return cmp == 0
+	case snapshot.OpNe:
+		return cmp != 0
+	case snapshot.OpLt:
+		return cmp < 0
+	case snapshot.OpLe:
+		return cmp <= 0
+	case snapshot.OpGt:
+		return cmp > 0
+	case snapshot.OpGe:
+		return cmp >= 0
+	}
+	return false
+}
+
+// kindOf tells the scalar type of a JSON value by its first byte; TypeInvalid for null, objects and arrays.
+func kindOf(val []byte) snapshot.Type {
+	switch c := val[0]; {
+	case c == '"':
+		return snapshot.TypeString
+	case c == 't' || c == 'f':
+		return snapshot.TypeBool
+	case c == '-' || '0' <= c && c <= '9':
+		return snapshot.TypeNumber
+	}
+	return snapshot.TypeInvalid
+}

@@ -1,0 +1,270 @@
+// Package session makes and reads the session ids that legacy clients carry, and keeps the upstream sessions that the
+// gateway opens on their behalf.
+//
+// An id is sealed (AES-256-GCM) under a key that all nodes of a cell share: any of them opens it without asking, and
+// what does not open is unknown. It says whose session it is, on which server, and which upstream session is behind it.
+// It is bound to issuer and subject, never to the bytes of a token; whether they fit is for the caller to compare. Ended
+// ids are remembered by the node that saw the end; the lease that all nodes share is not kept here.
+package session
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/mcpvault/mcpvault/snapshot"
+)
+
+// ErrUnknown is the answer for every id that is no live session: forged, of another key, ended or too old.
+var ErrUnknown = errors.New("session unknown")
+
+// MaxID bounds an id in bytes; a longer one is malformed.
+const MaxID = 2048
+
+// MaxUpstreamID bounds the session id of an upstream.
+const MaxUpstreamID = 1024
+
+// Key is one key of the ring.
+type Key struct {
+	ID     byte
+	Secret [32]byte
+}
+
+// Owner names a caller for as long as their session lives: the hash of issuer and subject.
+type Owner [16]byte
+
+// OwnerOf hashes issuer and subject.
+func OwnerOf(issuer, subject string) Owner {
+	h := sha256.New()
+	var n [8]byte
+	binary.BigEndian.PutUint64(n[:], uint64(len(issuer)))
+	h.Write(n[:])
+	h.Write([]byte(issuer))
+	h.Write([]byte(subject))
+	return Owner(h.Sum(nil))
+}
+
+// Claims is what an id says.
+type Claims struct {
+	Tenant snapshot.TenantID
+	// Server is "" on the aggregate.
+	Server string
+	Owner  Owner
+	// Upstream is the upstream's session id; "" when it gave none.
+	Upstream string
+	// Owned says that the gateway leads the dialogue itself.
+	Owned bool
+	// Revision was negotiated at initialize.
+	Revision string
+	Created  time.Time
+}
+
+// Config configures Sessions.
+type Config struct {
+	// Keys: the first one seals, all of them open.
+	Keys []Key
+	// MaxAge ends a session however busy it is. 0 means 24 hours.
+	MaxAge time.Duration
+	// MaxEnded bounds the ended ids that are remembered. 0 means 65,536.
+	MaxEnded int
+	Now      func() time.Time
+}
+
+// Sessions seals and opens ids. It is safe for concurrent use.
+type Sessions struct {
+	cfg   Config
+	first byte
+	aeads map[byte]cipher.AEAD
+
+	mu    sync.Mutex
+	ended map[[16]byte]struct{} // guarded by mu
+	order [][16]byte            // guarded by mu; oldest first
+}
+
+// New makes Sessions; it needs at least one key.
+func New(cfg Config) (*Sessions, error) {
+	if len(cfg.Keys) == 0 {
+		return nil, errors.New("session: no key")
+	}
+	if cfg.MaxAge <= 0 {
+		cfg.MaxAge = 24 * time.Hour
+	}
+	if cfg.MaxEnded <= 0 {
+		cfg.MaxEnded = 1 << 16
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	s := &Sessions{cfg: cfg, first: cfg.Keys[0].ID, aeads: map[byte]cipher.AEAD{}, ended: map[[16]byte]struct{}{}}
+	for _, k := range cfg.Keys {
+		block, err := aes.NewCipher(k.Secret[:])
+		if err != nil {
+			return nil, fmt.Errorf("session key %d: %w", k.ID, err)
+		}
+		if s.aeads[k.ID], err = cipher.NewGCMWithRandomNonce(block); err != nil {
+			return nil, fmt.Errorf("session key %d: %w", k.ID, err)
+		}
+	}
+	return s, nil
+}
+
+// The kinds of sealed text; a session id never opens as a cursor.
+const (
+	kindSession byte = 1
+	kindCursor  byte = 2
+)
+
+func (s *Sessions) seal(kind byte, plain []byte) string {
+	head := []byte{kind, s.first}
+	return base64.RawURLEncoding.EncodeToString(s.aeads[s.first].Seal(head, nil, plain, head))
+}
+
+func (s *Sessions) open(kind byte, text string) ([]byte, error) {
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if err != nil || len(raw) < 2 || raw[0] != kind {
+		return nil, ErrUnknown
+	}
+	aead, ok := s.aeads[raw[1]]
+	if !ok {
+		return nil, ErrUnknown
+	}
+	plain, err := aead.Open(nil, nil, raw[2:], raw[:2])
+	if err != nil {
+		return nil, ErrUnknown
+	}
+	return plain, nil
+}
+
+// Seal makes a new id. Two ids are never equal, even of equal claims.
+func (s *Sessions) Seal(c Claims) (string, error) {
+	if len(c.Upstream) > MaxUpstreamID || !Visible(c.Upstream) {
+		return "", fmt.Errorf("the upstream's session id is malformed")
+	}
+	var salt [16]byte
+	if _, err := rand.Read(salt[:]); err != nil {
+		return "", fmt.Errorf("seal session: %w", err)
+	}
+	b := append(make([]byte, 0, 256), salt[:]...)
+	b = append(b, c.Owner[:]...)
+	b = binary.BigEndian.AppendUint64(b, uint64(c.Created.UnixMilli()))
+	owned := byte(0)
+	if c.Owned {
+		owned = 1
+	}
+	b = append(b, owned)
+	for _, f := range []string{string(c.Tenant), c.Server, c.Revision, c.Upstream} {
+		b = binary.BigEndian.AppendUint16(b, uint16(len(f)))
+		b = append(b, f...)
+	}
+	return s.seal(kindSession, b), nil
+}
+
+// Open reads an id; ErrUnknown when it is not a live session.
+func (s *Sessions) Open(id string) (Claims, error) {
+	var c Claims
+	b, err := s.open(kindSession, id)
+	const fixed = 16 + 16 + 8 + 1
+	if err != nil || len(b) < fixed {
+		return c, ErrUnknown
+	}
+	copy(c.Owner[:], b[16:])
+	c.Created = time.UnixMilli(int64(binary.BigEndian.Uint64(b[32:])))
+	c.Owned = b[40] == 1
+	b = b[fixed:]
+	var fields [4]string
+	for i := range fields {
+		if len(b) < 2 || len(b)-2 < int(binary.BigEndian.Uint16(b)) {
+			return Claims{}, ErrUnknown
+		}
+		n := int(binary.BigEndian.Uint16(b))
+		fields[i], b = string(b[2:2+n]), b[2+n:]
+	}
+	c.Tenant, c.Server, c.Revision, c.Upstream = snapshot.TenantID(fields[0]), fields[1], fields[2], fields[3]
+	if s.cfg.Now().Sub(c.Created) > s.cfg.MaxAge || s.isEnded(id) {
+		return Claims{}, ErrUnknown
+	}
+	return c, nil
+}
+
+// End makes an id unknown from now on, as far as this node's memory goes.
+func (s *Sessions) End(id string) {
+	h := Hash(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.ended[h]; ok {
+		return
+	}
+	if len(s.order) >= s.cfg.MaxEnded {
+		delete(s.ended, s.order[0])
+		s.order = s.order[1:]
+	}
+	s.ended[h] = struct{}{}
+	s.order = append(s.order, h)
+}
+
+func (s *Sessions) isEnded(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.ended[Hash(id)]
+	return ok
+}
+
+// Hash is how records and kills name a session.
+func Hash(id string) [16]byte {
+	h := sha256.Sum256([]byte(id))
+	return [16]byte(h[:16])
+}
+
+// Visible reports whether s is visible ASCII, the alphabet of session ids.
+func Visible(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x21 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return true
+}
+
+// WellFormed reports whether a client's id could be one at all.
+func WellFormed(id string) bool { return id != "" && len(id) <= MaxID && Visible(id) }
+
+// Cursor is a place in a list, good for one owner, one list and one version of the policy.
+type Cursor struct {
+	Owner   Owner
+	List    string
+	Version snapshot.Version
+	Offset  int
+}
+
+// SealCursor makes a cursor's text.
+func (s *Sessions) SealCursor(c Cursor) string {
+	b := append(make([]byte, 0, 64), c.Owner[:]...)
+	b = binary.BigEndian.AppendUint64(b, uint64(c.Version.Epoch))
+	b = binary.BigEndian.AppendUint64(b, uint64(c.Version.Generation))
+	b = binary.BigEndian.AppendUint32(b, uint32(c.Offset))
+	return s.seal(kindCursor, append(b, c.List...))
+}
+
+// OpenCursor reads a cursor that was made for want, whose Offset does not count; ErrUnknown for any other.
+func (s *Sessions) OpenCursor(text string, want Cursor) (int, error) {
+	if len(text) > MaxID {
+		return 0, ErrUnknown
+	}
+	b, err := s.open(kindCursor, text)
+	const fixed = 16 + 8 + 8 + 4
+	if err != nil || len(b) < fixed {
+		return 0, ErrUnknown
+	}
+	if Owner(b[:16]) != want.Owner || binary.BigEndian.Uint64(b[16:]) != uint64(want.Version.Epoch) ||
+		binary.BigEndian.Uint64(b[24:]) != uint64(want.Version.Generation) || string(b[fixed:]) != want.List {
+		return 0, ErrUnknown
+	}
+	return int(binary.BigEndian.Uint32(b[32:])), nil
+}

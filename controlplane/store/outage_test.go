@@ -1,0 +1,176 @@
+package store_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/mcpvault/mcpvault/controlplane"
+	"github.com/mcpvault/mcpvault/controlplane/store"
+	"github.com/mcpvault/mcpvault/controlplane/store/storetest"
+	"github.com/mcpvault/mcpvault/kit/pgdev"
+	"github.com/mcpvault/mcpvault/kit/problem"
+)
+
+func startPostgres(t *testing.T, dir string) *pgdev.Server {
+	t.Helper()
+	srv, err := pgdev.Start(t.Context(), pgdev.Config{Dir: dir})
+	if err != nil {
+		t.Fatalf("start postgresql: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		_ = srv.Stop(ctx)
+	})
+	return srv
+}
+
+func TestPostgresGoneInTheMiddleOfAWriteLeavesNothing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	srv := startPostgres(t, dir)
+	s := storetest.OpenAt(t, srv.URL(), nil)
+	acme := storetest.Tenant(t, s, "acme")
+
+	killed := false
+	_, err := s.Write(t.Context(), acme.ID, "admin", func(tx *store.Tx) error {
+		if _, err := tx.InsertUser(t.Context(), controlplane.User{Name: "alice", Kind: controlplane.Person}); err != nil {
+			return err
+		}
+		if !killed {
+			killed = true
+			srv.Kill()
+		}
+		return tx.Change(t.Context(), "user.create", "user:alice", nil)
+	})
+	p, ok := problem.As(err)
+	if !ok || p.Code != problem.Unavailable || p.What != "PostgreSQL is not reachable" || p.Fix == "" {
+		t.Fatalf("want a clear unavailable problem, got %v", err)
+	}
+	if err := s.Ping(t.Context()); problem.CodeOf(err) != problem.Unavailable {
+		t.Errorf("ping: %v", err)
+	}
+
+	startPostgres(t, dir)
+	if got := users(t, s, acme.ID); len(got) != 0 {
+		t.Errorf("half a write was kept: %+v", got)
+	}
+	if n := len(changes(t, s, acme.ID)); n != 1 {
+		t.Errorf("%d ledger entries", n)
+	}
+	if rev, err := addUser(t.Context(), s, acme.ID, "alice"); err != nil || rev != 2 {
+		t.Errorf("the same pool must work again: revision %d, %v", rev, err)
+	}
+}
+
+func TestARestartBetweenTwoWritesIsNotNoticed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	srv := startPostgres(t, dir)
+	s := storetest.OpenAt(t, srv.URL(), nil)
+	acme := storetest.Tenant(t, s, "acme")
+	if err := srv.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	startPostgres(t, dir)
+	// The pool still holds connections of the old server.
+	if _, err := addUser(t.Context(), s, acme.ID, "alice"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// relay stands between the pool and PostgreSQL. When armed, it lets one COMMIT pass and cuts before the answer.
+type relay struct {
+	armed atomic.Bool
+	cuts  atomic.Int32
+}
+
+func (r *relay) serve(l net.Listener, target string) {
+	for {
+		client, err := l.Accept()
+		if err != nil {
+			return
+		}
+		server, err := net.Dial("unix", target)
+		if err != nil {
+			client.Close()
+			continue
+		}
+		var mute atomic.Bool
+		go func() {
+			defer server.Close()
+			buf := make([]byte, 64<<10)
+			for {
+				n, err := client.Read(buf)
+				if n > 0 {
+					if bytes.Contains(buf[:n], []byte("commit\x00")) && r.armed.CompareAndSwap(true, false) {
+						mute.Store(true)
+						r.cuts.Add(1)
+					}
+					if _, err := server.Write(buf[:n]); err != nil {
+						return
+					}
+				}
+				if err != nil {
+					return
+				}
+			}
+		}()
+		go func() {
+			defer client.Close()
+			buf := make([]byte, 64<<10)
+			for {
+				n, err := server.Read(buf)
+				if mute.Load() || err != nil {
+					return
+				}
+				if _, err := client.Write(buf[:n]); err != nil && !errors.Is(err, io.EOF) {
+					return
+				}
+			}
+		}()
+	}
+}
+
+func TestALostAnswerToCommitIsReportedAsUnknownAndNotRepeated(t *testing.T) {
+	t.Parallel()
+	direct := storetest.URL(t)
+	u, err := url.Parse(direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	socket := ".s.PGSQL." + q.Get("port")
+	target := filepath.Join(q.Get("host"), socket)
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, socket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var r relay
+	go r.serve(l, target)
+	q.Set("host", dir)
+	u.RawQuery = q.Encode()
+
+	s := storetest.OpenAt(t, u.String(), nil)
+	acme := storetest.Tenant(t, s, "acme")
+	r.armed.Store(true)
+	_, err = addUser(t.Context(), s, acme.ID, "alice")
+	p, ok := problem.As(err)
+	if !ok || p.Code != problem.Unavailable || !strings.Contains(p.What, "in full or not at all") || r.cuts.Load() != 1 {
+		t.Fatalf("got %v after %d cuts", err, r.cuts.Load())
+	}
+	if got, ledger := users(t, s, acme.ID), changes(t, s, acme.ID); len(got) != 1 || len(ledger) != 2 {
+		t.Errorf("%d users and %d entries: the write was repeated or halved", len(got), len(ledger))
+	}
+}

@@ -32,7 +32,7 @@ test: postgres ## run every test with the race detector, against a real PostgreS
 
 .PHONY: e2e
 e2e: postgres build ## real clients that were not written here, and the outside conformance suite (needs npm)
-	bash bench/outside/e2e.sh
+	$(GO) run ./bench/outside all
 
 .PHONY: lint
 lint: quick ## every linter, and the wire format against the last tag

@@ -135,7 +135,6 @@ func TestEachHeavyLibraryHasOneDoor(t *testing.T) {
 		"github.com/spiffe/go-spiffe":         {"kit/svid"},
 		"github.com/go-jose/go-jose":          {"kit/jose"},
 		"github.com/cedar-policy/cedar-go":    {"controlplane/policy"},
-		"github.com/prometheus/client_golang": {"kit/tele"},
 		"go.opentelemetry.io/otel/sdk":        {"kit/tele"},
 		"github.com/spf13/cobra":              {"cmd/mcpvault"},
 		"gopkg.in/yaml.v3":                    {"kit/conf", "cmd/mcpvault"},

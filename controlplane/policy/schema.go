@@ -36,7 +36,7 @@ const maxSchemaDepth = 128
 // followed, so that reading a schema cannot reach the network.
 func ParseSchema(tool string, raw []byte) Schema {
 	s := Schema{Tool: tool, Args: map[string]Arg{}}
-	if err := strictJSON(raw); err != nil {
+	if err := StrictJSON(raw); err != nil {
 		s.Problem = "its description is not strict JSON: " + err.Error()
 		return s
 	}
@@ -130,8 +130,8 @@ func member(raw []byte, name string) (json.RawMessage, bool) {
 	return v, ok
 }
 
-// strictJSON refuses what two parsers would read differently: a repeated member name at any depth.
-func strictJSON(raw []byte) error {
+// StrictJSON refuses what two parsers would read differently: a repeated member name at any depth.
+func StrictJSON(raw []byte) error {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
 	if err := walk(dec, 0); err != nil {

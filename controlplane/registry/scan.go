@@ -1,0 +1,340 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/mark3labs/mcp-go/client/transport"
+	"github.com/mark3labs/mcp-go/mcp"
+
+	"github.com/mcpvault/mcpvault/controlplane/policy"
+	"github.com/mcpvault/mcpvault/kit/problem"
+)
+
+// The bounds of one scan.
+const (
+	MaxTools     = 1000
+	MaxScanBytes = 8 << 20
+	ScanTimeout  = 10 * time.Second
+)
+
+// The protocol revisions that are asked for, newest first.
+const (
+	modernRevision = "2026-07-28"
+	newestLegacy   = "2025-11-25"
+	oldestLegacy   = "2025-06-18"
+)
+
+// Scanner reads the surface of a live server over Streamable HTTP. It keeps every tool as the server sent it: mcp-go's
+// typed results would lose members of schemas and round large numbers, so only its transport is used, whose results stay
+// raw.
+type Scanner struct {
+	transport http.RoundTripper
+	log       *slog.Logger
+	version   string
+}
+
+// NewScanner uses rt for every connection: it decides which addresses may be reached. version is told to the server.
+func NewScanner(rt http.RoundTripper, version string, log *slog.Logger) *Scanner {
+	return &Scanner{transport: rt, version: version, log: log}
+}
+
+// Scan asks the server what it speaks and what it offers. It takes at most ScanTimeout, MaxTools and MaxScanBytes. Errors
+// are problems: unavailable when the server does not answer, invalid when its answer cannot be used.
+func (s *Scanner) Scan(ctx context.Context, url string) (*Surface, error) {
+	ctx, cancel := context.WithTimeout(ctx, ScanTimeout)
+	defer cancel()
+	sc := &scan{
+		url: url, log: s.log, version: s.version, surface: &Surface{URL: url},
+		client: &http.Client{
+			Transport:     &bounded{next: s.transport},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+	defer sc.close()
+	if err := sc.run(ctx); err != nil {
+		return nil, explain(ctx, url, err)
+	}
+	return sc.surface, nil
+}
+
+type scan struct {
+	url, version string
+	client       *http.Client
+	log          *slog.Logger
+	surface      *Surface
+	sessions     []*transport.StreamableHTTP
+}
+
+func (sc *scan) close() {
+	for _, c := range sc.sessions {
+		_ = c.Close()
+	}
+}
+
+// run finds every revision that the server speaks and reads the tools in the newest of them.
+func (sc *scan) run(ctx context.Context) error {
+	modern, modernErr := sc.discover(ctx)
+	best := modern
+	if modern != nil {
+		sc.surface.ProtocolVersions = append(sc.surface.ProtocolVersions, modernRevision)
+	}
+	var legacyErr error
+	for _, rev := range []string{newestLegacy, oldestLegacy} {
+		session, err := sc.initialize(ctx, rev, best == nil)
+		if err != nil {
+			legacyErr = errors.Join(legacyErr, err)
+			continue
+		}
+		if session == nil {
+			continue
+		}
+		sc.surface.ProtocolVersions = append(sc.surface.ProtocolVersions, rev)
+		if best == nil {
+			best = session
+		}
+	}
+	if best == nil {
+		if err := errors.Join(legacyErr, modernErr); err != nil {
+			return err
+		}
+		return problem.New(problem.Invalid, "the server speaks none of the supported protocol revisions",
+			"it must speak one of "+strings.Join([]string{modernRevision, newestLegacy, oldestLegacy}, ", "))
+	}
+	for _, raw := range [][]byte{sc.surface.ServerInfo, sc.surface.Capabilities} {
+		if len(raw) == 0 {
+			continue
+		}
+		if err := policy.StrictJSON(raw); err != nil || raw[0] != '{' {
+			return badSurface("its description of itself is not one clear JSON object")
+		}
+	}
+	return sc.tools(ctx, best)
+}
+
+// discover asks in the stateless form; nil when the server does not speak it.
+func (sc *scan) discover(ctx context.Context) (*transport.StreamableHTTP, error) {
+	c, err := sc.connect(modernRevision)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := sc.call(ctx, c, 1, "server/discover", nil, true)
+	if err != nil {
+		return nil, err
+	}
+	var res struct {
+		SupportedVersions []string                   `json:"supportedVersions"`
+		Capabilities      json.RawMessage            `json:"capabilities"`
+		ServerInfo        json.RawMessage            `json:"serverInfo"`
+		Instructions      string                     `json:"instructions"`
+		Meta              map[string]json.RawMessage `json:"_meta"`
+	}
+	if err := json.Unmarshal(raw, &res); err != nil {
+		return nil, badSurface("its server/discover result does not parse")
+	}
+	if !slices.Contains(res.SupportedVersions, modernRevision) {
+		return nil, nil
+	}
+	info := res.Meta[mcp.MetaKeyServerInfo]
+	if info == nil {
+		info = res.ServerInfo
+	}
+	sc.describe(info, res.Capabilities, res.Instructions)
+	return c, nil
+}
+
+// initialize opens a session in one revision; nil when the server answers with another.
+func (sc *scan) initialize(ctx context.Context, revision string, describe bool) (*transport.StreamableHTTP, error) {
+	c, err := sc.connect("")
+	if err != nil {
+		return nil, err
+	}
+	raw, err := sc.call(ctx, c, 1, "initialize", map[string]any{
+		"protocolVersion": revision, "capabilities": struct{}{}, "clientInfo": sc.clientInfo(),
+	}, false)
+	if err != nil {
+		return nil, err
+	}
+	var res struct {
+		ProtocolVersion string          `json:"protocolVersion"`
+		Capabilities    json.RawMessage `json:"capabilities"`
+		ServerInfo      json.RawMessage `json:"serverInfo"`
+		Instructions    string          `json:"instructions"`
+	}
+	if err := json.Unmarshal(raw, &res); err != nil {
+		return nil, badSurface("its initialize result does not parse")
+	}
+	if res.ProtocolVersion != revision {
+		return nil, nil
+	}
+	c.SetProtocolVersion(revision)
+	err = c.SendNotification(ctx, mcp.JSONRPCNotification{
+		JSONRPC: mcp.JSONRPC_VERSION, Notification: mcp.Notification{Method: "notifications/initialized"},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("confirm the session: %w", err)
+	}
+	if describe {
+		sc.describe(res.ServerInfo, res.Capabilities, res.Instructions)
+	}
+	return c, nil
+}
+
+func (sc *scan) describe(info, capabilities json.RawMessage, instructions string) {
+	sc.surface.ServerInfo, sc.surface.Capabilities, sc.surface.Instructions = info, capabilities, instructions
+}
+
+// tools reads every page.
+func (sc *scan) tools(ctx context.Context, c *transport.StreamableHTTP) error {
+	var caps map[string]json.RawMessage
+	if json.Unmarshal(sc.surface.Capabilities, &caps) == nil && caps["tools"] == nil {
+		return nil
+	}
+	modern := slices.Contains(sc.surface.ProtocolVersions, modernRevision)
+	cursor, seen := "", map[string]bool{}
+	for page := 2; ; page++ {
+		params := map[string]any{}
+		if cursor != "" {
+			params["cursor"] = cursor
+		}
+		raw, err := sc.call(ctx, c, page, "tools/list", params, modern)
+		if err != nil {
+			return err
+		}
+		var res struct {
+			Tools      []json.RawMessage `json:"tools"`
+			NextCursor string            `json:"nextCursor"`
+		}
+		if err := json.Unmarshal(raw, &res); err != nil {
+			return badSurface("its tool list does not parse")
+		}
+		if len(sc.surface.Tools)+len(res.Tools) > MaxTools {
+			return badSurface(fmt.Sprintf("it lists more than %d tools", MaxTools))
+		}
+		for _, t := range res.Tools {
+			if err := sc.surface.addTool(t); err != nil {
+				return err
+			}
+		}
+		if res.NextCursor == "" {
+			return nil
+		}
+		if seen[res.NextCursor] || len(seen) >= MaxTools {
+			return badSurface("its tool list never ends")
+		}
+		seen[res.NextCursor] = true
+		cursor = res.NextCursor
+	}
+}
+
+func (sc *scan) connect(revision string) (*transport.StreamableHTTP, error) {
+	c, err := transport.NewStreamableHTTP(sc.url, transport.WithHTTPBasicClient(sc.client), transport.WithHTTPLogger(sc.log))
+	if err != nil {
+		return nil, problem.New(problem.Invalid, "the address is not one that can be used", "give a URL like https://mcp.example.com/mcp").Because(err)
+	}
+	if revision != "" {
+		c.SetProtocolVersion(revision)
+	}
+	sc.sessions = append(sc.sessions, c)
+	return c, nil
+}
+
+// call sends one request and returns the raw result. In the stateless form the request carries who asks in _meta.
+func (sc *scan) call(ctx context.Context, c *transport.StreamableHTTP, id int, method string, params map[string]any, modern bool) (json.RawMessage, error) {
+	req := transport.JSONRPCRequest{JSONRPC: mcp.JSONRPC_VERSION, ID: mcp.NewRequestId(int64(id)), Method: method, Params: params}
+	if modern {
+		if params == nil {
+			params = map[string]any{}
+		}
+		params["_meta"] = map[string]any{
+			mcp.MetaKeyProtocolVersion: modernRevision, mcp.MetaKeyClientCapabilities: struct{}{}, mcp.MetaKeyClientInfo: sc.clientInfo(),
+		}
+		req.Params = params
+		req.Header = http.Header{mcp.HeaderMethod: {method}}
+	}
+	res, err := c.SendRequest(ctx, req)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", method, err)
+	}
+	if res.Error != nil {
+		return nil, &refusal{method: method, code: res.Error.Code, message: res.Error.Message}
+	}
+	if len(res.Result) == 0 {
+		return nil, badSurface("its answer to " + method + " has no result")
+	}
+	return res.Result, nil
+}
+
+func (sc *scan) clientInfo() map[string]string {
+	return map[string]string{"name": "mcpvault-scanner", "version": sc.version}
+}
+
+// refusal is a JSON-RPC error that the server answered.
+type refusal struct {
+	method, message string
+	code            int
+}
+
+func (r *refusal) Error() string {
+	return fmt.Sprintf("%s: the server answered error %d: %.200s", r.method, r.code, r.message)
+}
+
+var errTooLarge = errors.New("the server's answers are larger than what a scan accepts")
+
+// explain makes a sentence for a person of what went wrong.
+func explain(ctx context.Context, url string, err error) error {
+	if errors.Is(err, errTooLarge) {
+		return badSurface(fmt.Sprintf("it is larger than %d MiB", MaxScanBytes>>20)).(*problem.Problem).Because(err)
+	}
+	if ctx.Err() != nil {
+		return problem.Newf(problem.Unavailable, "check that the server runs and is reachable from the control plane",
+			"%s did not answer within %s", url, ScanTimeout).Because(err)
+	}
+	if p, ok := problem.As(err); ok {
+		return p
+	}
+	if errors.Is(err, transport.ErrAuthorizationRequired) {
+		return problem.Newf(problem.Denied, "credentials for upstream servers are not supported yet; register one that needs none", "%s asks for credentials", url).Because(err)
+	}
+	var r *refusal
+	if errors.As(err, &r) {
+		return problem.Newf(problem.Invalid, "check the address, its path included", "%s is no usable MCP server: %s", url, r.Error()).Because(err)
+	}
+	return problem.Newf(problem.Unavailable, "check the address, and that the server runs and speaks Streamable HTTP", "%s could not be scanned", url).Because(err)
+}
+
+// bounded lets a scan read only so much, all its answers together.
+type bounded struct {
+	next http.RoundTripper
+	read atomic.Int64
+}
+
+func (b *bounded) RoundTrip(req *http.Request) (*http.Response, error) {
+	res, err := b.next.RoundTrip(req)
+	if err == nil {
+		res.Body = &boundedBody{ReadCloser: res.Body, read: &b.read}
+	}
+	return res, err
+}
+
+type boundedBody struct {
+	io.ReadCloser
+	read *atomic.Int64
+}
+
+func (b *boundedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.read.Add(int64(n)) > MaxScanBytes {
+		return 0, errTooLarge
+	}
+	return n, err
+}

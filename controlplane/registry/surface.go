@@ -1,0 +1,209 @@
+package registry
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"hash"
+	"slices"
+	"strings"
+	"unicode"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mcpvault/mcpvault/controlplane/policy"
+	"github.com/mcpvault/mcpvault/kit/problem"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
+)
+
+// MaxToolName is the longest tool name in bytes: what the protocol advises.
+const MaxToolName = 128
+
+// Surface is what a server advertises: everything that a caller or a model is shown.
+type Surface struct {
+	URL string
+	// Tools are sorted by name; each raw object is what the server sent, byte for byte.
+	Tools []Tool
+	// ServerInfo and Capabilities are raw JSON objects.
+	ServerInfo, Capabilities []byte
+	Instructions             string
+	// ProtocolVersions the server was seen to speak, newest first. Not part of what is hashed: a server that learns a new
+	// revision has not changed its tools.
+	ProtocolVersions []string
+}
+
+// Tool is one tool of a surface.
+type Tool struct {
+	Name string
+	Raw  []byte
+}
+
+// surfaceDomain keeps this hash apart from every other SHA-256 of the house.
+const surfaceDomain = "mcpvault surface v1\n"
+
+// Digest identifies the surface. Where the server is belongs to it: the same tools at another address are another version.
+func (s *Surface) Digest() snapshot.Digest {
+	h := sha256.New()
+	h.Write([]byte(surfaceDomain))
+	field(h, []byte(s.URL))
+	field(h, s.ServerInfo)
+	field(h, s.Capabilities)
+	field(h, []byte(s.Instructions))
+	for _, t := range s.Tools {
+		field(h, []byte(t.Name))
+		field(h, t.Raw)
+	}
+	return snapshot.Digest(h.Sum(nil))
+}
+
+// field writes the length first, so that no two surfaces look the same to the hash.
+func field(h hash.Hash, b []byte) {
+	var n [8]byte
+	binary.BigEndian.PutUint64(n[:], uint64(len(b)))
+	h.Write(n[:])
+	h.Write(b)
+}
+
+// Encode is the form in which a surface is stored and compiled.
+func (s *Surface) Encode() ([]byte, error) {
+	m := &snapshotv1.CatalogueServer{Url: s.URL, ServerInfo: s.ServerInfo, Capabilities: s.Capabilities, Instructions: s.Instructions}
+	for _, t := range s.Tools {
+		m.Tools = append(m.Tools, &snapshotv1.CatalogueTool{Name: t.Name, Raw: t.Raw})
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode surface: %w", err)
+	}
+	return b, nil
+}
+
+// DecodeSurface reads what Encode wrote.
+func DecodeSurface(b []byte) (*Surface, error) {
+	m := &snapshotv1.CatalogueServer{}
+	if err := proto.Unmarshal(b, m); err != nil {
+		return nil, fmt.Errorf("decode surface: %w", err)
+	}
+	s := &Surface{URL: m.GetUrl(), ServerInfo: m.GetServerInfo(), Capabilities: m.GetCapabilities(), Instructions: m.GetInstructions()}
+	for _, t := range m.GetTools() {
+		s.Tools = append(s.Tools, Tool{t.GetName(), t.GetRaw()})
+	}
+	return s, nil
+}
+
+// Schemas are the tools' schemas by name, for conditions.
+func (s *Surface) Schemas(server string) map[string]policy.Schema {
+	out := make(map[string]policy.Schema, len(s.Tools))
+	for _, t := range s.Tools {
+		out[t.Name] = policy.ParseSchema(server+"/"+t.Name, t.Raw)
+	}
+	return out
+}
+
+// addTool reads one element of a tools/list answer. What two JSON parsers would read differently is refused: it would be
+// approved as one thing and shown as another.
+func (s *Surface) addTool(raw json.RawMessage) error {
+	raw = bytes.TrimSpace(raw)
+	if len(raw) == 0 || raw[0] != '{' {
+		return badSurface("an element of its tool list is not an object")
+	}
+	if err := policy.StrictJSON(raw); err != nil {
+		return badSurface("a tool's description is ambiguous: " + err.Error())
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &members); err != nil {
+		return badSurface("a tool's description does not parse")
+	}
+	for m := range members {
+		for _, known := range []string{"name", "description", "inputSchema", "outputSchema", "annotations"} {
+			if m != known && strings.EqualFold(m, known) {
+				return badSurface(fmt.Sprintf("a tool's description has a member %q, which some clients read as %q", m, known))
+			}
+		}
+	}
+	var name string
+	if err := json.Unmarshal(members["name"], &name); err != nil {
+		return badSurface("a tool has no name")
+	}
+	if err := checkToolName(name); err != nil {
+		return err
+	}
+	at, found := slices.BinarySearchFunc(s.Tools, name, func(t Tool, n string) int { return cmp.Compare(t.Name, n) })
+	if found {
+		return badSurface(fmt.Sprintf("it lists the tool %s twice", name))
+	}
+	s.Tools = slices.Insert(s.Tools, at, Tool{Name: name, Raw: bytes.Clone(raw)})
+	return nil
+}
+
+func checkToolName(name string) error {
+	odd := func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) || !unicode.IsGraphic(r) }
+	switch {
+	case name == "":
+		return badSurface("a tool has an empty name")
+	case len(name) > MaxToolName:
+		return badSurface(fmt.Sprintf("the tool name %.40q... is %d bytes long; at most %d are accepted", name, len(name), MaxToolName))
+	case snapshot.CheckName(name) != nil || snapshot.IsSurface(name) || strings.ContainsFunc(name, odd):
+		return badSurface(fmt.Sprintf("the tool name %q has characters that are not accepted", name))
+	}
+	return nil
+}
+
+func badSurface(what string) error {
+	return problem.New(problem.Invalid, "the server's answer cannot be used: "+what, "have the server corrected, then scan again")
+}
+
+// hint is the effect class that a tool's own annotations propose; destructive when they do not say.
+func hint(raw []byte) string {
+	var t struct {
+		Annotations map[string]json.RawMessage `json:"annotations"`
+	}
+	if json.Unmarshal(raw, &t) != nil {
+		return Destructive
+	}
+	switch {
+	case string(t.Annotations["readOnlyHint"]) == "true":
+		return Read
+	case string(t.Annotations["destructiveHint"]) == "false":
+		return Write
+	}
+	return Destructive
+}
+
+// description is a tool's description for people.
+func description(raw []byte) string {
+	var t map[string]json.RawMessage
+	var s string
+	if json.Unmarshal(raw, &t) != nil || json.Unmarshal(t["description"], &s) != nil {
+		return ""
+	}
+	return s
+}
+
+// Differences says for each tool how next differs from before: added, changed or removed.
+func Differences(before, next *Surface) map[string]string {
+	diff := map[string]string{}
+	old := map[string][]byte{}
+	if before != nil {
+		for _, t := range before.Tools {
+			old[t.Name] = t.Raw
+		}
+	}
+	for _, t := range next.Tools {
+		raw, ok := old[t.Name]
+		switch {
+		case !ok:
+			diff[t.Name] = "added"
+		case !bytes.Equal(raw, t.Raw):
+			diff[t.Name] = "changed"
+		}
+		delete(old, t.Name)
+	}
+	for name := range old {
+		diff[name] = "removed"
+	}
+	return diff
+}

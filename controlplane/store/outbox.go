@@ -15,6 +15,8 @@ const (
 	OutboxPolicy = "policy"
 	// OutboxKill asks for nothing but the announcement of a kill.
 	OutboxKill = "kill"
+	// OutboxNone is a write that no cell needs to hear of: a token that was minted.
+	OutboxNone = "none"
 )
 
 // OutboxRow is work that a committed write left for the publisher.
@@ -27,7 +29,7 @@ type OutboxRow struct {
 }
 
 const (
-	sqlInsertOutbox = `INSERT INTO outbox (tenant_id, revision, kind, at) VALUES ($1, $2, $3, $4)`
+	sqlInsertOutbox = `INSERT INTO outbox (tenant_id, revision, kind, at, done_at) VALUES ($1, $2, $3, $4, $5)`
 	sqlNotify       = `SELECT pg_notify($1, $2)`
 	sqlOpenOutbox   = `SELECT id, tenant_id::text, revision, kind, at FROM outbox WHERE done_at IS NULL ORDER BY id LIMIT $1`
 	sqlFinishOutbox = `UPDATE outbox SET done_at = $3 WHERE tenant_id = $1 AND revision <= $2 AND kind = $4 AND done_at IS NULL`
@@ -39,8 +41,15 @@ func (tx *Tx) SetKind(kind string) { tx.kind = kind }
 
 // announce leaves the outbox row, and the hint that PostgreSQL hands on when the transaction commits.
 func (tx *Tx) announce(ctx context.Context) error {
-	if _, err := tx.exec(ctx, sqlInsertOutbox, tx.tenant, int64(tx.revision), tx.kind, tx.now); err != nil {
+	var done time.Time
+	if tx.kind == OutboxNone {
+		done = tx.now
+	}
+	if _, err := tx.exec(ctx, sqlInsertOutbox, tx.tenant, int64(tx.revision), tx.kind, tx.now, done); err != nil {
 		return err
+	}
+	if tx.kind == OutboxNone {
+		return nil
 	}
 	_, err := tx.exec(ctx, sqlNotify, OutboxChannel, tx.tenant)
 	return err

@@ -14,7 +14,10 @@ const (
 	sqlListTokens  = `SELECT id, principal, issued_at, expires_at, revoked_at, created_by FROM tokens WHERE tenant_id = $1 ORDER BY id DESC`
 	sqlTokenByID   = `SELECT id, principal, issued_at, expires_at, revoked_at, created_by FROM tokens WHERE tenant_id = $1 AND id = $2`
 	sqlRevokeToken = `UPDATE tokens SET revoked_at = $3 WHERE tenant_id = $1 AND id = $2 AND revoked_at IS NULL`
-	sqlBearer      = `SELECT t.principal, t.revoked_at, u.disabled, u.admin_roles FROM tokens t
+	sqlBearer      = `SELECT t.principal, u.disabled, u.admin_roles,
+			t.revoked_at IS NOT NULL OR EXISTS (SELECT 1 FROM kills k WHERE k.tenant_id = t.tenant_id
+				AND (k.kind = 'token' AND k.subject = t.id OR k.kind = 'user' AND k.subject = t.principal))
+		FROM tokens t
 		JOIN users u ON u.tenant_id = t.tenant_id AND u.name = t.principal
 		WHERE t.tenant_id = $1 AND t.id = $2`
 )
@@ -43,7 +46,8 @@ func (tx *Tx) RevokeToken(ctx context.Context, id string) error {
 
 // Bearer is what the directory says now about whoever holds a token.
 type Bearer struct {
-	Principal  string
+	Principal string
+	// Revoked is also true when the token or its holder was killed.
 	Revoked    bool
 	Disabled   bool
 	AdminRoles []string
@@ -53,9 +57,7 @@ type Bearer struct {
 func (tx *Tx) Bearer(ctx context.Context, tokenID string) (Bearer, error) {
 	b, err := one(ctx, tx, func(row pgx.CollectableRow) (Bearer, error) {
 		var b Bearer
-		var revoked *time.Time
-		err := row.Scan(&b.Principal, &revoked, &b.Disabled, &b.AdminRoles)
-		b.Revoked = revoked != nil
+		err := row.Scan(&b.Principal, &b.Disabled, &b.AdminRoles, &b.Revoked)
 		return b, err
 	}, sqlBearer, tx.tenant, tokenID)
 	return b, missing(err, "token %s does not exist", tokenID)

@@ -19,6 +19,7 @@ import (
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/index"
+	"github.com/mcpvault/mcpvault/snapshot/shard"
 )
 
 // ID names the compiler in a head. It changes when the same rows give other bytes.
@@ -118,19 +119,14 @@ func Compile(in Input) (*Output, error) {
 	if out.Index, err = index.Build(pol); err != nil {
 		return nil, fmt.Errorf("compile tenant %s: %w", in.Tenant.Name, err)
 	}
-	if out.Catalogue, err = (proto.MarshalOptions{Deterministic: true}).Marshal(catalogue); err != nil {
-		return nil, fmt.Errorf("compile tenant %s: encode catalogue: %w", in.Tenant.Name, err)
+	if out.Catalogue, err = shard.EncodeCatalogue(catalogue); err != nil {
+		return nil, fmt.Errorf("compile tenant %s: %w", in.Tenant.Name, err)
 	}
 	out.Shards = []*snapshotv1.Shard{
-		describe(snapshotv1.ShardKind_SHARD_KIND_INDEX, out.Index),
-		describe(snapshotv1.ShardKind_SHARD_KIND_CATALOGUE, out.Catalogue),
+		shard.Of(snapshotv1.ShardKind_SHARD_KIND_INDEX, out.Index),
+		shard.Of(snapshotv1.ShardKind_SHARD_KIND_CATALOGUE, out.Catalogue),
 	}
 	return out, nil
-}
-
-func describe(kind snapshotv1.ShardKind, b []byte) *snapshotv1.Shard {
-	d := snapshot.DigestOf(b)
-	return &snapshotv1.Shard{Kind: kind, Sha256: d[:], Size: uint64(len(b))}
 }
 
 type compiler struct {

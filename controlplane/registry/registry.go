@@ -118,7 +118,10 @@ func (s *Service) ScanServer(ctx context.Context, req *adminv1.ScanServerRequest
 
 // keep finds the version of a surface, or makes it.
 func keep(ctx context.Context, tx *store.Tx, srv store.Server, surface *Surface) (v store.ServerVersion, isNew bool, err error) {
-	digest := surface.Digest()
+	digest, err := surface.Digest()
+	if err != nil {
+		return v, false, err
+	}
 	v, ok, err := tx.VersionByDigest(ctx, srv.ID, digest[:])
 	if err != nil {
 		return v, false, err

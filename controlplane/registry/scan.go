@@ -64,6 +64,9 @@ func (s *Scanner) Scan(ctx context.Context, url string) (*Surface, error) {
 	if err := sc.run(ctx); err != nil {
 		return nil, explain(ctx, url, err)
 	}
+	if _, err := sc.surface.Digest(); err != nil {
+		return nil, err
+	}
 	return sc.surface, nil
 }
 

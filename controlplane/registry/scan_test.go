@@ -242,36 +242,47 @@ func TestScanReadsAServerOfTheLibraryInBothEras(t *testing.T) {
 	if len(s.Tools) != 1 || s.Tools[0].Name != "echo" || !slices.Contains(s.ProtocolVersions, "2025-11-25") {
 		t.Errorf("got %v %s", s.ProtocolVersions, s.Tools)
 	}
-	if again, err := newScanner().Scan(t.Context(), srv.URL+"/mcp"); err != nil || again.Digest() != s.Digest() {
+	if again, err := newScanner().Scan(t.Context(), srv.URL+"/mcp"); err != nil || digestOf(t, again) != digestOf(t, s) {
 		t.Errorf("the same server scanned twice: %v", err)
 	}
 }
 
-func TestDigestCoversEverythingThatCallersSeeAndTheAddress(t *testing.T) {
+func digestOf(t *testing.T, s *Surface) string {
+	t.Helper()
+	d, err := s.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.String()
+}
+
+func TestDigestCoversWhatAModelIsShown(t *testing.T) {
 	t.Parallel()
 	base := Surface{URL: "u", Tools: []Tool{{"a", []byte(`{"name":"a"}`)}}, ServerInfo: []byte("{}"), Capabilities: []byte("{}"), Instructions: "i"}
-	seen := map[string]string{base.Digest().String(): "base"}
+	seen := map[string]string{digestOf(t, &base): "base"}
 	for what, change := range map[string]func(*Surface){
-		"url": func(s *Surface) { s.URL = "v" }, "info": func(s *Surface) { s.ServerInfo = nil }, "instructions": func(s *Surface) { s.Instructions = "" },
-		"capabilities": func(s *Surface) { s.Capabilities = []byte("[]") }, "tool": func(s *Surface) { s.Tools = []Tool{{"a", []byte(`{"name":"a" }`)}} },
+		"instructions": func(s *Surface) { s.Instructions = "" },
+		"tool":         func(s *Surface) { s.Tools = []Tool{{"a", []byte(`{"name":"a","title":"x"}`)}} },
+		"tools":        func(s *Surface) { s.Tools = nil },
 	} {
 		s := base
 		change(&s)
-		if other, ok := seen[s.Digest().String()]; ok {
+		if other, ok := seen[digestOf(t, &s)]; ok {
 			t.Errorf("%s has the digest of %s", what, other)
 		}
-		seen[s.Digest().String()] = what
+		seen[digestOf(t, &s)] = what
 	}
 	same := base
 	same.ProtocolVersions = []string{"2026-07-28"}
-	if same.Digest() != base.Digest() {
+	same.ServerInfo = []byte(`{"version":"2"}`)
+	if digestOf(t, &same) != digestOf(t, &base) {
 		t.Error("a new protocol revision is taken for another surface")
 	}
 	b, err := base.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := DecodeSurface(b); err != nil || got.Digest() != base.Digest() {
+	if got, err := DecodeSurface(b); err != nil || digestOf(t, got) != digestOf(t, &base) {
 		t.Errorf("decoded %+v, %v", got, err)
 	}
 }

@@ -3,11 +3,8 @@ package registry
 import (
 	"bytes"
 	"cmp"
-	"crypto/sha256"
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"hash"
 	"slices"
 	"strings"
 	"unicode"
@@ -42,30 +39,18 @@ type Tool struct {
 	Raw  []byte
 }
 
-// surfaceDomain keeps this hash apart from every other SHA-256 of the house.
-const surfaceDomain = "mcpvault surface v1\n"
-
-// Digest identifies the surface. Where the server is belongs to it: the same tools at another address are another version.
-func (s *Surface) Digest() snapshot.Digest {
-	h := sha256.New()
-	h.Write([]byte(surfaceDomain))
-	field(h, []byte(s.URL))
-	field(h, s.ServerInfo)
-	field(h, s.Capabilities)
-	field(h, []byte(s.Instructions))
+// Digest identifies the version: what a model is shown, whatever the order and the white space of its JSON. The address is
+// that of the server's row and never changes; the server's own name and number change without any change of its tools.
+func (s *Surface) Digest() (snapshot.Digest, error) {
+	shown := snapshot.Surface{Instructions: s.Instructions}
 	for _, t := range s.Tools {
-		field(h, []byte(t.Name))
-		field(h, t.Raw)
+		shown.Tools = append(shown.Tools, snapshot.SurfaceTool{Name: t.Name, Raw: t.Raw})
 	}
-	return snapshot.Digest(h.Sum(nil))
-}
-
-// field writes the length first, so that no two surfaces look the same to the hash.
-func field(h hash.Hash, b []byte) {
-	var n [8]byte
-	binary.BigEndian.PutUint64(n[:], uint64(len(b)))
-	h.Write(n[:])
-	h.Write(b)
+	d, err := shown.Digest()
+	if err != nil {
+		return d, badSurface(err.Error())
+	}
+	return d, nil
 }
 
 // Encode is the form in which a surface is stored and compiled.

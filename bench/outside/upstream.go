@@ -16,6 +16,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/mcpvault/mcpvault/bench/devrun"
 )
 
 // upstream is the official Go SDK's conformance server in both eras behind one address: the SDK serves 2026-07-28 only
@@ -34,7 +36,7 @@ func startUpstream(ctx context.Context, k *toolkit) (*upstream, error) {
 	}
 	var targets [2]*url.URL
 	for i, stateless := range []string{"true", "false"} {
-		addr, err := freeAddr()
+		addr, err := devrun.FreeAddr()
 		if err != nil {
 			return nil, err
 		}
@@ -45,7 +47,7 @@ func startUpstream(ctx context.Context, k *toolkit) (*upstream, error) {
 		}
 		stops = append(stops, stop)
 		targets[i] = &url.URL{Scheme: "http", Host: addr}
-		if err := waitListen(ctx, addr); err != nil {
+		if err := devrun.WaitListen(ctx, addr); err != nil {
 			stopAll()
 			return nil, err
 		}
@@ -137,26 +139,6 @@ func withToken(gateway, token string) (string, func(), error) {
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
 	go func() { _ = srv.Serve(l) }()
 	return "http://" + l.Addr().String() + "/", func() { _ = srv.Close() }, nil
-}
-
-func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String(), nil
-}
-
-func waitListen(ctx context.Context, addr string) error {
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline) && ctx.Err() == nil; {
-		c, err := net.DialTimeout("tcp", addr, time.Second)
-		if err == nil {
-			return c.Close()
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	return fmt.Errorf("nothing listens on %s", addr)
 }
 
 // spawn starts a process and returns what ends it.

@@ -318,6 +318,9 @@ func unavailable(cause error) error {
 	return fmt.Errorf("%w: %w", ErrUnavailable, cause)
 }
 
+// Dir is the directory of the log.
+func (l *Log) Dir() string { return l.cfg.Dir }
+
 // Origin is the log's name, PREFIX/INCARNATION, and the first line of its checkpoints.
 func (l *Log) Origin() string { return l.origin }
 

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"bytes"
+	"encoding/binary"
 	"unicode/utf8"
 
 	"github.com/mcpvault/mcpvault/snapshot/index"
@@ -11,8 +12,10 @@ import (
 const (
 	MaxArgs  = 16 << 20 // bytes
 	MaxDepth = 64
-	// maxRead is how many arguments that conditions of the tenant speak of may be in one call.
-	maxRead = 64
+	// maxRead is how many arguments that conditions of the tenant speak of may be in one call; fewRead is how many most
+	// calls have at most, so that they need not clear room for more.
+	maxRead = 256
+	fewRead = 8
 )
 
 // fault is why a condition could not be evaluated.
@@ -57,7 +60,7 @@ type args struct {
 	scanned bool
 	fault   fault
 	n       int
-	found   [maxRead]arg
+	room    []arg // the first n are found
 }
 
 type arg struct {
@@ -77,7 +80,7 @@ func (a *args) find(x *index.Index, raw, name []byte, fold uint64) ([]byte, faul
 	}
 	hit := -1
 	for i := range a.n {
-		if a.found[i].fold != fold {
+		if a.room[i].fold != fold {
 			continue
 		}
 		if hit >= 0 {
@@ -88,7 +91,7 @@ func (a *args) find(x *index.Index, raw, name []byte, fold uint64) ([]byte, faul
 	if hit < 0 {
 		return nil, faultAbsent
 	}
-	f := &a.found[hit]
+	f := &a.room[hit]
 	if !sameText(raw[f.key:f.keyEnd], name) {
 		return nil, faultCase
 	}
@@ -134,10 +137,10 @@ func (a *args) scan(x *index.Index, raw []byte) fault {
 			return faultMalformed
 		}
 		if x.ReadsArg(fold) {
-			if a.n == maxRead {
+			if a.n == len(a.room) {
 				return faultTooMany
 			}
-			a.found[a.n] = arg{fold: fold, key: uint32(key), keyEnd: uint32(after - 1), value: uint32(val), valueTo: uint32(to)}
+			a.room[a.n] = arg{fold: fold, key: uint32(key), keyEnd: uint32(after - 1), value: uint32(val), valueTo: uint32(to)}
 			a.n++
 		}
 		i = space(raw, to)
@@ -171,8 +174,14 @@ func space(b []byte, i int) int {
 func foldString(b []byte, i int) (fold uint64, after int, ok bool) {
 	fold = index.FoldStart
 	for i < len(b) {
-		if b[i] == '"' {
+		c := b[i]
+		if c == '"' {
 			return fold, i + 1, true
+		}
+		if plain(c) {
+			fold = index.FoldByte(fold, c)
+			i++
+			continue
 		}
 		r, n := nextRune(b, i)
 		if n == 0 {
@@ -279,21 +288,36 @@ func skip(b []byte, i int) int {
 }
 
 func skipString(b []byte, i int) int {
-	for i < len(b) {
-		switch c := b[i]; {
-		case c == '"':
-			return i + 1
-		case c == '\\' || c < 0x20 || c >= utf8.RuneSelf:
-			_, n := nextRune(b, i)
-			if n == 0 {
-				return -1
-			}
-			i += n
-		default:
+	for {
+		for i+8 <= len(b) && allPlain(binary.LittleEndian.Uint64(b[i:])) {
+			i += 8
+		}
+		for i < len(b) && plain(b[i]) {
 			i++
 		}
+		switch {
+		case i >= len(b):
+			return -1
+		case b[i] == '"':
+			return i + 1
+		}
+		_, n := nextRune(b, i)
+		if n == 0 {
+			return -1
+		}
+		i += n
 	}
-	return -1
+}
+
+// plain reports whether a byte of a string stands for itself and goes on.
+func plain(c byte) bool { return c >= 0x20 && c < utf8.RuneSelf && c != '"' && c != '\\' }
+
+// allPlain is plain for eight bytes at once. Each term has the high bit of a byte set when the byte is below 0x20, a quote
+// or a backslash; a carry can only make it say no too often.
+func allPlain(w uint64) bool {
+	const ones, high = 0x0101010101010101, 0x8080808080808080
+	quote, back := w^ones*'"', w^ones*'\\'
+	return (w|(w-ones*0x20)|(quote-ones)|(back-ones))&high == 0
 }
 
 func skipNested(b []byte, i int) int {

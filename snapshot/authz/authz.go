@@ -93,53 +93,73 @@ func decide(v *index.View, pg *index.Page, item index.ItemID, bit uint64, r *Req
 	return conditions(v, pg, item, bit, r)
 }
 
-// conditions decides an item that an allow reaches and whose fate hangs on conditions. The outcome does not depend on
-// the order of the grants: a true deny is told before one in error, a true allow before a false one.
+// conditions decides an item that an allow reaches and whose fate hangs on conditions.
 func conditions(v *index.View, pg *index.Page, item index.ItemID, bit uint64, r *Request) Decision {
-	x := v.Index()
-	e := evaluator{now: r.NowMS, raw: r.Args, x: x}
+	var room [fewRead]arg
+	e := evaluator{now: r.NowMS, raw: r.Args, x: v.Index(), args: args{room: room[:]}}
+	d := e.decide(v, pg, item, bit)
+	if e.args.fault == faultTooMany {
+		return manyArgs(v, pg, item, bit, r)
+	}
+	return d
+}
+
+// manyArgs is conditions with more room for arguments.
+func manyArgs(v *index.View, pg *index.Page, item index.ItemID, bit uint64, r *Request) Decision {
+	var room [maxRead]arg
+	e := evaluator{now: r.NowMS, raw: r.Args, x: v.Index(), args: args{room: room[:]}}
+	return e.decide(v, pg, item, bit)
+}
+
+// decide comes to the same outcome whatever the order of the grants: a true deny is told before one in error, a true
+// allow before any other.
+func (e *evaluator) decide(v *index.View, pg *index.Page, item index.ItemID, bit uint64) Decision {
 	d := Decision{Visible: true, Reason: Condition}
-	for k := range v.Ranges(pg) {
-		rng := v.Range(pg, item, k)
-		for i := range uint32(rng.Deny) {
-			mask, prog := x.Cond(rng.First + i)
-			if mask&bit == 0 {
-				continue
-			}
-			switch e.run(prog) {
-			case isTrue:
-				return Decision{Visible: true, Reason: Condition, Program: prog + 1}
-			case isError:
-				d.Reason, d.Program = ArgumentType, prog+1
+	if pg.CondDeny&bit != 0 {
+		for k := range v.Ranges(pg) {
+			rng := v.Range(pg, item, k)
+			if e.any(rng.First, uint32(rng.Deny), bit, &d) {
+				return Decision{Visible: true, Reason: Condition, Program: d.Program}
 			}
 		}
-	}
-	if d.Program != 0 {
-		return d
+		if d.Reason == ArgumentType {
+			return d
+		}
+		d.Program = 0
 	}
 	if pg.Allow&bit != 0 {
 		return Decision{Allow: true, Visible: true, Reason: Allowed}
 	}
 	for k := range v.Ranges(pg) {
 		rng := v.Range(pg, item, k)
-		for i := range uint32(rng.Allow) {
-			mask, prog := x.Cond(rng.First + uint32(rng.Deny) + i)
-			if mask&bit == 0 {
-				continue
-			}
-			switch e.run(prog) {
-			case isTrue:
-				return Decision{Allow: true, Visible: true, Reason: Allowed, Program: prog + 1}
-			case isError:
-				d.Reason, d.Program = ArgumentType, prog+1
-			case isFalse:
-				if d.Program == 0 {
-					d.Program = prog + 1
-				}
-			}
+		if e.any(rng.First+uint32(rng.Deny), uint32(rng.Allow), bit, &d) {
+			return Decision{Allow: true, Visible: true, Reason: Allowed, Program: d.Program}
 		}
 	}
 	return d
+}
+
+// any reports whether one of n conditions on an item is true, and leaves in d which it was; else it leaves the last in
+// error, or one that is false.
+func (e *evaluator) any(first, n uint32, bit uint64, d *Decision) bool {
+	for i := first; i < first+n; i++ {
+		mask, prog := e.x.Cond(i)
+		if mask&bit == 0 {
+			continue
+		}
+		switch e.run(prog) {
+		case isTrue:
+			d.Program = prog + 1
+			return true
+		case isError:
+			d.Reason, d.Program = ArgumentType, prog+1
+		case isFalse:
+			if d.Program == 0 {
+				d.Program = prog + 1
+			}
+		}
+	}
+	return false
 }
 
 // Visible reports whether an item belongs in a list at that time: whether there are arguments with which a call would be

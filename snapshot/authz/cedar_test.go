@@ -21,7 +21,9 @@ type oracle struct {
 	deny     map[cedar.PolicyID]bool
 }
 
-func uid(kind, id string) cedar.EntityUID { return cedar.NewEntityUID(cedar.EntityType(kind), cedar.String(id)) }
+func uid(kind, id string) cedar.EntityUID {
+	return cedar.NewEntityUID(cedar.EntityType(kind), cedar.String(id))
+}
 
 func newOracle(p *snapshot.Policy) *oracle {
 	o := &oracle{policies: cedar.NewPolicySet(), entities: cedar.EntityMap{}, deny: map[cedar.PolicyID]bool{}}
@@ -211,4 +213,3 @@ func BenchmarkCedarWholeSet(b *testing.B) {
 		_, _ = cedar.Authorize(o.policies, o.entities, req)
 	}
 }
-

@@ -38,23 +38,51 @@ type GrantOutcome struct {
 // Explain decides again and tells the part of every grant. It is slow and allocates.
 func Explain(x *index.Index, p index.PrincipalID, s index.ServerID, item index.ItemID, r *Request) Explanation {
 	v := x.View(p, s)
-	out := Explanation{
-		Principal: x.PrincipalName(p), Server: x.ServerName(s), Item: x.ItemName(s, item), Decision: Decide(&v, item, r),
+	d := Decide(&v, item, r)
+	return Explanation{
+		Principal: x.PrincipalName(p), Server: x.ServerName(s), Item: x.ItemName(s, item), Decision: d,
+		Grants: outcomes(&v, item, r, d),
 	}
+}
+
+// Rules lists the ids of the grants that settled a decision, sorted: the part of an explanation that a record keeps. Of a
+// denial because no allow's condition held, they are the allows that might have.
+func Rules(v *index.View, item index.ItemID, r *Request, d Decision) []string {
+	var ids []string
+	for _, g := range outcomes(v, item, r, d) {
+		if g.Decided {
+			ids = append(ids, g.ID)
+		}
+	}
+	return ids
+}
+
+// outcomes evaluates every grant that reaches an item, each once.
+func outcomes(v *index.View, item index.ItemID, r *Request, d Decision) []GrantOutcome {
+	x := v.Index()
+	if x == nil {
+		return nil
+	}
+	var grants []GrantOutcome
+	plain := map[string]bool{}
 	at := map[string]int{}
-	for rule := range x.Rules(&v, item) {
+	for rule := range x.Rules(v, item) {
 		i, ok := at[rule.Grant]
 		if !ok {
-			i = len(out.Grants)
+			i = len(grants)
 			at[rule.Grant] = i
-			out.Grants = append(out.Grants, outcomeOf(x, rule, r))
-			out.Grants[i].Decided = decided(out.Decision, out.Grants[i], rule)
+			plain[rule.Grant] = rule.Cond == 0
+			grants = append(grants, outcomeOf(x, rule, r))
 		}
-		if g := &out.Grants[i]; !slices.Contains(g.Via, rule.Via) {
+		if g := &grants[i]; !slices.Contains(g.Via, rule.Via) {
 			g.Via = append(g.Via, rule.Via)
 		}
 	}
-	slices.SortFunc(out.Grants, func(a, b GrantOutcome) int {
+	denied := slices.ContainsFunc(grants, func(g GrantOutcome) bool { return g.Deny && g.Outcome != ConditionFalse })
+	for i := range grants {
+		grants[i].Decided = decided(d.Reason, grants[i], plain[grants[i].ID], denied)
+	}
+	slices.SortFunc(grants, func(a, b GrantOutcome) int {
 		if a.Deny != b.Deny {
 			if a.Deny {
 				return -1
@@ -63,7 +91,22 @@ func Explain(x *index.Index, p index.PrincipalID, s index.ServerID, item index.I
 		}
 		return cmp.Compare(a.ID, b.ID)
 	})
-	return out
+	return grants
+}
+
+// decided tells whether a grant is among those that settled a decision; denied says that some deny fired.
+func decided(reason Reason, g GrantOutcome, plain, denied bool) bool {
+	switch reason {
+	case Allowed:
+		return !g.Deny && g.Outcome == Matched
+	case ExplicitDeny:
+		return g.Deny && plain
+	case Condition:
+		return g.Deny == denied && (g.Outcome == Matched) == denied
+	case ArgumentType:
+		return g.Deny == denied && g.Outcome == ConditionError
+	}
+	return false
 }
 
 func outcomeOf(x *index.Index, rule index.Rule, r *Request) GrantOutcome {
@@ -71,7 +114,7 @@ func outcomeOf(x *index.Index, rule index.Rule, r *Request) GrantOutcome {
 	if rule.Cond == 0 {
 		return g
 	}
-	e := evaluator{now: r.NowMS, raw: r.Args, x: x}
+	e := evaluator{now: r.NowMS, raw: r.Args, x: x, args: args{room: make([]arg, maxRead)}}
 	switch e.run(rule.Cond - 1) {
 	case isFalse:
 		g.Outcome = ConditionFalse
@@ -79,34 +122,4 @@ func outcomeOf(x *index.Index, rule index.Rule, r *Request) GrantOutcome {
 		g.Outcome, g.Detail = ConditionError, e.fault.String()
 	}
 	return g
-}
-
-// decided tells whether a grant is among those that settled a decision.
-func decided(d Decision, g GrantOutcome, rule index.Rule) bool {
-	switch d.Reason {
-	case Allowed:
-		return !g.Deny && g.Outcome == Matched
-	case ExplicitDeny:
-		return g.Deny && rule.Cond == 0
-	case Condition, ArgumentType:
-		return rule.Cond != 0 && (g.Deny && g.Outcome != ConditionFalse || !g.Deny && g.Outcome != Matched)
-	}
-	return false
-}
-
-// Rules lists the ids of the grants that settled a decision, sorted: the part of an explanation that a record keeps.
-// For a denial because no allow's condition held, they are the allows that might have.
-func Rules(v *index.View, item index.ItemID, r *Request, d Decision) []string {
-	x := v.Index()
-	if x == nil {
-		return nil
-	}
-	var ids []string
-	for rule := range x.Rules(v, item) {
-		if decided(d, outcomeOf(x, rule, r), rule) {
-			ids = append(ids, rule.Grant)
-		}
-	}
-	slices.Sort(ids)
-	return slices.Compact(ids)
 }

@@ -24,7 +24,6 @@ func build(t testing.TB, p *snapshot.Policy) *index.Index {
 	return x
 }
 
-
 func resolve(t interface{ Fatalf(string, ...any) }, x *index.Index, c snapshottest.Call) (index.View, index.ItemID) {
 	p, ok1 := x.Principal(c.Principal)
 	s, ok2 := x.Server(c.Server)

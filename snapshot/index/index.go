@@ -40,8 +40,8 @@ type Index struct {
 	cellShift                                        uint
 	// anyNode has a bit for each node that owns a wildcard cell: the second probe is rare.
 	anyNode []uint64
-	// argNames are the folded hashes of all names that programs read.
-	argNames map[uint64]struct{}
+	// argNames are the folded hashes of all names that programs read: open addressing, at most half full, 0 is free.
+	argNames []uint64
 	size     int
 }
 

@@ -144,13 +144,13 @@ func (x *Index) checkNames() error {
 			}
 		}
 	}
-	x.argNames = map[uint64]struct{}{}
+	x.argNames = make([]uint64, tableSize(len(x.args)/argSize))
 	for i := 0; i < len(x.args); i += argSize {
 		fold := le.Uint64(x.args[i+8:])
-		if fold != FoldHash(x.name(x.args[i:])) {
+		if fold == 0 || fold != FoldHash(x.name(x.args[i:])) {
 			return bad("arg", i/argSize)
 		}
-		x.argNames[fold] = struct{}{}
+		x.addArg(fold)
 	}
 	return nil
 }

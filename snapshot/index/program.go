@@ -88,10 +88,27 @@ func (p *Program) Member(operand uint64, i int) uint64 {
 	return le.Uint64(p.x.values[(int(uint32(operand))+i)*valueSize:])
 }
 
-// ReadsArg reports whether any program of the index may read an argument with this folded hash.
+// ReadsArg reports whether any program of the index reads an argument with this folded hash.
 func (x *Index) ReadsArg(fold uint64) bool {
-	_, ok := x.argNames[fold]
-	return ok
+	mask := len(x.argNames) - 1
+	for i := int(fold) & mask; ; i = (i + 1) & mask {
+		switch x.argNames[i] {
+		case fold:
+			return true
+		case 0:
+			return false
+		}
+	}
+}
+
+// addArg notes an argument that some program reads; the table has room.
+func (x *Index) addArg(fold uint64) {
+	mask := len(x.argNames) - 1
+	i := int(fold) & mask
+	for x.argNames[i] != 0 && x.argNames[i] != fold {
+		i = (i + 1) & mask
+	}
+	x.argNames[i] = fold
 }
 
 // Possible follows all paths of a program whose argument leaves may come out either way: what it may come to at nowMS.
@@ -155,7 +172,7 @@ func FoldHash(name []byte) uint64 {
 	h := FoldStart
 	for i := 0; i < len(name); {
 		if c := name[i]; c < utf8.RuneSelf {
-			h = FoldRune(h, rune(c))
+			h = FoldByte(h, c)
 			i++
 			continue
 		}
@@ -169,22 +186,27 @@ func FoldHash(name []byte) uint64 {
 // FoldStart is the hash of the empty name.
 const FoldStart uint64 = 14695981039346656037
 
-// FoldRune adds one rune to a folded hash.
+const foldPrime = 1099511628211
+
+// FoldByte adds one ASCII character to a folded hash.
+func FoldByte(h uint64, c byte) uint64 {
+	if c-'a' < 26 {
+		c -= 'a' - 'A'
+	}
+	return (h ^ uint64(c)) * foldPrime
+}
+
+// FoldRune adds one character to a folded hash, as the smallest of those that fold together: 'ſ' is 'S', the Kelvin sign
+// is 'K'.
 func FoldRune(h uint64, r rune) uint64 {
-	switch {
-	case 'a' <= r && r <= 'z':
-		r -= 'a' - 'A'
-	case r >= utf8.RuneSelf:
-		// The smallest of the runes that fold together: 'ſ' is 'S', the Kelvin sign is 'K'.
-		for f := unicode.SimpleFold(r); ; f = unicode.SimpleFold(f) {
-			if f < r {
-				r = f
-				break
-			}
-			if f == r {
-				break
-			}
+	if r < utf8.RuneSelf {
+		return FoldByte(h, byte(r))
+	}
+	for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
+		if f < r {
+			r = f
+			break
 		}
 	}
-	return (h ^ uint64(r)) * 1099511628211
+	return (h ^ uint64(r)) * foldPrime
 }

@@ -92,7 +92,9 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 	t.Parallel()
 	var second atomic.Bool
 	target := serve(t, func(http.ResponseWriter, *http.Request) { second.Store(true) })
-	url := serve(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, target, http.StatusTemporaryRedirect) })
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, target, http.StatusTemporaryRedirect)
+	})
 	if _, err := client(upstream.Config{}).Do(t.Context(), post(url, "{}")); !errors.Is(err, upstream.ErrRedirect) || second.Load() {
 		t.Fatalf("E08: %v", err)
 	}

@@ -1,0 +1,204 @@
+package pep
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/mcpvault/mcpvault/dataplane/authn"
+	"github.com/mcpvault/mcpvault/dataplane/mcp"
+	"github.com/mcpvault/mcpvault/dataplane/pdp"
+	"github.com/mcpvault/mcpvault/dataplane/session"
+	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
+	"github.com/mcpvault/mcpvault/snapshot/index"
+)
+
+// exchange is one request on its way through the steps.
+type exchange struct {
+	p      *PEP
+	w      http.ResponseWriter
+	r      *http.Request
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	timer  *time.Timer // cancels ctx at the deadline
+	began  time.Time
+
+	rec      *auditv1.Record
+	intended bool // the intent is durable
+	recorded bool // the record is closed
+	started  bool // the answer's head is sent
+	done     bool // the answer is sent
+
+	route  route
+	state  *pdp.State
+	tenant *pdp.Tenant
+	who    authn.Principal
+	// owner names the caller across tokens; pid is meaningful when known is true.
+	owner session.Owner
+	pid   index.PrincipalID
+	known bool
+
+	msg      mcp.Message
+	era      mcp.Era
+	revision string
+	// sessionID and claims are set for a request in a legacy session.
+	sessionID string
+	claims    session.Claims
+
+	// server is where the request goes, nil on the aggregate until a name chooses one.
+	server *pdp.Server
+	view   index.View
+	tool   *pdp.Tool
+	// owned: the gateway leads this dialogue itself. shown is the name by which the caller knows the tool.
+	owned bool
+	shown string
+	set   http.Header
+	free  func()
+}
+
+// answer ends a request.
+type answer struct {
+	status int
+	body   []byte // JSON; nil sends none
+	header http.Header
+	// reason, for the record, is "" when the request was served; outcome is its outcome word.
+	reason  string
+	outcome string
+	// silent sends nothing: the caller is gone.
+	silent bool
+}
+
+func (p *PEP) open(w http.ResponseWriter, r *http.Request) *exchange {
+	now := p.cfg.Now()
+	x := &exchange{p: p, w: w, r: r, began: now, state: p.policy.Current(), set: http.Header{}}
+	x.ctx, x.cancel = context.WithCancelCause(r.Context())
+	x.timer = time.AfterFunc(p.cfg.BodyTimeout+p.cfg.CallTimeout, func() { x.cancel(errTimeout) })
+	id := p.audit.NewID()
+	x.rec = &auditv1.Record{
+		Id: id, RequestId: id, Kind: auditv1.RecordKind_RECORD_KIND_CALL, TimeMs: now.UnixMilli(), Cell: p.cfg.Cell,
+		Node: p.cfg.Node, Client: &auditv1.Client{Address: address(r)},
+	}
+	return x
+}
+
+// close is what happens to every request at the end, panics included.
+func (x *exchange) close() {
+	if v := recover(); v != nil {
+		if v != http.ErrAbortHandler {
+			x.p.log.Error("request panicked", "panic", v, "request_id", x.rec.GetId())
+		}
+		if x.started {
+			x.record("internal", "unknown", 0)
+		} else {
+			x.finish(x.fail(mcp.CodeInternal, "internal", "internal error, request "+x.rec.GetId(), false))
+		}
+	}
+	if !x.recorded {
+		x.record("canceled", "canceled", 0)
+	}
+	x.timer.Stop()
+	x.cancel(nil)
+	if x.free != nil {
+		x.free()
+	}
+}
+
+// finish records and sends an answer. When the record cannot be kept, the caller gets that for an answer.
+func (x *exchange) finish(a *answer) {
+	x.done = true
+	if err := x.record(a.reason, a.outcome, a.status); err != nil {
+		x.p.log.Error("audit record lost", "error", err, "request_id", x.rec.GetId())
+		a = x.unaudited()
+	}
+	if a.silent {
+		return
+	}
+	h := x.head()
+	for k, v := range a.header {
+		h[k] = v
+	}
+	if a.status == http.StatusRequestEntityTooLarge || a.status == http.StatusRequestTimeout {
+		h["Connection"] = []string{"close"}
+	}
+	if a.body != nil {
+		h["Content-Type"] = []string{"application/json"}
+	}
+	x.started = true
+	x.w.WriteHeader(a.status)
+	if a.body != nil {
+		_, _ = x.w.Write(a.body)
+	}
+}
+
+// head sets the headers of every answer.
+func (x *exchange) head() http.Header {
+	h := x.w.Header()
+	h["Cache-Control"] = []string{"no-store"}
+	h["X-Content-Type-Options"] = []string{"nosniff"}
+	h["X-Request-Id"] = []string{x.rec.GetId()}
+	h["MCPVault-Decision-Id"] = []string{x.rec.GetId()}
+	h["MCPVault-Cell"] = []string{x.p.cfg.Cell + "/" + x.p.cfg.Node}
+	if x.tenant != nil {
+		h["MCPVault-Snapshot"] = []string{x.tenant.Version.String()}
+	}
+	return h
+}
+
+// ok is a served request with a JSON answer.
+func ok(body []byte) *answer {
+	return &answer{status: http.StatusOK, body: body, outcome: "ok"}
+}
+
+// refuse turns a framing refusal into an answer.
+func (x *exchange) refuse(r *mcp.Refusal) *answer {
+	return &answer{
+		status: r.Status, reason: r.Reason, outcome: "refused",
+		body: mcp.AppendError(nil, x.msg.ID, r.Code, r.Message, r.Data),
+	}
+}
+
+// reject refuses with a plain status and a JSON-RPC error.
+func (x *exchange) reject(status, code int, reason, message string) *answer {
+	return x.refuse(&mcp.Refusal{Reason: reason, Status: status, Code: code, Message: message})
+}
+
+// fail is an error of our own or of an upstream, told as JSON-RPC so that the caller's program sees the words.
+func (x *exchange) fail(code int, reason, message string, retryable bool) *answer {
+	d := mcp.ErrorData{DecisionID: x.rec.GetId(), Reason: reason, Retryable: retryable}
+	status := http.StatusOK
+	if x.msg.Kind != mcp.KindRequest {
+		status = http.StatusBadGateway
+	}
+	return &answer{
+		status: status, reason: reason, outcome: "rpc_error",
+		body: mcp.AppendError(nil, x.msg.ID, code, message, d.Append(nil)),
+	}
+}
+
+func (x *exchange) unaudited() *answer {
+	message := "the audit log of this node does not take records, so nothing was done; try again or use another node"
+	if x.intended {
+		message = "the call was made, but its outcome could not be recorded and is withheld"
+	}
+	return x.fail(mcp.CodeServer, "audit_unavailable", message, !x.intended)
+}
+
+// extend gives the call its time anew, within the bound of all of it; more is an upper bound for this wait.
+func (x *exchange) extend(more time.Duration) {
+	left := x.p.cfg.MaxCall - x.p.cfg.Now().Sub(x.began)
+	x.timer.Reset(max(min(more, left), time.Millisecond))
+}
+
+// cutShort says why the context ended.
+func (x *exchange) cutShort() (reason, outcome string) {
+	switch cause := context.Cause(x.ctx); {
+	case errors.Is(cause, errTimeout):
+		return "upstream_timeout", "timeout"
+	case errors.Is(cause, errExpired):
+		return "token_expired", "canceled"
+	case errors.Is(cause, errRevoked):
+		return "revoked", "canceled"
+	}
+	return "client_gone", "canceled"
+}

@@ -1,0 +1,228 @@
+package pep
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/mcpvault/mcpvault/dataplane/mcp"
+	"github.com/mcpvault/mcpvault/dataplane/pdp"
+	"github.com/mcpvault/mcpvault/dataplane/session"
+	"github.com/mcpvault/mcpvault/dataplane/veneer"
+	"github.com/mcpvault/mcpvault/snapshot/authz"
+	"github.com/mcpvault/mcpvault/snapshot/index"
+)
+
+// own answers what this node answers by itself: lists and discovery always, and the whole dialogue where it leads it (on
+// the aggregate, and where the upstream does not speak the caller's era).
+func (x *exchange) own() *answer {
+	if x.r.Method == http.MethodDelete && x.owned {
+		return x.endOwned()
+	}
+	if x.r.Method != http.MethodPost {
+		return nil
+	}
+	if x.msg.Kind == mcp.KindNotification && x.owned {
+		return &answer{status: http.StatusAccepted, outcome: "ok"}
+	}
+	switch x.msg.Method {
+	case mcp.MethodToolsList:
+		return x.listTools()
+	case mcp.MethodPing:
+		return ok(mcp.AppendEmptyResult(nil, x.msg.ID, x.era))
+	case mcp.MethodDiscover:
+		if x.era == mcp.EraLegacy {
+			return x.unknownMethod("unknown_method")
+		}
+		return x.discover()
+	case mcp.MethodInitialize:
+		if x.owned {
+			return x.initialize()
+		}
+	}
+	return nil
+}
+
+// listTools answers out of the snapshot what the caller may call.
+func (x *exchange) listTools() *answer {
+	list := veneer.List{ID: x.msg.ID, Era: x.era, TTLMS: x.p.cfg.ListTTL.Milliseconds(), ServerInfo: x.serverInfo()}
+	here := session.Cursor{Owner: x.owner, List: x.route.server, Version: x.tenant.Version}
+	offset := 0
+	if x.msg.Cursor.Present() {
+		text, isText := x.msg.Text(x.msg.Cursor)
+		var err error
+		if offset, err = x.p.sessions.OpenCursor(text, here); !isText || err != nil {
+			a := x.reject(http.StatusOK, mcp.CodeInvalidParams, "cursor_invalid", "this cursor is not of this list")
+			return a
+		}
+	}
+	all := x.visibleTools()
+	all = all[min(offset, len(all)):]
+	if len(all) > x.p.cfg.PageSize {
+		all = all[:x.p.cfg.PageSize]
+		here.Offset = offset + len(all)
+		list.Next = x.p.sessions.SealCursor(here)
+	}
+	size := 256
+	for i := range all {
+		size += len(all[i].Raw) + len(all[i].Name) + 1
+	}
+	return ok(list.Append(make([]byte, 0, size), all))
+}
+
+// visibleTools are the tools that the caller may be shown, in the order of servers and names.
+func (x *exchange) visibleTools() []veneer.Entry {
+	if x.route.server != "" {
+		return x.visibleOn(nil, x.server, &x.view, nil)
+	}
+	var all []veneer.Entry
+	names := x.aggregateNames()
+	for _, s := range x.tenant.Servers {
+		v := x.viewOf(s)
+		all = x.visibleOn(all, s, &v, names)
+	}
+	return all
+}
+
+func (x *exchange) visibleOn(all []veneer.Entry, s *pdp.Server, v *index.View, names *veneer.Names) []veneer.Entry {
+	now := x.nowMS()
+	kills := x.state.Kills() > 0
+	for i := range s.Tools {
+		tool := &s.Tools[i]
+		if !authz.Visible(v, tool.Item, now) || kills && x.killedTool(s, tool.Name) {
+			continue
+		}
+		e := veneer.Entry{Raw: tool.Raw}
+		if names != nil {
+			e.Name = names.Shown(veneer.Tool{Server: s.Name, Name: tool.Name})
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+// serverInfo is the raw object by which the endpoint names itself.
+func (x *exchange) serverInfo() []byte {
+	if x.server != nil && len(x.server.ServerInfo) > 0 {
+		return x.server.ServerInfo
+	}
+	name := "mcpvault"
+	if x.server != nil {
+		name = x.server.Name
+	}
+	b := mcp.AppendString([]byte(`{"name":`), name)
+	b = mcp.AppendString(append(b, `,"version":`...), x.p.cfg.Version)
+	return append(b, '}')
+}
+
+// capabilities are what the caller may make use of: those of the upstream, or of them the tools alone.
+func (x *exchange) capabilities() []byte {
+	if x.server == nil || len(x.server.Capabilities) == 0 {
+		return []byte(`{"tools":{}}`)
+	}
+	if x.owned || !x.mayOther() {
+		return toolsOnly(x.server.Capabilities)
+	}
+	return x.server.Capabilities
+}
+
+// toolsOnly leaves of a capabilities object what concerns tools. The gateway sends no list changes where it answers
+// lists itself.
+func toolsOnly(raw []byte) []byte {
+	var caps map[string]json.RawMessage
+	if json.Unmarshal(raw, &caps) != nil || caps["tools"] == nil {
+		return []byte(`{}`)
+	}
+	return []byte(`{"tools":{}}`)
+}
+
+func (x *exchange) discover() *answer {
+	b := mcp.AppendResultHead(nil, x.msg.ID, x.era)
+	b = append(b, `"supportedVersions":[`...)
+	for i, rev := range mcp.Revisions() {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = mcp.AppendString(b, rev)
+	}
+	b = append(b, `],"capabilities":`...)
+	b = append(b, x.capabilities()...)
+	if x.server != nil && x.server.Instructions != "" {
+		b = mcp.AppendString(append(b, `,"instructions":`...), x.server.Instructions)
+	}
+	b = veneer.AppendCaching(b, x.p.cfg.ListTTL.Milliseconds())
+	b = veneer.AppendServerMeta(b, x.serverInfo())
+	return ok(mcp.AppendResultTail(b))
+}
+
+// initialize opens a session that has no upstream session behind it yet.
+func (x *exchange) initialize() *answer {
+	revision, _ := x.msg.Text(x.msg.InitVersion)
+	if !mcp.IsLegacy(revision) {
+		revision = mcp.Rev20251125
+	}
+	x.revision, x.rec.ProtocolVersion = revision, revision
+	b := mcp.AppendResultHead(nil, x.msg.ID, mcp.EraLegacy)
+	b = mcp.AppendString(append(b, `"protocolVersion":`...), revision)
+	b = append(b, `,"capabilities":{"tools":{}},"serverInfo":`...)
+	b = append(b, x.serverInfo()...)
+	if x.server != nil && x.server.Instructions != "" {
+		b = mcp.AppendString(append(b, `,"instructions":`...), x.server.Instructions)
+	}
+	a := ok(mcp.AppendResultTail(b))
+	return x.seal(a, session.Claims{Owned: true})
+}
+
+// seal gives the answer of an initialize its session id.
+func (x *exchange) seal(a *answer, c session.Claims) *answer {
+	c.Tenant, c.Server, c.Owner, c.Revision, c.Created = x.tenant.ID, x.route.server, x.owner, x.revision, x.p.cfg.Now()
+	id, err := x.p.sessions.Seal(c)
+	if err != nil {
+		return x.fail(mcp.CodeServer, "upstream_protocol", "the upstream's session id cannot be used", false)
+	}
+	x.sessionID = id
+	x.describeSession()
+	a.header = http.Header{mcp.HeaderSession: {id}}
+	return a
+}
+
+// endOwned ends a session of the gateway's own, and the upstream sessions behind it.
+func (x *exchange) endOwned() *answer {
+	x.p.sessions.End(x.sessionID)
+	x.p.hangUp(context.WithoutCancel(x.ctx), x.p.table.End(session.Hash(x.sessionID)))
+	return &answer{status: http.StatusNoContent, outcome: "ok"}
+}
+
+// inject lets the destination's credential be added.
+func (x *exchange) inject() *answer {
+	if x.p.injector == nil || x.server == nil {
+		return nil
+	}
+	if err := x.p.injector.Inject(x.ctx, x.tenant, x.server, x.set); err != nil {
+		x.p.log.Error("injection failed", "server", x.server.Name, "error", err, "request_id", x.rec.GetId())
+		return x.fail(mcp.CodeServer, "injection_failed", "the credential for this server is not available", true)
+	}
+	return nil
+}
+
+// sessionHeader are the headers that a request in an upstream's legacy session needs.
+func sessionHeader(id, revision string) http.Header {
+	h := http.Header{mcp.HeaderMethod: nil, mcp.HeaderName: nil}
+	if id != "" {
+		h[mcp.HeaderSession] = []string{id}
+	}
+	if revision != "" {
+		h[mcp.HeaderVersion] = []string{revision}
+	}
+	return h
+}
+
+func merge(into, from http.Header) {
+	for k, v := range from {
+		into[k] = v
+	}
+}
+
+// clean makes an upstream's words fit to be shown.
+func clean(s string) string { return strings.TrimSpace(mcp.Echo(s)) }

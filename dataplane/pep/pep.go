@@ -1,0 +1,241 @@
+// Package pep is the policy enforcement point: the pipeline that every request of an MCP client passes. This file is the
+// one place where the order of its steps is written.
+//
+// It promises that no byte goes upstream before a decision allowed it under the policy that is live at that moment, that
+// every request leaves a record whatever becomes of it, and that no hop waits for anything outside of this node but the
+// upstream itself. What was judged is what is sent: the body as it came, spliced only where a name is translated.
+package pep
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/mcpvault/mcpvault/dataplane/authn"
+	"github.com/mcpvault/mcpvault/dataplane/limit"
+	"github.com/mcpvault/mcpvault/dataplane/mcp"
+	"github.com/mcpvault/mcpvault/dataplane/pdp"
+	"github.com/mcpvault/mcpvault/dataplane/session"
+	"github.com/mcpvault/mcpvault/dataplane/upstream"
+	"github.com/mcpvault/mcpvault/dataplane/veneer"
+	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
+)
+
+// Policy is the live policy.
+type Policy interface {
+	Current() *pdp.State
+}
+
+// Authenticator turns a bearer token into a principal; its errors are *authn.Error. The audiences are the URLs that the
+// client used, good besides those that each issuer has of its own.
+type Authenticator interface {
+	BearerFor(token string, keys authn.TenantKeys, audiences ...string) (authn.Principal, error)
+}
+
+// Auditor keeps the records. Append returns once the record is in the log; Intent and Outcome once it is durable. An
+// error means that the record was not kept, and that nothing may happen that would need it.
+type Auditor interface {
+	NewID() string
+	Append(*auditv1.Record) error
+	Intent(context.Context, *auditv1.Record) error
+	Outcome(context.Context, *auditv1.Record) error
+	// MAC hashes arguments under the cell's audit key.
+	MAC([]byte) []byte
+}
+
+// Upstream sends one request to an MCP server, once.
+type Upstream interface {
+	Do(context.Context, *upstream.Request) (*upstream.Response, error)
+}
+
+// Injector adds what a destination demands of every call, such as its own credential, to the headers that are set. It
+// runs after the decision and before the intent is recorded.
+type Injector interface {
+	Inject(ctx context.Context, t *pdp.Tenant, s *pdp.Server, set http.Header) error
+}
+
+// Config configures a PEP. Zero durations and counts take the defaults named.
+type Config struct {
+	Cell, Node string
+	// Hosts are the public host names of this cell, besides those that tenants map. Loopback accepts every loopback name
+	// on any port, for development.
+	Hosts    []string
+	Loopback bool
+	// Origins of browsers that may call, besides loopback ones when Loopback is set.
+	Origins []string
+	// AuthorizationServers go into the protected resource metadata.
+	AuthorizationServers []string
+	// CallTimeout bounds a call from its start to its answer, or to its next event: 30 s. MaxCall bounds all of it: 10
+	// minutes. BodyTimeout bounds the reading of a request: 15 s.
+	CallTimeout, MaxCall, BodyTimeout time.Duration
+	// MaxBody: 4 MiB.
+	MaxBody int64
+	// MaxStreams is how many streams one principal may hold open: 64.
+	MaxStreams int
+	// MaxUpstreamSessions bounds the upstream sessions of the gateway's own: 65,536, each dropped after SessionIdle
+	// without use: 30 minutes.
+	MaxUpstreamSessions int
+	SessionIdle         time.Duration
+	// KeepAlive is the pause after which an idle stream gets a comment: 20 s.
+	KeepAlive time.Duration
+	// PageSize bounds one page of tools/list: 500.
+	PageSize int
+	// ListTTL is how long a modern client may keep a list: 5 s.
+	ListTTL time.Duration
+	// Version is what the gateway calls itself where it leads the dialogue.
+	Version string
+	Now     func() time.Time
+}
+
+// PEP is the pipeline. It is an http.Handler.
+type PEP struct {
+	cfg      Config
+	log      *slog.Logger
+	policy   Policy
+	authn    Authenticator
+	audit    Auditor
+	up       Upstream
+	injector Injector
+	framer   *mcp.Framer
+	sessions *session.Sessions
+	table    *session.Table
+	streams  *limit.Streams
+	body     limit.Body
+	names    veneer.Cache[snapshot.Digest]
+	steps    []step
+}
+
+// Parts are what a PEP stands on. Injector may be nil.
+type Parts struct {
+	Log      *slog.Logger
+	Policy   Policy
+	Authn    Authenticator
+	Audit    Auditor
+	Upstream Upstream
+	Injector Injector
+	Sessions *session.Sessions
+}
+
+// step is one station of a request: it returns the answer that ends it, or nil to go on. A step that answers by itself,
+// because it streams, marks the exchange as done.
+type step func(*exchange) *answer
+
+// New makes a PEP.
+func New(cfg Config, parts Parts) *PEP {
+	cfg = cfg.withDefaults()
+	return &PEP{
+		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, audit: parts.Audit, up: parts.Upstream,
+		injector: parts.Injector, sessions: parts.Sessions,
+		framer:  mcp.NewFramer(mcp.DefaultLimits()),
+		table:   session.NewTable(cfg.MaxUpstreamSessions, cfg.SessionIdle, cfg.Now),
+		streams: limit.NewStreams(cfg.MaxStreams),
+		body:    limit.Body{Max: cfg.MaxBody, Timeout: cfg.BodyTimeout},
+		steps: []step{
+			(*exchange).admit,        // host, origin, path, verb
+			(*exchange).frame,        // one strict pass over the bounded body; era; headers against body
+			(*exchange).authenticate, // token in, principal of this tenant out
+			(*exchange).resume,       // legacy: the session, if it is this caller's
+			(*exchange).locate,       // the server, if this caller may know of it
+			(*exchange).limit,        // open streams
+			(*exchange).decide,       // may this caller do this, now, with these arguments
+			(*exchange).own,          // what is answered here: initialize, discovery, lists
+			(*exchange).inject,       // the destination's own credential
+			(*exchange).intend,       // calls with effects: the intent is on disk first
+			(*exchange).recheck,      // the policy may have changed since
+			(*exchange).forward,      // upstream, and the answer back
+		},
+	}
+}
+
+// ServeHTTP serves one request.
+func (p *PEP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if p.wellKnown(w, r) {
+		return
+	}
+	x := p.open(w, r)
+	defer x.close()
+	for _, s := range p.steps {
+		if a := s(x); a != nil {
+			x.finish(a)
+			return
+		}
+		if x.done {
+			return
+		}
+	}
+}
+
+// Run closes what was left idle, until the context ends.
+func (p *PEP) Run(ctx context.Context) error {
+	tick := time.NewTicker(p.cfg.SessionIdle / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			p.hangUp(ctx, p.table.Sweep())
+		}
+	}
+}
+
+// hangUp ends upstream sessions; one that does not answer is left to its own timeout.
+func (p *PEP) hangUp(ctx context.Context, ups []session.Upstream) {
+	for _, u := range ups {
+		if u.ID == "" {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		resp, err := p.up.Do(ctx, &upstream.Request{URL: u.URL, Method: http.MethodDelete, Set: sessionHeader(u.ID, u.Revision)})
+		if err == nil {
+			resp.Close()
+		}
+		cancel()
+	}
+}
+
+// Streams counts the streams that are open.
+func (p *PEP) Streams() int { return p.streams.Open() }
+
+func (c Config) withDefaults() Config {
+	or := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	or(&c.CallTimeout, 30*time.Second)
+	or(&c.MaxCall, 10*time.Minute)
+	or(&c.BodyTimeout, 15*time.Second)
+	or(&c.SessionIdle, 30*time.Minute)
+	or(&c.KeepAlive, 20*time.Second)
+	or(&c.ListTTL, 5*time.Second)
+	if c.MaxBody <= 0 {
+		c.MaxBody = 4 << 20
+	}
+	if c.MaxStreams <= 0 {
+		c.MaxStreams = 64
+	}
+	if c.MaxUpstreamSessions <= 0 {
+		c.MaxUpstreamSessions = 1 << 16
+	}
+	if c.PageSize <= 0 {
+		c.PageSize = 500
+	}
+	if c.Version == "" {
+		c.Version = "dev"
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+// Why an exchange was cut short.
+var (
+	errTimeout = errors.New("deadline")
+	errExpired = errors.New("token expired")
+	errRevoked = errors.New("no longer allowed")
+)

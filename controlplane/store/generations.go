@@ -23,6 +23,9 @@ type Generation struct {
 	CommittedAt time.Time
 }
 
+// GenerationChannel is notified with "TENANT-ID PUBLISHER" when a generation is published: for the other control planes.
+const GenerationChannel = "mcpvault_generation"
+
 // Blob is a shard under its SHA-256.
 type Blob struct {
 	SHA256, Bytes []byte
@@ -167,6 +170,12 @@ func (tx *Tx) PolicyRows(ctx context.Context) (rows PolicyRows, err error) {
 	}
 	rows.Roles, err = all(ctx, tx, pgx.RowToStructByPos[PolicyNode], sqlPolicyRoles, tx.tenant)
 	return rows, err
+}
+
+// AnnounceGeneration tells the other control planes, when the transaction commits, and who published.
+func (tx *Tx) AnnounceGeneration(ctx context.Context, publisher string) error {
+	_, err := tx.exec(ctx, sqlNotify, GenerationChannel, string(tx.tenant)+" "+publisher)
+	return err
 }
 
 // OldestOpen is the first revision of the tenant that no generation holds yet; 0 when there is none.

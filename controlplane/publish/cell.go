@@ -1,0 +1,409 @@
+package publish
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mcpvault/mcpvault/controlplane"
+	"github.com/mcpvault/mcpvault/controlplane/store"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/seal"
+)
+
+// Head is a tenant's policy in force.
+type Head struct {
+	TenantID controlplane.TenantID
+	Version  snapshot.Version
+	Revision uint64
+	// Digest is that of the payload, Envelope the sealed head.
+	Digest   snapshot.Digest
+	Envelope []byte
+	Shards   []snapshot.Digest
+	// CommittedAt is when the newest revision it holds was written, CreatedAt when it was sealed.
+	CommittedAt, CreatedAt time.Time
+}
+
+// View is what a cell should know. It is read-only.
+type View struct {
+	Roots, Manifest, Heartbeat []byte
+	// Heads are those of the manifest, by tenant id.
+	Heads []*Head
+	// Kills only ever grows at its end.
+	Kills []KillRecord
+}
+
+// KillRecord is a sealed kill of a tenant homed in the cell.
+type KillRecord struct {
+	ID       string
+	TenantID controlplane.TenantID
+	Envelope []byte
+}
+
+// cellState is a cell's view and who waits for the next one. p.mu guards it.
+type cellState struct {
+	name     string
+	view     View
+	sequence uint64
+	root     snapshot.Digest
+	sent     map[string]bool // ids in view.Kills
+	// recent are the shards that the cell may fetch: those of its heads and of the heads just before.
+	recent  map[snapshot.Digest]uint64
+	changed chan struct{}
+}
+
+func newCell(name string) *cellState {
+	return &cellState{name: name, sent: map[string]bool{}, recent: map[snapshot.Digest]uint64{}, changed: make(chan struct{})}
+}
+
+// announce wakes whoever waits. p.mu is held.
+func (c *cellState) announce() {
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// View is what a cell should know now, and a channel that is closed when there is more. ok is false for a cell that is not
+// configured, or while the stored heads are not known yet.
+func (p *Publisher) View(cell string) (v View, changed <-chan struct{}, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.cells[cell]
+	if c == nil || !p.loaded || len(c.view.Manifest) == 0 {
+		return View{}, nil, false
+	}
+	return c.view, c.changed, true
+}
+
+// MayFetch reports whether a shard belongs to a head homed in the cell, or to one of its last few predecessors.
+func (p *Publisher) MayFetch(cell string, shard snapshot.Digest) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.cells[cell]
+	if c == nil {
+		return false
+	}
+	_, ok := c.recent[shard]
+	return ok
+}
+
+// Head is a tenant's policy in force; nil when there is none.
+func (p *Publisher) Head(tenant controlplane.TenantID) *Head {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if t := p.tenants[tenant]; t != nil {
+		return t.head
+	}
+	return nil
+}
+
+// Homes lists the cells that a tenant is homed in, by name.
+func (p *Publisher) Homes(tenant string) []string {
+	var out []string
+	for _, cell := range sortedNames(p.cfg.Cells) {
+		if p.homedIn(tenant, cell) {
+			out = append(out, cell)
+		}
+	}
+	return out
+}
+
+// Cells lists the configured cells.
+func (p *Publisher) Cells() []string { return sortedNames(p.cfg.Cells) }
+
+func sortedNames[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// install puts a committed round in force here, and shows it to the cells.
+func (p *Publisher) install(ctx context.Context, id controlplane.TenantID, w work) error {
+	p.mu.Lock()
+	t := p.tenant(id)
+	if w.tenant.Name != "" {
+		t.name = w.tenant.Name
+	}
+	newer := w.head != nil && (t.head == nil || w.head.Version.Newer(t.head.Version))
+	if newer {
+		t.head = w.head
+	}
+	t.failure = nil
+	name := t.name
+	p.mu.Unlock()
+	p.addKills(id, w.kills)
+	if !newer {
+		return nil
+	}
+	var errs []error
+	for _, cell := range p.Homes(name) {
+		errs = append(errs, p.manifest(ctx, cell, w.sequences[cell]))
+	}
+	return errors.Join(errs...)
+}
+
+// addKills shows kills to the cells of the tenant.
+func (p *Publisher) addKills(id controlplane.TenantID, kills []store.Kill) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := p.tenant(id)
+	if len(kills) > len(t.kills) {
+		t.kills = kills
+	}
+	for name, c := range p.cells {
+		if !p.homedIn(t.name, name) {
+			continue
+		}
+		if c.add(id, t.kills) {
+			c.announce()
+		}
+	}
+}
+
+func (c *cellState) add(id controlplane.TenantID, kills []store.Kill) bool {
+	n := len(c.view.Kills)
+	for _, k := range kills {
+		if !c.sent[k.ID] {
+			c.sent[k.ID] = true
+			c.view.Kills = append(c.view.Kills, KillRecord{ID: k.ID, TenantID: id, Envelope: k.Envelope})
+		}
+	}
+	return len(c.view.Kills) > n
+}
+
+// manifest makes the cell's next manifest of the heads in force. sequence is a number that was taken for it; 0 takes one.
+// A number that came too late is replaced: manifests of a cell are numbered in the order in which they are shown.
+func (p *Publisher) manifest(ctx context.Context, cell string, sequence uint64) error {
+	for {
+		p.mu.Lock()
+		c := p.cells[cell]
+		if sequence > c.sequence {
+			err := p.showManifest(c, sequence)
+			p.mu.Unlock()
+			return err
+		}
+		p.mu.Unlock()
+		err := p.st.Platform(ctx, func(tx *store.Tx) (err error) {
+			if err := tx.EnsureCell(ctx, cell); err != nil {
+				return err
+			}
+			sequence, err = tx.NextManifest(ctx, cell)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("number the manifest of cell %s: %w", cell, err)
+		}
+	}
+}
+
+// showManifest signs manifest and heartbeat and shows both at once, so that no node sees one without the other. p.mu is held.
+func (p *Publisher) showManifest(c *cellState, sequence uint64) error {
+	m := &snapshotv1.Manifest{Cell: c.name, Sequence: sequence, IssuedMs: p.now().UnixMilli()}
+	var heads []*Head
+	for _, t := range p.tenants {
+		if t.head != nil && p.homedIn(t.name, c.name) {
+			heads = append(heads, t.head)
+		}
+	}
+	slices.SortFunc(heads, func(a, b *Head) int {
+		if a.TenantID < b.TenantID {
+			return -1
+		}
+		return 1
+	})
+	for _, h := range heads {
+		m.Heads = append(m.Heads, &snapshotv1.HeadRef{
+			TenantId: string(h.TenantID), Epoch: uint64(h.Version.Epoch), Generation: uint64(h.Version.Generation), HeadSha256: h.Digest[:],
+		})
+		for _, s := range h.Shards {
+			c.recent[s] = sequence
+		}
+	}
+	root, err := seal.ManifestRoot(m.GetHeads())
+	if err != nil {
+		return err
+	}
+	m.Root = root[:]
+	env, err := seal.SignManifest(m, p.cfg.Head)
+	if err != nil {
+		return err
+	}
+	beat, err := p.beat(c.name, root, sequence)
+	if err != nil {
+		return err
+	}
+	c.sequence, c.root = sequence, root
+	c.view = View{Roots: p.cfg.Roots, Manifest: env, Heartbeat: beat, Heads: heads, Kills: c.view.Kills}
+	c.forget(heads)
+	c.announce()
+	return nil
+}
+
+// forget drops shards that left the manifest some manifests ago.
+func (c *cellState) forget(heads []*Head) {
+	const grace = 64
+	used := map[snapshot.Digest]bool{}
+	for _, h := range heads {
+		for _, s := range h.Shards {
+			used[s] = true
+		}
+	}
+	for s, at := range c.recent {
+		if !used[s] && at+grace < c.sequence {
+			delete(c.recent, s)
+		}
+	}
+}
+
+func (p *Publisher) beat(cell string, root snapshot.Digest, sequence uint64) ([]byte, error) {
+	return seal.SignHeartbeat(&snapshotv1.Heartbeat{Cell: cell, Root: root[:], TimeMs: p.now().UnixMilli(), Sequence: sequence}, p.cfg.Heartbeat)
+}
+
+// heartbeats signs a new one for each cell, unless nobody here can know that its root is still the newest.
+func (p *Publisher) heartbeats() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.loaded || p.now().Sub(p.contact) > contactLimit {
+		return
+	}
+	for _, c := range p.cells {
+		if len(c.view.Manifest) == 0 {
+			continue
+		}
+		beat, err := p.beat(c.name, c.root, c.sequence)
+		if err != nil {
+			p.log.Error("heartbeat cannot be signed", "cell", c.name, "error", err)
+			continue
+		}
+		c.view.Heartbeat = beat
+		c.announce()
+	}
+}
+
+// load reads what is in force, once PostgreSQL can be asked. It reports whether that is known now.
+func (p *Publisher) load(ctx context.Context) bool {
+	if p.lost(ctx, p.loadAll(ctx)) {
+		return false
+	}
+	p.mu.Lock()
+	p.loaded = true
+	p.mu.Unlock()
+	return true
+}
+
+func (p *Publisher) loadAll(ctx context.Context) error {
+	tenants, err := p.st.Tenants(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range tenants {
+		if _, err := p.reloadTenant(ctx, t.ID); err != nil {
+			return err
+		}
+		// The settings may home tenants elsewhere than they did before.
+		if err := p.st.Record(ctx, t.ID, func(tx *store.Tx) error { return p.home(ctx, tx, t, nil) }); err != nil {
+			return err
+		}
+	}
+	for _, cell := range p.Cells() {
+		if err := p.manifest(ctx, cell, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// follow looks at what another control plane published: one tenant, or all of them when hints may have been lost.
+func (p *Publisher) follow(ctx context.Context, who string) {
+	tenant, publisher, _ := strings.Cut(who, " ")
+	switch {
+	case publisher == p.id || !p.isLoaded():
+	case tenant != "":
+		p.aside(func() { p.reload(ctx, controlplane.TenantID(tenant)) })
+	default:
+		p.aside(func() {
+			tenants, err := p.st.Tenants(ctx)
+			if err != nil {
+				return // the listener lost its connection again, and gives a new hint when it is back
+			}
+			for _, t := range tenants {
+				p.reload(ctx, t.ID)
+			}
+		})
+	}
+}
+
+func (p *Publisher) reload(ctx context.Context, id controlplane.TenantID) {
+	newer, err := p.reloadTenant(ctx, id)
+	if err != nil {
+		if ctx.Err() == nil {
+			p.log.WarnContext(ctx, "generation of another control plane cannot be read", "error", err)
+		}
+		return
+	}
+	if !newer {
+		return
+	}
+	p.mu.Lock()
+	name := p.tenant(id).name
+	p.mu.Unlock()
+	for _, cell := range p.Homes(name) {
+		if err := p.manifest(ctx, cell, 0); err != nil {
+			p.log.WarnContext(ctx, "manifest cannot be made", "cell", cell, "error", err)
+		}
+	}
+}
+
+// reloadTenant reads what is stored, and reports whether that is newer than what was known.
+func (p *Publisher) reloadTenant(ctx context.Context, id controlplane.TenantID) (newer bool, err error) {
+	var self controlplane.Tenant
+	var head *Head
+	var kills []store.Kill
+	err = p.st.Read(ctx, id, func(tx *store.Tx) (err error) {
+		if self, err = tx.Self(ctx); err != nil {
+			return err
+		}
+		if kills, err = tx.Kills(ctx); err != nil {
+			return err
+		}
+		head = nil
+		g, err := tx.Generation(ctx, 0)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		head, err = headOf(id, g)
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	p.mu.Lock()
+	t := p.tenant(id)
+	t.name = self.Name
+	if newer = head != nil && (t.head == nil || head.Version.Newer(t.head.Version)); newer {
+		t.head = head
+	}
+	p.mu.Unlock()
+	p.addKills(id, kills)
+	return newer, nil
+}
+
+// ReadHead reads a head that this control plane sealed and stored: the signature is not checked.
+func ReadHead(envelope []byte) (*snapshotv1.Head, error) {
+	env, head := &snapshotv1.Envelope{}, &snapshotv1.Head{}
+	if err := proto.Unmarshal(envelope, env); err != nil {
+		return nil, fmt.Errorf("stored envelope: %w", err)
+	}
+	if env.GetPayloadType() != seal.TypeHead {
+		return nil, fmt.Errorf("stored envelope is a %q", env.GetPayloadType())
+	}
+	if err := proto.Unmarshal(env.GetPayload(), head); err != nil {
+		return nil, fmt.Errorf("stored head: %w", err)
+	}
+	return head, nil
+}

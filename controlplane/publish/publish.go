@@ -1,0 +1,324 @@
+// Package publish makes law of what was written: it numbers, seals, stores and announces generations, and keeps for each
+// cell the signed manifest and heartbeat that its nodes are sent.
+//
+// The outbox is the truth and notifications are hints: what was committed is published even when every hint is lost, by
+// whichever control plane gets the tenant's lock first. Generations only go up; one tenant whose rows do not compile
+// delays nobody else, and its last good generation stays in force. A heartbeat is signed only while PostgreSQL was heard
+// from in the last seconds: without it nobody here knows that a root is still the newest.
+//
+// Every revision leads to a new generation, also one that changes no byte of the shards. That costs a head and an entry in
+// the cells' logs, no shard is sent twice, and "which generation holds this revision" has one plain answer.
+package publish
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/mcpvault/mcpvault/controlplane"
+	"github.com/mcpvault/mcpvault/controlplane/store"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot/seal"
+)
+
+// The publisher's times and bounds.
+const (
+	// PollEvery is how long a commit waits for its generation when the hint is lost.
+	PollEvery = time.Second
+	// HeartbeatEvery is the rhythm of heartbeats.
+	HeartbeatEvery = 2 * time.Second
+	// HeadLife is how long a head is in force. It is renewed after half of that.
+	HeadLife = 30 * 24 * time.Hour
+	// KeepGenerations is how many generations of a tenant are kept.
+	KeepGenerations = 64
+
+	clockSkew     = 5 * time.Minute
+	contactLimit  = 10 * time.Second
+	failureRetry  = 30 * time.Second
+	outboxKeep    = time.Hour
+	housekeepEach = time.Minute
+	workers       = 3
+)
+
+// Everyone in a cell's list of tenants homes every tenant there.
+const Everyone = "*"
+
+// Config is what a publisher stands on.
+type Config struct {
+	Store *store.Store
+	// Head signs heads and manifests, Heartbeat heartbeats.
+	Head, Heartbeat *seal.Signer
+	// Roots is the envelope of the roots that name those keys.
+	Roots []byte
+	// Cells maps each cell to the names of the tenants homed there, or Everyone.
+	Cells map[string][]string
+	// Issuers are whose tokens a tenant's callers may bring.
+	Issuers func(controlplane.Tenant) []*snapshotv1.Issuer
+	Logger  *slog.Logger
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// Publisher publishes. Run it; the other methods may be called at any time by anybody.
+type Publisher struct {
+	cfg Config
+	st  *store.Store
+	log *slog.Logger
+	now func() time.Time
+
+	// id tells our own announcements from those of other control planes.
+	id      string
+	sem     chan struct{}
+	running sync.WaitGroup
+
+	mu sync.Mutex // guards all below
+	// loaded is true once the stored heads were read.
+	loaded  bool
+	contact time.Time
+	away    bool
+	tenants map[controlplane.TenantID]*tenantState
+	cells   map[string]*cellState
+	// busy are the tenants being published; true asks for another round afterwards.
+	busy map[controlplane.TenantID]bool
+}
+
+// tenantState is what is in force for a tenant.
+type tenantState struct {
+	name    string
+	head    *Head
+	kills   []store.Kill
+	failure *Failure
+}
+
+// Failure says why a tenant's newest revisions are not in force.
+type Failure struct {
+	Tenant  string
+	Message string
+	Since   time.Time
+	retryAt time.Time
+	rows    int64 // the newest outbox row that was tried
+}
+
+// New makes a publisher.
+func New(cfg Config) *Publisher {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	p := &Publisher{
+		cfg: cfg, st: cfg.Store, log: cfg.Logger, now: cfg.Now,
+		id:      store.NewID(),
+		sem:     make(chan struct{}, workers),
+		tenants: map[controlplane.TenantID]*tenantState{},
+		cells:   map[string]*cellState{},
+		busy:    map[controlplane.TenantID]bool{},
+	}
+	for name := range cfg.Cells {
+		p.cells[name] = newCell(name)
+	}
+	return p
+}
+
+// Run publishes until ctx ends. It survives PostgreSQL being away, at the start too.
+func (p *Publisher) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer p.running.Wait()
+	defer stop()
+	// Listen first: what is committed while the heads are being read gives a hint that waits in the channel.
+	written := p.st.Listen(ctx, store.OutboxChannel)
+	published := p.st.Listen(ctx, store.GenerationChannel)
+	defer drain(written)
+	defer drain(published)
+	defer stop()
+
+	poll := time.NewTicker(PollEvery)
+	defer poll.Stop()
+	beat := time.NewTicker(HeartbeatEvery)
+	defer beat.Stop()
+	tidy := time.NewTicker(housekeepEach)
+	defer tidy.Stop()
+	p.poll(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case tenant := <-written:
+			p.hint(ctx, tenant)
+		case who := <-published:
+			p.follow(ctx, who)
+		case <-poll.C:
+			p.poll(ctx)
+		case <-beat.C:
+			p.heartbeats()
+		case <-tidy.C:
+			p.tidy(ctx)
+		}
+	}
+}
+
+// drain waits until the listener has ended.
+func drain(c <-chan string) {
+	for range c { //nolint:revive // only the end matters
+	}
+}
+
+// poll looks at the outbox itself.
+func (p *Publisher) poll(ctx context.Context) {
+	if !p.isLoaded() && !p.load(ctx) {
+		return
+	}
+	var open []store.OutboxRow
+	err := p.st.Platform(ctx, func(tx *store.Tx) (err error) {
+		open, err = tx.OpenOutbox(ctx, 1000)
+		return err
+	})
+	if p.lost(ctx, err) {
+		return
+	}
+	newest := map[controlplane.TenantID]int64{}
+	for _, row := range open {
+		newest[row.TenantID] = max(newest[row.TenantID], row.ID)
+	}
+	for tenant, row := range newest {
+		if p.worthTrying(tenant, row) {
+			p.start(ctx, tenant, false)
+		}
+	}
+}
+
+// lost keeps whether PostgreSQL answers, and says so when that changes.
+func (p *Publisher) lost(ctx context.Context, err error) bool {
+	if ctx.Err() != nil {
+		return true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case err != nil && !p.away:
+		p.log.WarnContext(ctx, "nothing can be published until PostgreSQL answers", "error", err)
+	case err == nil && p.away:
+		p.log.InfoContext(ctx, "PostgreSQL answers again")
+	}
+	p.away = err != nil
+	if err == nil {
+		p.contact = p.now()
+	}
+	return err != nil
+}
+
+// worthTrying is false for a tenant that failed a moment ago and was not written to since.
+func (p *Publisher) worthTrying(tenant controlplane.TenantID, row int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := p.tenants[tenant]
+	return t == nil || t.failure == nil || row > t.failure.rows || !p.now().Before(t.failure.retryAt)
+}
+
+func (p *Publisher) hint(ctx context.Context, tenant string) {
+	if tenant == "" || !p.isLoaded() {
+		p.poll(ctx)
+		return
+	}
+	p.start(ctx, controlplane.TenantID(tenant), false)
+}
+
+// start publishes a tenant beside the others. A tenant that is being published is published once more afterwards.
+func (p *Publisher) start(ctx context.Context, tenant controlplane.TenantID, force bool) {
+	p.mu.Lock()
+	if _, busy := p.busy[tenant]; busy {
+		p.busy[tenant] = true
+		p.mu.Unlock()
+		// A kill must not wait for a policy that is being compiled.
+		p.aside(func() { p.refreshKills(ctx, tenant) })
+		return
+	}
+	p.busy[tenant] = false
+	p.mu.Unlock()
+	p.aside(func() {
+		for {
+			select {
+			case p.sem <- struct{}{}:
+				p.publish(ctx, tenant, force)
+				<-p.sem
+			case <-ctx.Done():
+			}
+			if force = false; !p.again(ctx, tenant) {
+				return
+			}
+		}
+	})
+}
+
+// again reports whether somebody asked for the tenant while it was being published.
+func (p *Publisher) again(ctx context.Context, tenant controlplane.TenantID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.busy[tenant] || ctx.Err() != nil {
+		delete(p.busy, tenant)
+		return false
+	}
+	p.busy[tenant] = false
+	return true
+}
+
+// aside runs fn beside the loop; Run waits for it.
+func (p *Publisher) aside(fn func()) {
+	p.running.Add(1)
+	go func() {
+		defer p.running.Done()
+		fn()
+	}()
+}
+
+// tidy renews old heads and drops what nobody needs.
+func (p *Publisher) tidy(ctx context.Context) {
+	p.mu.Lock()
+	var old []controlplane.TenantID
+	for id, t := range p.tenants {
+		if t.head != nil && p.now().Sub(t.head.CreatedAt) > HeadLife/2 {
+			old = append(old, id)
+		}
+	}
+	p.mu.Unlock()
+	for _, id := range old {
+		p.start(ctx, id, true)
+	}
+	err := p.st.Platform(ctx, func(tx *store.Tx) error {
+		if _, err := tx.PruneOutbox(ctx, p.now().Add(-outboxKeep)); err != nil {
+			return err
+		}
+		_, err := tx.SweepBlobs(ctx)
+		return err
+	})
+	if err != nil {
+		p.log.WarnContext(ctx, "old generations cannot be dropped", "error", err)
+	}
+}
+
+func (p *Publisher) isLoaded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.loaded
+}
+
+// Status is how publishing goes.
+type Status struct {
+	// Loaded is true once the stored heads are known: before that no cell is sent anything.
+	Loaded bool
+	// Contact is when PostgreSQL was last heard from.
+	Contact  time.Time
+	Failures []Failure
+}
+
+// Status says how publishing goes.
+func (p *Publisher) Status() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := Status{Loaded: p.loaded, Contact: p.contact}
+	for _, t := range p.tenants {
+		if t.failure != nil {
+			s.Failures = append(s.Failures, *t.failure)
+		}
+	}
+	return s
+}

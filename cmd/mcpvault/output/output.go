@@ -134,6 +134,13 @@ func Value(w io.Writer, f Format, v any) error {
 	return err
 }
 
+// Line prints v as JSON on one line.
+func Line(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
 // plain takes JSON's braces and quotes off; the encoder puts quotes back where YAML needs them.
 func plain(n *yaml.Node) {
 	n.Style = 0

@@ -1,0 +1,227 @@
+package cli
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/contexts"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/mcpclient"
+	"github.com/mcpvault/mcpvault/kit/problem"
+)
+
+// contextFile is where contexts are kept.
+func (a *App) contextFile() string {
+	if a.flags.config != "" {
+		return a.flags.config
+	}
+	return contexts.Locate(a.Getenv, a.workDir())
+}
+
+// context returns the context in use, with what flags and environment put in place of its values.
+func (a *App) context() (*contexts.Context, error) {
+	file, err := contexts.Load(a.contextFile())
+	if err != nil {
+		return nil, err
+	}
+	c, err := file.Get(a.flags.context)
+	if err != nil {
+		if a.flags.addr == "" || a.flags.context != "" {
+			return nil, err
+		}
+		c = &contexts.Context{}
+	}
+	used := *c
+	if a.flags.addr != "" && a.flags.addr != used.AdminURL {
+		// A token is for the place that it was made for.
+		used.AdminURL, used.AdminToken, used.Tokens = a.flags.addr, "", nil
+	}
+	if a.flags.caFile != "" {
+		used.CAFile = a.flags.caFile
+	}
+	if a.flags.org != "" {
+		used.Tenant = a.flags.org
+	}
+	return &used, nil
+}
+
+// token returns the token to use: that of --as, else MCPVAULT_TOKEN, else fallback.
+func (a *App) token(c *contexts.Context, fallback string) (string, error) {
+	if a.flags.as != "" {
+		return personToken(c, a.flags.as)
+	}
+	if t := a.Getenv("MCPVAULT_TOKEN"); t != "" {
+		return t, nil
+	}
+	return fallback, nil
+}
+
+func personToken(c *contexts.Context, who string) (string, error) {
+	if t := c.Tokens[who]; t != "" {
+		return t, nil
+	}
+	fix := "make one with `mcpvault token create " + who + " --save`"
+	if len(c.Tokens) > 0 {
+		fix += ", or use one of " + strings.Join(slices.Sorted(maps.Keys(c.Tokens)), ", ")
+	}
+	return "", problem.Newf(problem.Unauthenticated, fix, "the context has no token of %s", who)
+}
+
+// admin connects to the control plane.
+func (a *App) admin() (*admin.Client, *contexts.Context, error) {
+	c, err := a.context()
+	if err != nil {
+		return nil, nil, err
+	}
+	token, err := a.token(c, c.AdminToken)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.AdminURL == "" {
+		return nil, nil, problem.New(problem.Invalid, "the context names no control plane", "give --addr URL, or log in with `mcpvault login --addr URL`")
+	}
+	a.adminURL = c.AdminURL
+	client, err := admin.Dial(admin.Config{URL: c.AdminURL, Token: token, CAFile: c.CAFile, Version: a.cfg.Version})
+	return client, c, err
+}
+
+// AdminLeaf makes a command that talks to the control plane.
+func (a *App) AdminLeaf(use, short, example string, args cobra.PositionalArgs,
+	run func(ctx context.Context, c *admin.Client, tenant string, args []string) error,
+) *cobra.Command {
+	return a.Leaf(use, short, example, args, func(ctx context.Context, args []string) error {
+		client, c, err := a.admin()
+		if err != nil {
+			return err
+		}
+		return run(ctx, client, c.Tenant, args)
+	})
+}
+
+// names completes words with what the control plane knows. A shell waits for it, so errors are silence.
+func (a *App) names(list func(ctx context.Context, c *admin.Client, tenant string) ([]string, error)) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		client, c, err := a.admin()
+		if err != nil || len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+		defer cancel()
+		found, err := list(ctx, client, c.Tenant)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		return found, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// caller makes MCP clients for one person.
+type caller struct {
+	app    *App
+	who    string
+	token  string
+	host   string
+	nodes  []string
+	http   *http.Client
+	era    string
+	notify func(method string, params json.RawMessage)
+}
+
+// newCaller finds out as whom and through which nodes to call; node picks one by position (1 is the first), by address
+// or by name.
+func (a *App) newCaller(node, era string) (*caller, error) {
+	c, err := a.context()
+	if err != nil {
+		return nil, err
+	}
+	who := a.flags.as
+	if who == "" {
+		who = c.As
+	}
+	fallback := c.Tokens[who]
+	token, err := a.token(c, fallback)
+	if err != nil {
+		return nil, err
+	}
+	if token == "" {
+		fix := "give --as NAME"
+		if len(c.Tokens) > 0 {
+			fix += ", one of " + strings.Join(slices.Sorted(maps.Keys(c.Tokens)), ", ")
+		}
+		return nil, problem.New(problem.Unauthenticated, "it is not said who calls", fix)
+	}
+	nodes, err := pickNodes(c.MCPURLs, node)
+	if err != nil {
+		return nil, err
+	}
+	base, err := admin.HTTPTransport(c.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	base.DisableKeepAlives = true
+	return &caller{app: a, who: who, token: token, host: hostFor(c, token), nodes: nodes, http: mcpclient.NewHTTP(base), era: era}, nil
+}
+
+// hostFor names the tenant of the token to a cell that is reached by address, when it is not the context's own.
+func hostFor(c *contexts.Context, token string) string {
+	tenant := c.Tenant
+	if t := tenantOf(token); t != "" {
+		tenant = t
+	}
+	return c.Hosts[tenant]
+}
+
+// tenantOf reads the tenant that a token names. It is a hint for addressing only: the cell verifies.
+func tenantOf(token string) string {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return ""
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return ""
+	}
+	var claims struct {
+		Tenant string `json:"tenant"`
+	}
+	_ = json.Unmarshal(raw, &claims) // A token of another form has no hint.
+	return claims.Tenant
+}
+
+// client makes a client for one server of one node; "" means the aggregate of all servers.
+func (c *caller) client(node, server string) *mcpclient.Client {
+	endpoint := strings.TrimRight(node, "/")
+	if server != "" {
+		endpoint += "/" + url.PathEscape(server)
+	}
+	return mcpclient.New(mcpclient.Config{
+		URL: endpoint, Host: c.host, Token: c.token, HTTP: c.http, Era: c.era,
+		ClientVersion: c.app.cfg.Version, Notify: c.notify,
+	})
+}
+
+// each tries the nodes in order and goes on to the next only when nothing was sent.
+func (c *caller) each(ctx context.Context, server string, f func(ctx context.Context, client *mcpclient.Client) error) error {
+	var err error
+	for i, node := range c.nodes {
+		client := c.client(node, server)
+		err = f(ctx, client)
+		_ = client.Close(context.WithoutCancel(ctx)) // The session ends by itself otherwise.
+		if err == nil || !errors.Is(err, mcpclient.ErrNotSent) || ctx.Err() != nil {
+			return err
+		}
+		if i+1 < len(c.nodes) {
+			c.app.Notef("node %s does not answer, trying the next", node)
+		}
+	}
+	return err
+}

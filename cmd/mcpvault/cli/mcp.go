@@ -1,0 +1,310 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/mcpclient"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
+	"github.com/mcpvault/mcpvault/kit/problem"
+)
+
+func (a *App) mcpCommand() *cobra.Command {
+	return a.Group("mcp", "Calls tools through a cell, as any MCP client does.", "  mcpvault mcp call demo/echo message=hi --as alice",
+		a.mcpListCommand(), a.mcpCallCommand())
+}
+
+// pickNodes chooses one of the nodes: by its place (2 or n2), by its address, or all for "".
+func pickNodes(nodes []string, which string) ([]string, error) {
+	if len(nodes) == 0 {
+		return nil, problem.New(problem.Invalid, "the context names no cell", "log in again with --mcp-url URL")
+	}
+	if which == "" {
+		return nodes, nil
+	}
+	if i, err := strconv.Atoi(strings.TrimPrefix(which, "n")); err == nil && i >= 1 && i <= len(nodes) {
+		return nodes[i-1 : i], nil
+	}
+	for _, n := range nodes {
+		if u, err := url.Parse(n); n == which || (err == nil && u.Host == which) {
+			return []string{n}, nil
+		}
+	}
+	return nil, problem.Newf(problem.NotFound, fmt.Sprintf("use n1 to n%d", len(nodes)), "the context has no node %q", which)
+}
+
+func (a *App) callerFlags(cmd *cobra.Command, node, era *string) {
+	cmd.Flags().StringVar(node, "node", "", "only this node: n1, n2, … in the context's order, or its address")
+	cmd.Flags().StringVar(era, "protocol", "", "MCP revision to speak: "+mcpclient.Modern+" or "+mcpclient.Legacy+"; found out when not given")
+}
+
+func checkEra(era string) error {
+	if era != "" && era != mcpclient.Modern && era != mcpclient.Legacy {
+		return problem.Newf(problem.Invalid, "use "+mcpclient.Modern+" or "+mcpclient.Legacy, "revision %q is not spoken", era)
+	}
+	return nil
+}
+
+type listedTool struct {
+	Name        string          `json:"name"`
+	Description string          `json:"description,omitempty"`
+	Raw         json.RawMessage `json:"tool"`
+}
+
+func (a *App) mcpListCommand() *cobra.Command {
+	var node, era string
+	cmd := a.Leaf("list [SERVER]", "Lists the tools that a person may call: of one server, or of all (as server__tool).",
+		"  mcpvault mcp list --as alice\n  mcpvault mcp list payments --as alice -o json", Args("[SERVER]"),
+		func(ctx context.Context, args []string) error {
+			if err := checkEra(era); err != nil {
+				return err
+			}
+			c, err := a.newCaller(node, era)
+			if err != nil {
+				return err
+			}
+			server := strings.Join(args, "")
+			var tools []mcpclient.Tool
+			var answer *mcpclient.Answer
+			err = c.each(ctx, server, func(ctx context.Context, client *mcpclient.Client) error {
+				tools, answer, err = client.ListTools(ctx)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if answer.Error != nil {
+				return a.answerProblem(answer)
+			}
+			if tools == nil && answer.Result == nil {
+				return statusProblem(answer.Status)
+			}
+			return PrintList(a, mapped(tools, func(t mcpclient.Tool) listedTool { return listedTool{t.Name, t.Description, t.Raw} }),
+				output.Column[listedTool]{Head: "TOOL", Cell: func(t listedTool) string { return t.Name }},
+				output.Column[listedTool]{Head: "DESCRIPTION", Cell: func(t listedTool) string { return t.Description }})
+		})
+	a.callerFlags(cmd, &node, &era)
+	return cmd
+}
+
+func (a *App) mcpCallCommand() *cobra.Command {
+	var node, era, raw string
+	cmd := a.Leaf("call SERVER/TOOL [KEY=VALUE...]",
+		"Calls a tool. Exit status 0 when it was allowed and did its work, 1 when the tool failed, 4 when the vault denied it.",
+		`  mcpvault mcp call demo/echo message=hi --as alice
+  mcpvault mcp call payments/refund --as alice amount=5 --node n2
+  mcpvault mcp call demo/slow --args '{"steps":5}' -o json`, Args("SERVER/TOOL", "[KEY=VALUE...]"),
+		func(ctx context.Context, args []string) error {
+			if err := checkEra(era); err != nil {
+				return err
+			}
+			server, tool, err := mcpclient.SplitTool(args[0])
+			if err != nil {
+				return err
+			}
+			if raw != "" && (len(args) > 1 || !isObject(raw)) {
+				return problem.New(problem.Invalid, "--args takes one JSON object, in place of KEY=VALUE", `for example: --args '{"amount":5}'`)
+			}
+			c, err := a.newCaller(node, era)
+			if err != nil {
+				return err
+			}
+			c.notify = a.showProgress
+			var answer *mcpclient.Answer
+			err = c.each(ctx, server, func(ctx context.Context, client *mcpclient.Client) error {
+				answer, err = callOnce(ctx, client, tool, args[1:], raw)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			return a.printAnswer(answer)
+		})
+	cmd.Flags().StringVar(&raw, "args", "", "the arguments as one JSON object")
+	a.callerFlags(cmd, &node, &era)
+	return cmd
+}
+
+func isObject(s string) bool {
+	var v map[string]json.RawMessage
+	return json.Unmarshal([]byte(s), &v) == nil && v != nil
+}
+
+// callOnce asks for the tool's schema and calls it. A tool that is not shown to the caller is called all the same: it is
+// for the cell to say no.
+func callOnce(ctx context.Context, client *mcpclient.Client, tool string, words []string, raw string) (*mcpclient.Answer, error) {
+	tools, _, err := client.ListTools(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var schema json.RawMessage
+	for _, t := range tools {
+		if t.Name == tool {
+			schema = t.InputSchema
+		}
+	}
+	arguments := json.RawMessage(raw)
+	if raw == "" {
+		if arguments, err = mcpclient.Arguments(words, schema); err != nil {
+			return nil, err
+		}
+	}
+	return client.CallTool(ctx, tool, arguments, schema)
+}
+
+func (a *App) showProgress(method string, params json.RawMessage) {
+	if method != "notifications/progress" {
+		return
+	}
+	var p struct {
+		Progress float64 `json:"progress"`
+		Total    float64 `json:"total"`
+		Message  string  `json:"message"`
+	}
+	if json.Unmarshal(params, &p) != nil {
+		return
+	}
+	line := fmt.Sprintf("progress %g", p.Progress)
+	if p.Total > 0 {
+		line += fmt.Sprintf("/%g", p.Total)
+	}
+	a.Notef("%s", strings.TrimSpace(line+" "+output.Clean(p.Message)))
+}
+
+// answered is a call in JSON.
+type answered struct {
+	Result   json.RawMessage     `json:"result,omitempty"`
+	Error    *mcpclient.RPCError `json:"error,omitempty"`
+	Decision decided             `json:"decision"`
+}
+
+type decided struct {
+	ID       string  `json:"id,omitempty"`
+	Effect   string  `json:"effect"`
+	Reason   string  `json:"reason,omitempty"`
+	MS       float64 `json:"ms"`
+	Snapshot string  `json:"snapshot,omitempty"`
+	Cell     string  `json:"cell,omitempty"`
+}
+
+// printAnswer prints what a call came to and returns its exit status.
+func (a *App) printAnswer(answer *mcpclient.Answer) error {
+	if answer.Result == nil && answer.Error == nil {
+		return statusProblem(answer.Status)
+	}
+	reason, hint, denied := answer.Denied()
+	d := decided{
+		ID: answer.Decision.ID, Effect: "allow", Reason: reason, MS: answer.Decision.Millis,
+		Snapshot: answer.Decision.Snapshot, Cell: answer.Decision.Cell,
+	}
+	if denied {
+		d.Effect = "deny"
+	}
+	if d.MS == 0 {
+		d.MS = float64(answer.Took.Microseconds()) / 1000
+	}
+	if a.format == output.JSON || a.format == output.YAML {
+		if err := output.Value(a.cfg.Stdout, a.format, answered{answer.Result, answer.Error, d}); err != nil {
+			return err
+		}
+	} else if answer.Error == nil && !denied {
+		if err := a.printResult(answer); err != nil {
+			return err
+		}
+	}
+	if d.ID != "" {
+		a.Notef("decision %s %s %.3g ms snapshot=%s cell=%s", d.Effect, d.ID, d.MS, orDash(d.Snapshot), orDash(d.Cell))
+	}
+	switch {
+	case denied:
+		a.sayDenied(answer, hint)
+		return Exit(problem.Denied.Exit())
+	case answer.Error != nil:
+		return a.answerProblem(answer)
+	case answer.ToolError():
+		return Exit(problem.Internal.Exit())
+	}
+	return nil
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return output.Clean(s)
+}
+
+func (a *App) sayDenied(answer *mcpclient.Answer, hint string) {
+	what := answer.Text()
+	if answer.Error != nil {
+		what = answer.Error.Message
+	}
+	fmt.Fprintf(a.cfg.Stderr, "denied: %s\n", output.Clean(what))
+	if hint != "" {
+		fmt.Fprintf(a.cfg.Stderr, "hint: %s\n", output.Clean(hint))
+	}
+}
+
+// printResult prints the text of a result, and blocks that are no text as JSON.
+func (a *App) printResult(answer *mcpclient.Answer) error {
+	var result struct {
+		Content    []json.RawMessage `json:"content"`
+		Structured json.RawMessage   `json:"structuredContent"`
+	}
+	if err := json.Unmarshal(answer.Result, &result); err != nil {
+		return fmt.Errorf("read the result: %w", err)
+	}
+	for _, raw := range result.Content {
+		var block struct {
+			Type string `json:"type"`
+			Text string `json:"text"`
+		}
+		line := string(raw)
+		if json.Unmarshal(raw, &block) == nil && block.Type == "text" {
+			line = block.Text
+		}
+		if _, err := fmt.Fprintln(a.cfg.Stdout, output.CleanText(line)); err != nil {
+			return err
+		}
+	}
+	if len(result.Content) == 0 && len(result.Structured) > 0 {
+		_, err := fmt.Fprintln(a.cfg.Stdout, output.Clean(string(result.Structured)))
+		return err
+	}
+	return nil
+}
+
+// answerProblem words a JSON-RPC error.
+func (a *App) answerProblem(answer *mcpclient.Answer) error {
+	code, fix := problem.Internal, "look with `mcpvault audit tail`"
+	if answer.Decision.ID != "" {
+		fix = "look with `mcpvault audit get " + answer.Decision.ID + "`"
+	}
+	if _, _, denied := answer.Denied(); denied {
+		code = problem.Denied
+	}
+	return problem.Newf(code, fix, "%s (code %d)", answer.Error.Message, answer.Error.Code)
+}
+
+// statusProblem words an HTTP refusal that says nothing more.
+func statusProblem(status int) error {
+	switch {
+	case status == http.StatusForbidden:
+		return problem.New(problem.Denied, "the cell refuses the request (HTTP 403)", "check the address and the token's scope")
+	case status == http.StatusNotFound:
+		return problem.New(problem.NotFound, "there is no MCP endpoint (HTTP 404)", "check mcp_urls of the context: they end in /mcp")
+	case status == http.StatusTooManyRequests:
+		return problem.New(problem.Exhausted, "the cell takes no more requests of this caller now (HTTP 429)", "try again in a moment")
+	case status >= 500:
+		return problem.Newf(problem.Unavailable, "look with `mcpvault cell status`", "the cell cannot answer (HTTP %d)", status)
+	}
+	return problem.New(problem.Internal, fmt.Sprintf("the cell refuses the request (HTTP %d)", status), "").Because(errors.New("no JSON-RPC answer"))
+}

@@ -1,0 +1,242 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
+	"github.com/mcpvault/mcpvault/kit/problem"
+	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
+)
+
+type cellView struct {
+	Name    string     `json:"name"`
+	Tenants []string   `json:"orgs"`
+	Nodes   []nodeView `json:"nodes"`
+}
+
+type nodeView struct {
+	Cell      string            `json:"cell"`
+	Node      string            `json:"node"`
+	Connected bool              `json:"connected"`
+	Raft      string            `json:"raft_state"`
+	Leader    string            `json:"leader"`
+	Applied   map[string]string `json:"applied"`
+	Heartbeat string            `json:"heartbeat,omitempty"`
+	Seen      string            `json:"seen,omitempty"`
+	Audit     uint64            `json:"audit_size"`
+	Delivered uint64            `json:"audit_delivered"`
+	Sessions  uint64            `json:"sessions"`
+	MCPURL    string            `json:"mcp_url,omitempty"`
+	Version   string            `json:"version,omitempty"`
+	Started   string            `json:"started,omitempty"`
+	SVIDUntil string            `json:"svid_not_after,omitempty"`
+	Problems  []string          `json:"problems"`
+}
+
+func viewCell(c *adminv1.Cell) cellView {
+	return cellView{c.GetName(), append([]string{}, c.GetTenants()...), mapped(c.GetNodes(), func(n *adminv1.CellNode) nodeView { return viewNode(c, n) })}
+}
+
+func viewNode(c *adminv1.Cell, n *adminv1.CellNode) nodeView {
+	s := n.GetStatus()
+	applied := map[string]string{}
+	for _, h := range s.GetApplied() {
+		applied[h.GetTenantId()] = fmt.Sprintf("%d.%d", h.GetEpoch(), h.GetGeneration())
+	}
+	return nodeView{
+		Cell: c.GetName(), Node: s.GetNode(), Connected: n.GetConnected(), Raft: s.GetRaftState(), Leader: s.GetLeader(), Applied: applied,
+		Heartbeat: output.Time(s.GetHeartbeatMs()), Seen: output.Time(n.GetSeenMs()), Audit: s.GetAuditSize(), Delivered: s.GetAuditDelivered(),
+		Sessions: s.GetSessions(), MCPURL: s.GetMcpUrl(), Version: s.GetVersion(), Started: output.Time(s.GetStartedMs()),
+		SVIDUntil: output.Time(s.GetSvidNotAfterMs()), Problems: append([]string{}, s.GetProblems()...),
+	}
+}
+
+func (c cellView) connected() string {
+	n := 0
+	for _, node := range c.Nodes {
+		if node.Connected {
+			n++
+		}
+	}
+	return fmt.Sprintf("%d of %d", n, len(c.Nodes))
+}
+
+func (c cellView) leader() string {
+	for _, n := range c.Nodes {
+		if n.Connected && n.Raft == "leader" {
+			return n.Node
+		}
+	}
+	return ""
+}
+
+func (a *App) cells(ctx context.Context, c *admin.Client) ([]cellView, error) {
+	resp, err := c.Cells.ListCells(ctx, &adminv1.ListCellsRequest{})
+	return mapped(resp.GetCells(), viewCell), err
+}
+
+func (a *App) cellCommand() *cobra.Command {
+	list := a.AdminLeaf("list", "Lists the cells.", "  mcpvault cell list", Args(),
+		func(ctx context.Context, c *admin.Client, _ string, _ []string) error {
+			rows, err := a.cells(ctx, c)
+			if err != nil {
+				return err
+			}
+			return PrintList(a, rows,
+				output.Column[cellView]{Head: "CELL", Cell: func(v cellView) string { return v.Name }},
+				output.Column[cellView]{Head: "CONNECTED", Cell: cellView.connected},
+				output.Column[cellView]{Head: "LEADER", Cell: cellView.leader},
+				output.Column[cellView]{Head: "ORGS", Cell: func(v cellView) string { return strings.Join(v.Tenants, ",") }})
+		})
+	status := a.AdminLeaf("status [CELL]", "Shows each node: what it serves, how fresh it is, what is wrong with it.", "  mcpvault cell status local -o wide", Args("[CELL]"),
+		func(ctx context.Context, c *admin.Client, _ string, args []string) error {
+			rows, err := a.cells(ctx, c)
+			if err != nil {
+				return err
+			}
+			nodes, found := []nodeView{}, false
+			for _, r := range rows {
+				if len(args) == 0 || r.Name == args[0] {
+					nodes, found = append(nodes, r.Nodes...), true
+				}
+			}
+			if !found && len(args) > 0 {
+				return missing("cell", args[0], "cell")
+			}
+			return PrintList(a, nodes, nodeColumns()...)
+		})
+	return a.Group("cell", "Cells: the places where calls are decided.", "  mcpvault cell status", list, status)
+}
+
+func nodeColumns() []output.Column[nodeView] {
+	text := func(f func(nodeView) string) func(nodeView) string { return f }
+	return []output.Column[nodeView]{
+		{Head: "NODE", Cell: func(v nodeView) string { return v.Cell + "/" + v.Node }},
+		{Head: "CONNECTED", Cell: func(v nodeView) string { return yesNo(v.Connected) }},
+		{Head: "RAFT", Cell: func(v nodeView) string { return v.Raft }},
+		{Head: "SNAPSHOTS", Cell: text(func(v nodeView) string {
+			var all []string
+			for _, t := range sortedKeys(v.Applied) {
+				all = append(all, v.Applied[t])
+			}
+			return strings.Join(all, ",")
+		})},
+		{Head: "HEARTBEAT", Cell: func(v nodeView) string { return v.Heartbeat }},
+		{Head: "AUDIT", Cell: func(v nodeView) string { return fmt.Sprintf("%d/%d", v.Delivered, v.Audit) }},
+		{Head: "PROBLEMS", Cell: func(v nodeView) string { return strings.Join(v.Problems, "; ") }},
+		{Head: "SESSIONS", Cell: func(v nodeView) string { return fmt.Sprint(v.Sessions) }, Wide: true},
+		{Head: "MCP", Cell: func(v nodeView) string { return v.MCPURL }, Wide: true},
+		{Head: "SEEN", Cell: func(v nodeView) string { return v.Seen }, Wide: true},
+		{Head: "SVID UNTIL", Cell: func(v nodeView) string { return v.SVIDUntil }, Wide: true},
+		{Head: "VERSION", Cell: func(v nodeView) string { return v.Version }, Wide: true},
+	}
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+type generationView struct {
+	Org        string    `json:"org"`
+	Epoch      uint64    `json:"epoch"`
+	Generation uint64    `json:"generation"`
+	Revision   uint64    `json:"revision"`
+	Digest     string    `json:"digest"`
+	Bytes      uint64    `json:"bytes"`
+	Created    string    `json:"created"`
+	Acks       []ackView `json:"acks"`
+}
+
+type ackView struct {
+	Node   string `json:"node"`
+	Status string `json:"status"`
+	Reason string `json:"reason,omitempty"`
+	At     string `json:"at"`
+}
+
+func viewGeneration(g *adminv1.Generation) generationView {
+	return generationView{
+		g.GetTenant(), g.GetEpoch(), g.GetGeneration(), g.GetRevision(), g.GetDigest(), g.GetBytes(), output.Time(g.GetCreatedMs()),
+		mapped(g.GetAcks(), func(k *adminv1.NodeAck) ackView {
+			return ackView{k.GetCell() + "/" + k.GetNode(), k.GetStatus(), k.GetReason(), output.Time(k.GetAtMs())}
+		}),
+	}
+}
+
+func (g generationView) applied() string {
+	n := 0
+	for _, k := range g.Acks {
+		if k.Status == "applied" {
+			n++
+		}
+	}
+	return fmt.Sprintf("%d of %d", n, len(g.Acks))
+}
+
+func generationColumns() []output.Column[generationView] {
+	return []output.Column[generationView]{
+		{Head: "SNAPSHOT", Cell: func(v generationView) string { return fmt.Sprintf("%d.%d", v.Epoch, v.Generation) }},
+		{Head: "ORG", Cell: func(v generationView) string { return v.Org }},
+		{Head: "REVISION", Cell: func(v generationView) string { return fmt.Sprint(v.Revision) }},
+		{Head: "CREATED", Cell: func(v generationView) string { return v.Created }},
+		{Head: "APPLIED", Cell: generationView.applied},
+		{Head: "BYTES", Cell: func(v generationView) string { return fmt.Sprint(v.Bytes) }, Wide: true},
+		{Head: "DIGEST", Cell: func(v generationView) string { return v.Digest }, Wide: true},
+	}
+}
+
+func (a *App) snapshotCommand() *cobra.Command {
+	var limit uint32
+	list := a.AdminLeaf("list", "Lists what was published, newest first.", "  mcpvault snapshot list --limit 5", Args(),
+		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
+			resp, err := c.Snapshots.ListGenerations(ctx, &adminv1.ListGenerationsRequest{Tenant: tenant, Limit: limit})
+			if err != nil {
+				return err
+			}
+			return PrintList(a, mapped(resp.GetGenerations(), viewGeneration), generationColumns()...)
+		})
+	list.Flags().Uint32Var(&limit, "limit", 20, "how many")
+	get := a.AdminLeaf("get [GENERATION]", "Shows a generation, the newest when none is given.", "  mcpvault snapshot get 4 -o json", Args("[GENERATION]"),
+		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+			n, err := generationArg(args)
+			if err != nil {
+				return err
+			}
+			resp, err := c.Snapshots.GetGeneration(ctx, &adminv1.GetGenerationRequest{Tenant: tenant, Generation: n})
+			if err != nil {
+				return err
+			}
+			return Print(a, viewGeneration(resp.GetGeneration()), generationColumns()...)
+		})
+	return a.Group("snapshot", "Snapshots: compiled policy, signed and numbered.", "  mcpvault snapshot list", list, get, a.verifySnapshot())
+}
+
+func generationArg(args []string) (uint64, error) {
+	if len(args) == 0 {
+		return 0, nil
+	}
+	var n uint64
+	text := args[0]
+	if _, after, ok := strings.Cut(text, "."); ok {
+		text = after // epoch.generation, as it is printed elsewhere.
+	}
+	if _, err := fmt.Sscanf(text, "%d", &n); err != nil || fmt.Sprint(n) != text {
+		return 0, problem.Newf(problem.Invalid, "give a number from `mcpvault snapshot list`", "%q is not a generation", args[0])
+	}
+	return n, nil
+}
+
+// filePrivate reports whether only its owner can read a file.
+func filePrivate(path string) bool {
+	info, err := os.Stat(path)
+	return err != nil || info.Mode().Perm()&0o077 == 0
+}

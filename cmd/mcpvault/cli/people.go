@@ -1,0 +1,359 @@
+package cli
+
+import (
+	"context"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
+	"github.com/mcpvault/mcpvault/kit/problem"
+	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
+)
+
+type orgView struct {
+	Name     string   `json:"name"`
+	ID       string   `json:"id"`
+	Hosts    []string `json:"hosts"`
+	Revision uint64   `json:"revision"`
+	Created  string   `json:"created"`
+}
+
+func viewOrg(t *adminv1.Tenant) orgView {
+	return orgView{t.GetName(), t.GetId(), t.GetHosts(), t.GetRevision(), output.Time(t.GetCreatedMs())}
+}
+
+func orgColumns() []output.Column[orgView] {
+	return []output.Column[orgView]{
+		{Head: "NAME", Cell: func(v orgView) string { return v.Name }},
+		{Head: "HOSTS", Cell: func(v orgView) string { return strings.Join(v.Hosts, ",") }},
+		{Head: "CREATED", Cell: func(v orgView) string { return v.Created }},
+		{Head: "ID", Cell: func(v orgView) string { return v.ID }, Wide: true},
+	}
+}
+
+func (a *App) orgCommand() *cobra.Command {
+	var hosts []string
+	create := a.AdminLeaf("create NAME", "Makes an organisation.", "  mcpvault org create globex --host globex.example.com", Args("NAME"),
+		func(ctx context.Context, c *admin.Client, _ string, args []string) error {
+			resp, err := c.Organisations.CreateTenant(ctx, &adminv1.CreateTenantRequest{Name: args[0], Hosts: hosts})
+			if err != nil {
+				return err
+			}
+			return Print(a, viewOrg(resp.GetTenant()), orgColumns()...)
+		})
+	create.Flags().StringSliceVar(&hosts, "host", nil, "public host name that leads to it; may be given again")
+	all := func(ctx context.Context, c *admin.Client) ([]orgView, error) {
+		resp, err := c.Organisations.ListTenants(ctx, &adminv1.ListTenantsRequest{})
+		return mapped(resp.GetTenants(), viewOrg), err
+	}
+	return a.Group("org", "Organisations: the tenants of the installation.", "  mcpvault org list",
+		a.AdminLeaf("list", "Lists the organisations.", "  mcpvault org list -o wide", Args(),
+			func(ctx context.Context, c *admin.Client, _ string, _ []string) error {
+				rows, err := all(ctx, c)
+				if err != nil {
+					return err
+				}
+				return PrintList(a, rows, orgColumns()...)
+			}),
+		a.AdminLeaf("get NAME", "Shows an organisation.", "  mcpvault org get acme", Args("NAME"),
+			func(ctx context.Context, c *admin.Client, _ string, args []string) error {
+				rows, err := all(ctx, c)
+				if err != nil {
+					return err
+				}
+				return a.printNamed(rows, args[0], "organisation", "org")
+			}),
+		create)
+}
+
+func (a *App) printNamed(rows []orgView, name, noun, command string) error {
+	for _, r := range rows {
+		if r.Name == name {
+			return Print(a, r, orgColumns()...)
+		}
+	}
+	return missing(noun, name, command)
+}
+
+func missing(noun, name, command string) error {
+	return problem.Newf(problem.NotFound, "see `mcpvault "+command+" list`", "%s %q does not exist", noun, name)
+}
+
+func mapped[T, U any](in []T, f func(T) U) []U {
+	out := make([]U, 0, len(in))
+	for _, v := range in {
+		out = append(out, f(v))
+	}
+	return out
+}
+
+type teamView struct {
+	Name    string   `json:"name"`
+	ID      string   `json:"id"`
+	Unit    string   `json:"unit,omitempty"`
+	Members []string `json:"members"`
+}
+
+func viewTeam(t *adminv1.Team) teamView {
+	return teamView{t.GetName(), t.GetId(), t.GetUnit(), append([]string{}, t.GetMembers()...)}
+}
+
+func teamColumns() []output.Column[teamView] {
+	return []output.Column[teamView]{
+		{Head: "NAME", Cell: func(v teamView) string { return v.Name }},
+		{Head: "UNIT", Cell: func(v teamView) string { return v.Unit }},
+		{Head: "MEMBERS", Cell: func(v teamView) string { return strings.Join(v.Members, ",") }},
+		{Head: "ID", Cell: func(v teamView) string { return v.ID }, Wide: true},
+	}
+}
+
+func (a *App) teamCommand() *cobra.Command {
+	var unit string
+	var w waiting
+	create := a.AdminLeaf("create NAME", "Makes a team.", "  mcpvault team create analysts", Args("NAME"),
+		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+			resp, err := c.Directory.CreateTeam(ctx, &adminv1.CreateTeamRequest{Tenant: tenant, Name: args[0], Unit: unit})
+			if err != nil {
+				return err
+			}
+			return Print(a, viewTeam(resp.GetTeam()), teamColumns()...)
+		})
+	create.Flags().StringVar(&unit, "unit", "", "unit that it belongs to")
+	list := func(ctx context.Context, c *admin.Client, tenant string) ([]teamView, error) {
+		resp, err := c.Directory.ListTeams(ctx, &adminv1.ListTeamsRequest{Tenant: tenant})
+		return mapped(resp.GetTeams(), viewTeam), err
+	}
+	member := func(verb, short string, remove bool) *cobra.Command {
+		return a.publishes(a.AdminLeaf(verb+" TEAM USER", short, "  mcpvault team "+verb+" analysts alice", Args("TEAM", "USER"),
+			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+				resp, err := c.Directory.SetTeamMember(ctx, &adminv1.SetTeamMemberRequest{Tenant: tenant, Team: args[0], User: args[1], Remove: remove})
+				if err != nil {
+					return err
+				}
+				a.published(ctx, c, tenant, resp.GetRevision(), w)
+				return nil
+			}), &w)
+	}
+	return a.Group("team", "Teams: people who work together.", "  mcpvault team list",
+		a.AdminLeaf("list", "Lists the teams.", "  mcpvault team list", Args(),
+			func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
+				rows, err := list(ctx, c, tenant)
+				if err != nil {
+					return err
+				}
+				return PrintList(a, rows, teamColumns()...)
+			}),
+		a.AdminLeaf("get NAME", "Shows a team.", "  mcpvault team get analysts", Args("NAME"),
+			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+				rows, err := list(ctx, c, tenant)
+				if err != nil {
+					return err
+				}
+				for _, r := range rows {
+					if r.Name == args[0] {
+						return Print(a, r, teamColumns()...)
+					}
+				}
+				return missing("team", args[0], "team")
+			}),
+		create,
+		member("add-member", "Puts a person into a team.", false),
+		member("remove-member", "Takes a person out of a team.", true))
+}
+
+type userView struct {
+	Name        string   `json:"name"`
+	ID          string   `json:"id"`
+	Kind        string   `json:"kind"`
+	DisplayName string   `json:"display_name,omitempty"`
+	Unit        string   `json:"unit,omitempty"`
+	Supervisor  string   `json:"supervisor,omitempty"`
+	Teams       []string `json:"teams"`
+	Roles       []string `json:"roles"`
+	Disabled    bool     `json:"disabled"`
+}
+
+func viewUser(u *adminv1.User) userView {
+	kind := "person"
+	if u.GetKind() == adminv1.UserKind_USER_KIND_SERVICE_ACCOUNT {
+		kind = "service_account"
+	}
+	return userView{
+		u.GetName(), u.GetId(), kind, u.GetDisplayName(), u.GetUnit(), u.GetSupervisor(),
+		append([]string{}, u.GetTeams()...), append([]string{}, u.GetRoles()...), u.GetDisabled(),
+	}
+}
+
+func (u userView) state() string {
+	if u.Disabled {
+		return "disabled"
+	}
+	return "active"
+}
+
+func userColumns() []output.Column[userView] {
+	return []output.Column[userView]{
+		{Head: "NAME", Cell: func(v userView) string { return v.Name }},
+		{Head: "KIND", Cell: func(v userView) string { return v.Kind }},
+		{Head: "ROLES", Cell: func(v userView) string { return strings.Join(v.Roles, ",") }},
+		{Head: "TEAMS", Cell: func(v userView) string { return strings.Join(v.Teams, ",") }},
+		{Head: "SUPERVISOR", Cell: func(v userView) string { return v.Supervisor }},
+		{Head: "STATE", Cell: userView.state},
+		{Head: "UNIT", Cell: func(v userView) string { return v.Unit }, Wide: true},
+		{Head: "DISPLAY NAME", Cell: func(v userView) string { return v.DisplayName }, Wide: true},
+		{Head: "ID", Cell: func(v userView) string { return v.ID }, Wide: true},
+	}
+}
+
+func (a *App) userCommand() *cobra.Command {
+	var w waiting
+	disable := func(verb, short string, disabled bool) *cobra.Command {
+		return a.publishes(a.AdminLeaf(verb+" NAME", short, "  mcpvault user "+verb+" mallory", Args("NAME"),
+			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+				resp, err := c.Directory.SetUserDisabled(ctx, &adminv1.SetUserDisabledRequest{Tenant: tenant, Name: args[0], Disabled: disabled})
+				if err != nil {
+					return err
+				}
+				a.published(ctx, c, tenant, resp.GetRevision(), w)
+				return nil
+			}), &w)
+	}
+	return a.Group("user", "People and service accounts.", "  mcpvault user list",
+		a.AdminLeaf("list", "Lists the users.", "  mcpvault user list -o wide", Args(), a.listUsers),
+		a.AdminLeaf("get NAME", "Shows a user.", "  mcpvault user get alice", Args("NAME"),
+			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+				resp, err := c.Directory.GetUser(ctx, &adminv1.GetUserRequest{Tenant: tenant, Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return Print(a, viewUser(resp.GetUser()), userColumns()...)
+			}),
+		a.createUser(),
+		disable("disable", "Takes away everything that a user may do.", true),
+		disable("enable", "Gives a disabled user everything back.", false))
+}
+
+func (a *App) listUsers(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
+	var rows []userView
+	for page := ""; ; {
+		resp, err := c.Directory.ListUsers(ctx, &adminv1.ListUsersRequest{Tenant: tenant, PageSize: 1000, PageToken: page})
+		if err != nil {
+			return err
+		}
+		rows = append(rows, mapped(resp.GetUsers(), viewUser)...)
+		if page = resp.GetNextPageToken(); page == "" {
+			return PrintList(a, rows, userColumns()...)
+		}
+	}
+}
+
+func (a *App) createUser() *cobra.Command {
+	var unit, display, supervisor string
+	var service bool
+	create := a.AdminLeaf("create NAME", "Makes a user.", "  mcpvault user create carol --supervisor bob", Args("NAME"),
+		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+			kind := adminv1.UserKind_USER_KIND_PERSON
+			if service {
+				kind = adminv1.UserKind_USER_KIND_SERVICE_ACCOUNT
+			}
+			resp, err := c.Directory.CreateUser(ctx, &adminv1.CreateUserRequest{
+				Tenant: tenant, Name: args[0], Kind: kind, Unit: unit, DisplayName: display, Supervisor: supervisor,
+			})
+			if err != nil {
+				return err
+			}
+			return Print(a, viewUser(resp.GetUser()), userColumns()...)
+		})
+	create.Flags().StringVar(&unit, "unit", "", "unit that the user belongs to")
+	create.Flags().StringVar(&display, "display-name", "", "name as people write it")
+	create.Flags().StringVar(&supervisor, "supervisor", "", "user who supervises this one")
+	create.Flags().BoolVar(&service, "service-account", false, "a program, not a person")
+	return create
+}
+
+type roleView struct {
+	Name        string   `json:"name"`
+	ID          string   `json:"id"`
+	Description string   `json:"description,omitempty"`
+	Inherits    []string `json:"inherits"`
+	Members     []string `json:"members"`
+}
+
+func viewRole(r *adminv1.Role) roleView {
+	return roleView{
+		r.GetName(), r.GetId(), r.GetDescription(),
+		append([]string{}, r.GetInherits()...), append([]string{}, r.GetMembers()...),
+	}
+}
+
+func roleColumns() []output.Column[roleView] {
+	return []output.Column[roleView]{
+		{Head: "NAME", Cell: func(v roleView) string { return v.Name }},
+		{Head: "MEMBERS", Cell: func(v roleView) string { return strings.Join(v.Members, ",") }},
+		{Head: "INHERITS", Cell: func(v roleView) string { return strings.Join(v.Inherits, ",") }},
+		{Head: "DESCRIPTION", Cell: func(v roleView) string { return v.Description }},
+		{Head: "ID", Cell: func(v roleView) string { return v.ID }, Wide: true},
+	}
+}
+
+func (a *App) roleCommand() *cobra.Command {
+	var w waiting
+	list := func(ctx context.Context, c *admin.Client, tenant string) ([]roleView, error) {
+		resp, err := c.Directory.ListRoles(ctx, &adminv1.ListRolesRequest{Tenant: tenant})
+		return mapped(resp.GetRoles(), viewRole), err
+	}
+	assign := func(verb, short string, remove bool) *cobra.Command {
+		return a.publishes(a.AdminLeaf(verb+" ROLE MEMBER", short, "  mcpvault role "+verb+" analyst user:alice", Args("ROLE", "MEMBER"),
+			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+				resp, err := c.Directory.SetRoleMember(ctx, &adminv1.SetRoleMemberRequest{Tenant: tenant, Role: args[0], Member: subject(args[1]), Remove: remove})
+				if err != nil {
+					return err
+				}
+				a.published(ctx, c, tenant, resp.GetRevision(), w)
+				return nil
+			}), &w)
+	}
+	return a.Group("role", "Roles: what people are allowed because of what they do.", "  mcpvault role list",
+		a.AdminLeaf("list", "Lists the roles.", "  mcpvault role list", Args(),
+			func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
+				rows, err := list(ctx, c, tenant)
+				if err != nil {
+					return err
+				}
+				return PrintList(a, rows, roleColumns()...)
+			}),
+		a.AdminLeaf("get NAME", "Shows a role.", "  mcpvault role get analyst", Args("NAME"),
+			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+				rows, err := list(ctx, c, tenant)
+				if err != nil {
+					return err
+				}
+				for _, r := range rows {
+					if r.Name == args[0] {
+						return Print(a, r, roleColumns()...)
+					}
+				}
+				return missing("role", args[0], "role")
+			}),
+		a.createRole(),
+		assign("assign", "Gives a role to a user or a team.", false),
+		assign("unassign", "Takes a role from a user or a team.", true))
+}
+
+func (a *App) createRole() *cobra.Command {
+	var description string
+	var inherits []string
+	create := a.AdminLeaf("create NAME", "Makes a role.", "  mcpvault role create lead --inherits analyst", Args("NAME"),
+		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+			resp, err := c.Directory.CreateRole(ctx, &adminv1.CreateRoleRequest{Tenant: tenant, Name: args[0], Description: description, Inherits: inherits})
+			if err != nil {
+				return err
+			}
+			return Print(a, viewRole(resp.GetRole()), roleColumns()...)
+		})
+	create.Flags().StringVar(&description, "description", "", "what the role is for")
+	create.Flags().StringSliceVar(&inherits, "inherits", nil, "role whose grants this one has too; may be given again")
+	return create
+}

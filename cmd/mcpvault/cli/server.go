@@ -1,0 +1,318 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
+	"github.com/mcpvault/mcpvault/kit/problem"
+	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+)
+
+type serverView struct {
+	Name        string       `json:"name"`
+	ID          string       `json:"id"`
+	URL         string       `json:"url"`
+	Description string       `json:"description,omitempty"`
+	Published   uint32       `json:"published_version"`
+	Latest      uint32       `json:"latest_version"`
+	LastError   string       `json:"last_error,omitempty"`
+	Scanned     string       `json:"scanned,omitempty"`
+	Version     *versionView `json:"version,omitempty"`
+}
+
+type versionView struct {
+	Number    uint32     `json:"number"`
+	Digest    string     `json:"digest"`
+	State     string     `json:"state"`
+	Server    string     `json:"server,omitempty"`
+	Protocols []string   `json:"protocol_versions"`
+	Created   string     `json:"created"`
+	Approved  string     `json:"approved,omitempty"`
+	Approver  string     `json:"approved_by,omitempty"`
+	Tools     []toolView `json:"tools"`
+}
+
+type toolView struct {
+	Name        string          `json:"name"`
+	Effect      string          `json:"effect"`
+	Change      string          `json:"change,omitempty"`
+	Description string          `json:"description,omitempty"`
+	Raw         json.RawMessage `json:"raw,omitempty"`
+}
+
+func viewServer(s *adminv1.Server, v *adminv1.ServerVersion) serverView {
+	view := serverView{
+		s.GetName(), s.GetId(), s.GetUrl(), s.GetDescription(), s.GetPublishedVersion(), s.GetLatestVersion(),
+		s.GetLastError(), output.Time(s.GetScannedMs()), nil,
+	}
+	if v != nil {
+		version := viewVersion(v)
+		view.Version = &version
+	}
+	return view
+}
+
+func viewVersion(v *adminv1.ServerVersion) versionView {
+	return versionView{
+		v.GetNumber(), v.GetDigest(), word(v.GetState().String(), "VERSION_STATE_"),
+		strings.TrimSpace(v.GetServerName() + " " + v.GetServerVersion()), append([]string{}, v.GetProtocolVersions()...),
+		output.Time(v.GetCreatedMs()), output.Time(v.GetApprovedMs()), v.GetApprovedBy(),
+		mapped(v.GetTools(), func(t *adminv1.Tool) toolView {
+			raw := json.RawMessage(t.GetRaw())
+			if !json.Valid(raw) {
+				raw = nil
+			}
+			return toolView{t.GetName(), word(t.GetEffect().String(), "EFFECT_"), t.GetChange(), t.GetDescription(), raw}
+		}),
+	}
+}
+
+// word is the short form of an enumeration's value.
+func word(s, prefix string) string {
+	s = strings.ToLower(strings.TrimPrefix(s, prefix))
+	if s == "unspecified" {
+		return "unset"
+	}
+	return s
+}
+
+func schemaOf(v *adminv1.ServerVersion, tool string) json.RawMessage {
+	for _, t := range v.GetTools() {
+		if t.GetName() == tool {
+			var body struct {
+				InputSchema json.RawMessage `json:"inputSchema"`
+			}
+			_ = json.Unmarshal(t.GetRaw(), &body) // A tool without a schema types nothing.
+			return body.InputSchema
+		}
+	}
+	return nil
+}
+
+func serverColumns() []output.Column[serverView] {
+	return []output.Column[serverView]{
+		{Head: "NAME", Cell: func(v serverView) string { return v.Name }},
+		{Head: "URL", Cell: func(v serverView) string { return v.URL }},
+		{Head: "PUBLISHED", Cell: func(v serverView) string { return number(v.Published) }},
+		{Head: "LATEST", Cell: func(v serverView) string { return number(v.Latest) }},
+		{Head: "PROBLEM", Cell: func(v serverView) string { return v.LastError }},
+		{Head: "SCANNED", Cell: func(v serverView) string { return v.Scanned }, Wide: true},
+		{Head: "DESCRIPTION", Cell: func(v serverView) string { return v.Description }, Wide: true},
+		{Head: "ID", Cell: func(v serverView) string { return v.ID }, Wide: true},
+	}
+}
+
+func number(n uint32) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(uint64(n), 10)
+}
+
+func toolColumns() []output.Column[toolView] {
+	return []output.Column[toolView]{
+		{Head: "TOOL", Cell: func(t toolView) string { return t.Name }},
+		{Head: "EFFECT", Cell: func(t toolView) string { return t.Effect }},
+		{Head: "CHANGE", Cell: func(t toolView) string { return t.Change }},
+		{Head: "DESCRIPTION", Cell: func(t toolView) string { return t.Description }},
+	}
+}
+
+// printServer prints a server and the tools of its version.
+func (a *App) printServer(s *adminv1.Server, v *adminv1.ServerVersion) error {
+	view := viewServer(s, v)
+	if err := Print(a, view, serverColumns()...); err != nil || view.Version == nil || (a.format != output.Table && a.format != output.Wide) {
+		return err
+	}
+	if _, err := fmt.Fprintf(a.cfg.Stdout, "\nversion %d (%s), %s\n", view.Version.Number, view.Version.State, view.Version.Digest); err != nil {
+		return err
+	}
+	return PrintList(a, view.Version.Tools, toolColumns()...)
+}
+
+func (a *App) serverCommand() *cobra.Command {
+	return a.Group("server", "MCP servers behind the vault, and the versions of them that were approved.", "  mcpvault server list",
+		a.addServer(), a.listServers(),
+		a.completed(a.AdminLeaf("get NAME", "Shows a server and the tools of its published version.", "  mcpvault server get payments", Args("NAME"),
+			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+				resp, err := c.Registry.GetServer(ctx, &adminv1.GetServerRequest{Tenant: tenant, Name: args[0]})
+				if err != nil {
+					return err
+				}
+				return a.printServer(resp.GetServer(), resp.GetVersion())
+			})),
+		a.completed(a.serverVersions()), a.completed(a.scanServer()), a.completed(a.approveServer()), a.completed(a.removeServer()))
+}
+
+func (a *App) completed(cmd *cobra.Command) *cobra.Command {
+	cmd.ValidArgsFunction = a.names(func(ctx context.Context, c *admin.Client, tenant string) ([]string, error) {
+		resp, err := c.Registry.ListServers(ctx, &adminv1.ListServersRequest{Tenant: tenant})
+		return mapped(resp.GetServers(), (*adminv1.Server).GetName), err
+	})
+	return cmd
+}
+
+func (a *App) addServer() *cobra.Command {
+	var address, description string
+	cmd := a.AdminLeaf("add NAME", "Registers a server and reads its tools. Nobody is served before a version is approved.",
+		"  mcpvault server add jira --url https://jira.example.com/mcp", Args("NAME"),
+		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+			if address == "" {
+				return problem.New(problem.Invalid, "mcpvault server add needs --url", "for example: `mcpvault server add jira --url https://jira.example.com/mcp`")
+			}
+			resp, err := c.Registry.AddServer(ctx, &adminv1.AddServerRequest{Tenant: tenant, Name: args[0], Url: address, Description: description})
+			if err != nil {
+				return err
+			}
+			if e := resp.GetServer().GetLastError(); e != "" {
+				a.Warnf("%s is registered, but its tools could not be read: %s; try again with `mcpvault server scan %s`", args[0], output.Clean(e), args[0])
+			} else {
+				a.Notef("approve it with `mcpvault server approve %s --effect hints`", args[0])
+			}
+			return a.printServer(resp.GetServer(), resp.GetVersion())
+		})
+	cmd.Flags().StringVar(&address, "url", "", "address of its Streamable HTTP endpoint")
+	cmd.Flags().StringVar(&description, "description", "", "what it is for")
+	return cmd
+}
+
+func (a *App) listServers() *cobra.Command {
+	return a.AdminLeaf("list", "Lists the servers.", "  mcpvault server list -o wide", Args(),
+		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
+			resp, err := c.Registry.ListServers(ctx, &adminv1.ListServersRequest{Tenant: tenant})
+			if err != nil {
+				return err
+			}
+			return PrintList(a, mapped(resp.GetServers(), func(s *adminv1.Server) serverView { return viewServer(s, nil) }), serverColumns()...)
+		})
+}
+
+func (a *App) serverVersions() *cobra.Command {
+	return a.AdminLeaf("versions NAME", "Lists the versions of a server: each is one state of its tools.", "  mcpvault server versions payments", Args("NAME"),
+		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+			resp, err := c.Registry.ListVersions(ctx, &adminv1.ListVersionsRequest{Tenant: tenant, Name: args[0]})
+			if err != nil {
+				return err
+			}
+			return PrintList(a, mapped(resp.GetVersions(), viewVersion),
+				output.Column[versionView]{Head: "VERSION", Cell: func(v versionView) string { return number(v.Number) }},
+				output.Column[versionView]{Head: "STATE", Cell: func(v versionView) string { return v.State }},
+				output.Column[versionView]{Head: "TOOLS", Cell: func(v versionView) string { return strconv.Itoa(len(v.Tools)) }},
+				output.Column[versionView]{Head: "APPROVED BY", Cell: func(v versionView) string { return v.Approver }},
+				output.Column[versionView]{Head: "CREATED", Cell: func(v versionView) string { return v.Created }},
+				output.Column[versionView]{Head: "DIGEST", Cell: func(v versionView) string { return v.Digest }, Wide: true},
+				output.Column[versionView]{Head: "SERVER", Cell: func(v versionView) string { return v.Server }, Wide: true},
+				output.Column[versionView]{Head: "PROTOCOLS", Cell: func(v versionView) string { return strings.Join(v.Protocols, ",") }, Wide: true})
+		})
+}
+
+func (a *App) scanServer() *cobra.Command {
+	return a.AdminLeaf("scan NAME", "Reads a server's tools again.", "  mcpvault server scan payments", Args("NAME"),
+		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+			resp, err := c.Registry.ScanServer(ctx, &adminv1.ScanServerRequest{Tenant: tenant, Name: args[0]})
+			if err != nil {
+				return err
+			}
+			switch {
+			case resp.GetServer().GetLastError() != "":
+				a.Warnf("its tools could not be read: %s", output.Clean(resp.GetServer().GetLastError()))
+			case resp.GetIsNew():
+				a.Notef("its tools have changed: this is a new version, not served before it is approved")
+			default:
+				a.Notef("nothing has changed")
+			}
+			return a.printServer(resp.GetServer(), resp.GetVersion())
+		})
+}
+
+func (a *App) approveServer() *cobra.Command {
+	var w waiting
+	var version uint32
+	var effect string
+	var tools []string
+	cmd := a.AdminLeaf("approve NAME", "Publishes the newest version of a server and says what each of its tools can do to the world.",
+		`  mcpvault server approve payments --effect hints --tool refund=destructive
+  mcpvault server approve wiki --effect read`, Args("NAME"),
+		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+			req := &adminv1.ApproveVersionRequest{Tenant: tenant, Name: args[0], Version: version}
+			if err := effects(req, effect, tools); err != nil {
+				return err
+			}
+			resp, err := c.Registry.ApproveVersion(ctx, req)
+			if err != nil {
+				return err
+			}
+			a.published(ctx, c, tenant, resp.GetRevision(), w)
+			return a.printServer(resp.GetServer(), resp.GetVersion())
+		})
+	cmd.Flags().Uint32Var(&version, "version", 0, "number of the version; the newest when not given")
+	cmd.Flags().StringVar(&effect, "effect", "", "class of every tool not named by --tool: read, write, destructive, or hints to take what the server says; destructive when not given")
+	cmd.Flags().StringArrayVar(&tools, "tool", nil, "TOOL=CLASS: the class of one tool; may be given again")
+	return a.publishes(cmd, &w)
+}
+
+// effects reads the effect classes that an approver gave.
+func effects(req *adminv1.ApproveVersionRequest, all string, tools []string) error {
+	req.Source = adminv1.EffectSource_EFFECT_SOURCE_GIVEN
+	switch all {
+	case "":
+		req.DefaultEffect = snapshotv1.Effect_EFFECT_DESTRUCTIVE
+	case "hints":
+		req.Source = adminv1.EffectSource_EFFECT_SOURCE_HINTS
+	default:
+		e, err := effectClass(all)
+		if err != nil {
+			return err
+		}
+		req.DefaultEffect = e
+	}
+	for _, t := range tools {
+		name, class, ok := strings.Cut(t, "=")
+		if !ok || name == "" {
+			return problem.Newf(problem.Invalid, "write --tool TOOL=CLASS, for example --tool refund=destructive", "%q gives no tool a class", t)
+		}
+		e, err := effectClass(class)
+		if err != nil {
+			return err
+		}
+		if req.ToolEffects == nil {
+			req.ToolEffects = map[string]snapshotv1.Effect{}
+		}
+		req.ToolEffects[name] = e
+	}
+	return nil
+}
+
+func effectClass(s string) (snapshotv1.Effect, error) {
+	switch s {
+	case "read":
+		return snapshotv1.Effect_EFFECT_READ, nil
+	case "write":
+		return snapshotv1.Effect_EFFECT_WRITE, nil
+	case "destructive":
+		return snapshotv1.Effect_EFFECT_DESTRUCTIVE, nil
+	}
+	return 0, problem.Newf(problem.Invalid, "use read, write or destructive", "%q is not a class of effects", s)
+}
+
+func (a *App) removeServer() *cobra.Command {
+	var w waiting
+	cmd := a.AdminLeaf("rm NAME", "Takes a server away.", "  mcpvault server rm jira", Args("NAME"),
+		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+			resp, err := c.Registry.RemoveServer(ctx, &adminv1.RemoveServerRequest{Tenant: tenant, Name: args[0]})
+			if err != nil {
+				return err
+			}
+			a.published(ctx, c, tenant, resp.GetRevision(), w)
+			return nil
+		})
+	return a.publishes(cmd, &w)
+}

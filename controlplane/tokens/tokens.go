@@ -12,6 +12,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/store"
+	"github.com/mcpvault/mcpvault/kit/jose"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/kit/secret"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
@@ -41,12 +42,6 @@ type Signer interface {
 	Mint(claims any) (string, error)
 }
 
-// Verifier checks a token's form, type and signature, and returns its claims. Whether they are good, and for whom, is
-// decided here.
-type Verifier interface {
-	Verify(token string) (claims []byte, err error)
-}
-
 // Killer makes a kill known everywhere. It returns when the kill is stored and signed.
 type Killer interface {
 	Kill(ctx context.Context, req *adminv1.KillRequest) (*adminv1.KillResponse, error)
@@ -54,10 +49,11 @@ type Killer interface {
 
 // Config is what the service stands on.
 type Config struct {
-	Store    *store.Store
-	Signer   Signer
-	Verifier Verifier
-	Killer   Killer
+	Store  *store.Store
+	Signer Signer
+	// Keys verify what Signer signed, and what signers before it did.
+	Keys   []jose.Key
+	Killer Killer
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }

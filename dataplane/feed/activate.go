@@ -11,6 +11,7 @@ import (
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
+	"github.com/mcpvault/mcpvault/snapshot/shard"
 )
 
 // activateLoop puts into the live index what the store holds and the index does not.
@@ -27,8 +28,31 @@ func (f *Feed) activateLoop(ctx context.Context) {
 	}
 }
 
-// Activate brings the live index up to the store and reports whether nothing is left to do. It is also how a node boots:
-// from its own disk, without anybody.
+// Boot puts into force what this node's own disk proves: kills, the newest heartbeat, the newest generation of each
+// tenant that opens. It asks nobody, except for a shard that is missing.
+func (f *Feed) Boot(ctx context.Context) {
+	trust := f.cfg.Trust.Current()
+	var kills []*snapshotv1.Kill
+	for _, env := range f.cfg.Store.Kills() {
+		k, err := trust.OpenKill(env)
+		if err != nil {
+			f.log.ErrorContext(ctx, "a stored kill does not verify", "err", err)
+			continue
+		}
+		kills = append(kills, k)
+	}
+	f.cfg.PDP.Kill(kills...)
+	if env, _ := f.cfg.Store.Heartbeat(); env != nil {
+		if hb, err := trust.OpenHeartbeat(env, f.cfg.Cell); err == nil {
+			f.connMu.Lock()
+			f.heartbeat = hb
+			f.connMu.Unlock()
+		}
+	}
+	f.Activate(ctx)
+}
+
+// Activate brings the live index up to the store and reports whether nothing is left to do.
 func (f *Feed) Activate(ctx context.Context) bool {
 	trust := f.cfg.Trust.Current()
 	if trust == nil {
@@ -42,7 +66,7 @@ func (f *Feed) Activate(ctx context.Context) bool {
 		if homed != nil && !homed[id] {
 			continue
 		}
-		head, digest, err := trust.OpenHead(env)
+		head, digest, err := openHead(trust, env)
 		if err != nil {
 			f.log.ErrorContext(ctx, "a stored head does not verify", "tenant_id", id, "err", err)
 			continue
@@ -106,7 +130,7 @@ func (f *Feed) open(ctx context.Context, head *snapshotv1.Head, digest snapshot.
 		return nil, fmt.Errorf("%w: %w", errUnfit, err)
 	}
 	var missing error
-	x, c, err := seal.OpenTenant(head, func(d snapshot.Digest, size uint64) ([]byte, error) {
+	x, c, err := shard.OpenTenant(head, func(d snapshot.Digest, size uint64) ([]byte, error) {
 		b, err := f.cfg.Store.GetBlob(d, int64(size))
 		if err == nil {
 			return b, nil

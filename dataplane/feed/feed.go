@@ -205,7 +205,7 @@ func (f *Feed) takeUpdate(u *cellv1.Update) error {
 	f.mu.Lock()
 	f.manifest = u.GetManifest()
 	for _, env := range u.GetHeads() {
-		head, digest, err := trust.OpenHead(env)
+		head, digest, err := openHead(trust, env)
 		if err != nil {
 			bad = errors.Join(bad, fmt.Errorf("head: %w", err))
 			f.nackUnreadable(env, err)

@@ -17,7 +17,9 @@ type Store interface {
 	Manifest() []byte
 	Heads() map[snapshot.TenantID][]byte
 	Floor(id snapshot.TenantID) snapshot.Version
+	Heartbeat() (env []byte, timeMS int64)
 	PutHeartbeat(env []byte, timeMS int64) error
+	Kills() [][]byte
 	// AddKill reports false when the kill was already there.
 	AddKill(id string, env []byte) (bool, error)
 	PutBlob(d snapshot.Digest, b []byte) error

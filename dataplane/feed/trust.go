@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
 
@@ -38,7 +40,7 @@ func (t *Trust) Renew(env []byte) error {
 	if string(env) == string(old.env) {
 		return nil
 	}
-	next, err := seal.RenewRoots(env, old.trust)
+	next, err := old.trust.OpenRoots(env)
 	if err != nil {
 		return err
 	}
@@ -47,4 +49,13 @@ func (t *Trust) Renew(env []byte) error {
 	}
 	t.cur.CompareAndSwap(old, &roots{env, next})
 	return nil
+}
+
+func openHead(t *seal.Trust, env []byte) (*snapshotv1.Head, snapshot.Digest, error) {
+	head, err := t.OpenHead(env)
+	if err != nil {
+		return nil, snapshot.Digest{}, err
+	}
+	digest, err := seal.HeadDigest(env)
+	return head, digest, err
 }

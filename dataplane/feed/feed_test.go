@@ -1,0 +1,436 @@
+package feed_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+	"github.com/mcpvault/mcpvault/dataplane/feed"
+	"github.com/mcpvault/mcpvault/dataplane/pdp"
+	"github.com/mcpvault/mcpvault/dataplane/store"
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	"github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1/cellv1connect"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/index"
+	"github.com/mcpvault/mcpvault/snapshot/seal"
+	"github.com/mcpvault/mcpvault/snapshot/shard"
+)
+
+const (
+	cellName = "test"
+	acme     = "018f0000-0000-7000-8000-000000000001"
+)
+
+// authority is the control plane's half: keys, and a service that pushes what a test tells it to.
+type authority struct {
+	cellv1connect.UnimplementedCellServiceHandler
+	head, beat, kill, stranger *seal.Signer
+	roots                      []byte
+
+	mu     sync.Mutex
+	blobs  map[snapshot.Digest][]byte
+	acks   []*cellv1.AcknowledgeRequest
+	events chan *cellv1.WatchResponse
+	seq    uint64
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	key := func() *seal.Signer {
+		s, err := seal.GenerateKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	a := &authority{
+		head: key(), beat: key(), kill: key(), stranger: key(),
+		blobs: map[snapshot.Digest][]byte{}, events: make(chan *cellv1.WatchResponse, 16),
+	}
+	r1, r2, r3 := key(), key(), key()
+	role := func(r snapshotv1.KeyRole, s *seal.Signer) seal.RoleKey {
+		return seal.RoleKey{Role: r, Key: s.Public()}
+	}
+	body := seal.BuildRoots(1, 1, 2,
+		role(snapshotv1.KeyRole_KEY_ROLE_ROOT, r1), role(snapshotv1.KeyRole_KEY_ROLE_ROOT, r2),
+		role(snapshotv1.KeyRole_KEY_ROLE_ROOT, r3), role(snapshotv1.KeyRole_KEY_ROLE_HEAD, a.head),
+		role(snapshotv1.KeyRole_KEY_ROLE_HEARTBEAT, a.beat), role(snapshotv1.KeyRole_KEY_ROLE_KILL, a.kill))
+	env, err := seal.SignRoots(body, r1, r2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.roots = env
+	return a
+}
+
+func (a *authority) Watch(ctx context.Context, _ *cellv1.WatchRequest, out cellv1connect.CellServiceWatchServerStream) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case ev := <-a.events:
+			if err := out.Send(ev); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (a *authority) Acknowledge(_ context.Context, r *cellv1.AcknowledgeRequest) (*cellv1.AcknowledgeResponse, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.acks = append(a.acks, r)
+	return &cellv1.AcknowledgeResponse{}, nil
+}
+
+// Fetch makes the authority a source of shards.
+func (a *authority) Fetch(_ context.Context, d snapshot.Digest, _ int64) ([]byte, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	b, ok := a.blobs[d]
+	if !ok {
+		return nil, errors.New("no such shard")
+	}
+	return b, nil
+}
+
+func (a *authority) acked(match func(*cellv1.AcknowledgeRequest) bool) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.ContainsFunc(a.acks, match)
+}
+
+// generation makes a signed generation in which alice may call demo's tools; spoil may break the shards first.
+func (a *authority) generation(t *testing.T, gen uint64, signer *seal.Signer, spoil func(index, catalogue *[]byte)) (env []byte, update *cellv1.Update) {
+	t.Helper()
+	x, err := index.Build(&snapshot.Policy{
+		Tenant:     acme,
+		Principals: []snapshot.Principal{{Name: "alice"}},
+		Servers:    []snapshot.Server{{Name: "demo", Items: []string{snapshot.ItemOther, "echo"}}},
+		Grants:     []snapshot.Grant{{ID: "g1", Subject: "user:alice", Server: "demo"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := snapshot.DigestOf([]byte("surface"))
+	c, err := shard.EncodeCatalogue(&snapshotv1.Catalogue{
+		TenantId: acme, Tenant: "acme", Hosts: []string{"acme.localhost"},
+		Settings: &snapshotv1.Settings{MaxStalenessReadMs: 1000, MaxStalenessWriteMs: 500},
+		Servers: []*snapshotv1.CatalogueServer{{
+			Id: "s1", Name: "demo", Url: "http://127.0.0.1:1/mcp", ProtocolVersions: []string{"2026-07-28"},
+			VersionDigest: digest[:], Version: 1,
+			Tools: []*snapshotv1.CatalogueTool{{Name: "echo", Raw: []byte(`{"name":"echo","inputSchema":{"type":"object"}}`), Effect: snapshotv1.Effect_EFFECT_READ}},
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if spoil != nil {
+		spoil(&x, &c)
+	}
+	a.mu.Lock()
+	a.blobs[snapshot.DigestOf(x)], a.blobs[snapshot.DigestOf(c)] = x, c
+	a.mu.Unlock()
+	now := time.Now()
+	head := &snapshotv1.Head{
+		TenantId: acme, Tenant: "acme", Epoch: 1, Generation: gen, Revision: gen + 100, Compiler: "test",
+		NotBeforeMs: now.Add(-time.Hour).UnixMilli(), NotAfterMs: now.Add(time.Hour).UnixMilli(),
+		Shards: []*snapshotv1.Shard{
+			shard.Of(snapshotv1.ShardKind_SHARD_KIND_INDEX, x),
+			shard.Of(snapshotv1.ShardKind_SHARD_KIND_CATALOGUE, c),
+		},
+	}
+	env, err = seal.SignHead(head, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hd, err := seal.HeadDigest(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.seq++
+	refs := []*snapshotv1.HeadRef{{TenantId: acme, Epoch: 1, Generation: gen, HeadSha256: hd[:]}}
+	root, err := seal.ManifestRoot(refs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := seal.SignManifest(&snapshotv1.Manifest{
+		Cell: cellName, Sequence: a.seq, Heads: refs, Root: root[:], IssuedMs: now.UnixMilli(),
+	}, a.head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return env, &cellv1.Update{Manifest: m, Heads: [][]byte{env}, Roots: a.roots}
+}
+
+func (a *authority) push(u *cellv1.Update) {
+	a.events <- &cellv1.WatchResponse{Event: &cellv1.WatchResponse_Update{Update: u}}
+}
+
+func (a *authority) heartbeat(t *testing.T, u *cellv1.Update, at time.Time) []byte {
+	t.Helper()
+	trust := openRoots(t, a.roots)
+	m, err := trust.OpenManifest(u.GetManifest(), cellName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	env, err := seal.SignHeartbeat(&snapshotv1.Heartbeat{Cell: cellName, Root: m.GetRoot(), TimeMs: at.UnixMilli(), Sequence: 1}, a.beat)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return env
+}
+
+func openRoots(t *testing.T, env []byte) *seal.Trust {
+	t.Helper()
+	d, err := seal.RootsDigest(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, err := seal.OpenRoots(env, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return trust
+}
+
+// directLog stands for a cell of one node whose log takes everything at once.
+type directLog struct {
+	store *store.Store
+	feed  *feed.Feed
+}
+
+func (l *directLog) Leads() bool { return true }
+
+func (l *directLog) Propose(_ context.Context, e *cellv1.RaftEntry) error {
+	if u := e.GetUpdate(); u != nil {
+		if err := l.store.PutUpdate(u); err != nil {
+			return err
+		}
+	}
+	l.feed.Applied()
+	return nil
+}
+
+type node struct {
+	auth  *authority
+	pdp   *pdp.PDP
+	store *store.Store
+	feed  *feed.Feed
+}
+
+// startNode runs a feed on a disk; with no source of shards it has only that disk.
+func startNode(t *testing.T, a *authority, dir string, sources ...feed.Source) *node {
+	t.Helper()
+	var key store.Key
+	st, err := store.Open(store.Config{Dir: dir, Key: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := connect.NewServer()
+	cellv1connect.RegisterCellServiceHandler(server, a)
+	mux := http.NewServeMux()
+	connecthttp.Mount(mux, server)
+	ts := httptest.NewUnstartedServer(mux)
+	ts.EnableHTTP2 = true
+	ts.StartTLS()
+	client := cellv1connect.NewCellServiceClient(connect.NewClient(connecthttp.NewTransport(ts.Client(), ts.URL)))
+	n := &node{auth: a, pdp: pdp.New("acme"), store: st}
+	log := &directLog{store: st}
+	n.feed = feed.New(feed.Config{
+		Cell: cellName, ControlPlane: client, Log: log, Store: st, Sources: sources, PDP: n.pdp,
+		Trust:  feed.NewTrust(a.roots, openRoots(t, a.roots), st.PutRoots),
+		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+	log.feed = n.feed
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	n.feed.Boot(ctx)
+	go func() { defer close(done); _ = n.feed.Run(ctx) }()
+	t.Cleanup(func() { cancel(); ts.CloseClientConnections(); ts.Close(); <-done; _ = st.Close() })
+	return n
+}
+
+func (n *node) generation() snapshot.Generation {
+	if t := n.pdp.Current().Tenant(acme); t != nil {
+		return t.Version.Generation
+	}
+	return 0
+}
+
+// eventually polls: the other side is a real socket.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatal("not within 10 s: " + what)
+}
+
+func TestFeedBringsAGenerationIntoForceAndAcknowledgesIt(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	n := startNode(t, a, t.TempDir(), a)
+	_, u := a.generation(t, 1, a.head, nil)
+	a.push(u)
+	eventually(t, "generation 1 is live", func() bool { return n.generation() == 1 })
+	eventually(t, "generation 1 is acknowledged with its revision", func() bool {
+		return a.acked(func(r *cellv1.AcknowledgeRequest) bool {
+			return r.GetGeneration() == 1 && r.GetRevision() == 101 && r.GetStatus() == cellv1.AckStatus_ACK_STATUS_APPLIED
+		})
+	})
+}
+
+func TestFeedKeepsLastGoodOnBadSignature(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	n := startNode(t, a, t.TempDir(), a)
+	_, good := a.generation(t, 1, a.head, nil)
+	a.push(good)
+	eventually(t, "generation 1 is live", func() bool { return n.generation() == 1 })
+	_, forged := a.generation(t, 2, a.stranger, nil)
+	a.push(forged)
+	eventually(t, "the forged generation is answered with a reason", func() bool {
+		return a.acked(func(r *cellv1.AcknowledgeRequest) bool {
+			return r.GetGeneration() == 2 && r.GetStatus() == cellv1.AckStatus_ACK_STATUS_REJECTED && r.GetReason() != ""
+		})
+	})
+	if n.generation() != 1 {
+		t.Fatalf("generation %d is live after a forged one", n.generation())
+	}
+	_, next := a.generation(t, 3, a.head, nil)
+	a.push(next)
+	eventually(t, "a good generation follows", func() bool { return n.generation() == 3 })
+}
+
+func TestFeedRefusesAGenerationThatDoesNotBuild(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(x, c *[]byte){
+		"index cut":       func(x, _ *[]byte) { *x = (*x)[:len(*x)-100] },
+		"index flipped":   func(x, _ *[]byte) { (*x)[len(*x)/2] ^= 1 },
+		"catalogue noise": func(_, c *[]byte) { *c = bytes.Repeat([]byte{0xff}, 64) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a := newAuthority(t)
+			n := startNode(t, a, t.TempDir(), a)
+			_, good := a.generation(t, 1, a.head, nil)
+			a.push(good)
+			eventually(t, "generation 1 is live", func() bool { return n.generation() == 1 })
+			_, bad := a.generation(t, 2, a.head, spoil)
+			a.push(bad)
+			eventually(t, "the reason goes back", func() bool {
+				return a.acked(func(r *cellv1.AcknowledgeRequest) bool {
+					return r.GetGeneration() == 2 && r.GetStatus() == cellv1.AckStatus_ACK_STATUS_REJECTED
+				})
+			})
+			if n.generation() != 1 || n.store.Floor(acme).Generation != 1 {
+				t.Fatal("a generation that does not build changed something")
+			}
+		})
+	}
+}
+
+func TestFeedNeverGoesBack(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	n := startNode(t, a, t.TempDir(), a)
+	_, old := a.generation(t, 1, a.head, nil)
+	_, next := a.generation(t, 2, a.head, nil)
+	a.push(next)
+	eventually(t, "generation 2 is live", func() bool { return n.generation() == 2 })
+	a.push(old)
+	_, last := a.generation(t, 3, a.head, nil)
+	a.push(last)
+	eventually(t, "generation 3 is live", func() bool { return n.generation() == 3 })
+	if a.acked(func(r *cellv1.AcknowledgeRequest) bool { return r.GetGeneration() == 1 }) {
+		t.Fatal("an older generation was answered as if it had been applied")
+	}
+}
+
+func TestANodeBootsFromItsOwnDisk(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	dir := t.TempDir()
+	t.Run("first life", func(t *testing.T) {
+		n := startNode(t, a, dir, a)
+		_, u := a.generation(t, 7, a.head, nil)
+		a.push(u)
+		eventually(t, "generation 7 is live", func() bool { return n.generation() == 7 })
+	})
+	n := startNode(t, a, dir) // no source of shards, and nothing is pushed
+	eventually(t, "generation 7 is live again", func() bool { return n.generation() == 7 })
+}
+
+func TestOnlyAHeartbeatForWhatIsServedRenewsTheLease(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	n := startNode(t, a, t.TempDir(), a)
+	_, u := a.generation(t, 1, a.head, nil)
+	_, newer := a.generation(t, 2, a.head, nil)
+	a.push(u)
+	eventually(t, "generation 1 is live", func() bool { return n.generation() == 1 })
+	now := time.Now()
+	if err := n.feed.TakeHeartbeat(a.heartbeat(t, newer, now)); err != nil {
+		t.Fatal(err)
+	}
+	state := n.pdp.Current()
+	if state.Fresh(state.Tenant(acme), snapshotv1.Effect_EFFECT_READ, now.UnixMilli()) {
+		t.Fatal("a heartbeat for another generation renewed the lease")
+	}
+	if err := n.feed.TakeHeartbeat(a.heartbeat(t, u, now.Add(time.Second))); err != nil {
+		t.Fatal(err)
+	}
+	at := now.Add(time.Second).UnixMilli()
+	tenant := state.Tenant(acme)
+	if !state.Fresh(tenant, snapshotv1.Effect_EFFECT_READ, at+1000) || state.Fresh(tenant, snapshotv1.Effect_EFFECT_READ, at+1001) {
+		t.Fatal("reads must be served for exactly their bound")
+	}
+	if !state.Fresh(tenant, snapshotv1.Effect_EFFECT_WRITE, at+500) || state.Fresh(tenant, snapshotv1.Effect_EFFECT_UNSPECIFIED, at+501) {
+		t.Fatal("a call without an effect class is held to the bound of those with effects")
+	}
+}
+
+func TestAKillIsInForceAtOnceAndSurvivesARestart(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	dir := t.TempDir()
+	kill := &snapshotv1.Kill{Id: "01J00000000000000000000000", Kind: snapshotv1.KillKind_KILL_KIND_USER, TenantId: acme, Subject: "alice", IssuedMs: 1}
+	inForce := func(n *node) bool {
+		s := n.pdp.Current()
+		return s.Killed(snapshotv1.KillKind_KILL_KIND_USER, acme, "alice") && !s.Killed(snapshotv1.KillKind_KILL_KIND_USER, acme, "bob")
+	}
+	t.Run("first life", func(t *testing.T) {
+		n := startNode(t, a, dir, a)
+		forged, err := seal.SignKill(kill, a.stranger)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.feed.TakeKill(t.Context(), forged); err == nil || inForce(n) {
+			t.Fatal("a kill signed by a stranger was taken")
+		}
+		env, err := seal.SignKill(kill, a.kill)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.feed.TakeKill(t.Context(), env); err != nil || !inForce(n) {
+			t.Fatalf("the kill must hit alice and nobody else: %v", err)
+		}
+	})
+	if n := startNode(t, a, dir); !inForce(n) {
+		t.Fatal("the kill was forgotten")
+	}
+}

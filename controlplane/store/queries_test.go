@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"go/ast"
 	"go/constant"
 	"go/importer"
 	"go/parser"
@@ -10,8 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"go/ast"
 
 	"github.com/jackc/pgx/v5"
 

@@ -114,7 +114,7 @@ type Message struct {
 	Method string
 	// ID is the raw id, nil when there is none (or when it could not be read).
 	ID []byte
-	// Name is what the request names: params.name of tools/call and prompts/get, uri of resources/*, taskId of tasks/*.
+	// Name is what the request names: params.name of tools/call and prompts/get, uri of resources/read, taskId of tasks/*.
 	Name string
 
 	Params, Arguments, Meta, NameValue              Span
@@ -169,9 +169,9 @@ func Named(method string) string {
 	switch method {
 	case MethodToolsCall, MethodPromptsGet:
 		return "name"
-	case MethodResourcesRead, MethodSubscribe, MethodUnsubscribe:
+	case MethodResourcesRead:
 		return "uri"
-	case "tasks/get", "tasks/update", "tasks/cancel", "tasks/result":
+	case "tasks/get", "tasks/update", "tasks/cancel":
 		return "taskId"
 	}
 	return ""

@@ -65,6 +65,8 @@ type answer struct {
 	// reason, for the record, is "" when the request was served; outcome is its outcome word.
 	reason  string
 	outcome string
+	// event sends the body as the one event of a stream, for a caller that would rather have it so.
+	event bool
 	// silent sends nothing: the caller is gone.
 	silent bool
 }
@@ -121,7 +123,11 @@ func (x *exchange) finish(a *answer) {
 	if a.status == http.StatusRequestEntityTooLarge || a.status == http.StatusRequestTimeout {
 		h["Connection"] = []string{"close"}
 	}
-	if a.body != nil {
+	switch {
+	case a.body != nil && a.event:
+		h["Content-Type"] = []string{"text/event-stream"}
+		a.body = mcp.AppendEvent(make([]byte, 0, len(a.body)+32), a.body)
+	case a.body != nil:
 		h["Content-Type"] = []string{"application/json"}
 	}
 	x.started = true

@@ -68,7 +68,15 @@ func (x *exchange) listTools() *answer {
 	for i := range all {
 		size += len(all[i].Raw) + len(all[i].Name) + 1
 	}
-	return ok(list.Append(make([]byte, 0, size), all))
+	a := ok(list.Append(make([]byte, 0, size), all))
+	a.event = x.prefersEvents()
+	return a
+}
+
+// prefersEvents reports whether the caller names event streams first among what it takes.
+func (x *exchange) prefersEvents() bool {
+	accept := x.r.Header["Accept"]
+	return len(accept) > 0 && strings.HasPrefix(strings.ToLower(strings.TrimSpace(accept[0])), "text/event-stream")
 }
 
 // visibleTools are the tools that the caller may be shown, in the order of servers and names.

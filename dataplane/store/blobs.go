@@ -46,7 +46,7 @@ func (s *Store) PutBlob(d snapshot.Digest, plain []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("write blob %s: %w", d, err)
 	}
-	if err := replaceFile(path, s.blobs.sealer.Seal(blobPlace, d[:], plain)); err != nil {
+	if err := ReplaceFile(path, s.blobs.sealer.Seal(blobPlace, d[:], plain)); err != nil {
 		return fmt.Errorf("write blob %s: %w", d, err)
 	}
 	// The two-digit folder may be new.

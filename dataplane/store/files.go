@@ -92,8 +92,8 @@ func Guard(f func() error) (err error) {
 	return f()
 }
 
-// replaceFile writes path in one step and makes it durable, mode 0600.
-func replaceFile(path string, data []byte) error {
+// ReplaceFile writes path in one step and makes it durable, mode 0600.
+func ReplaceFile(path string, data []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), tmpPrefix+"*")
 	if err != nil {
 		return err

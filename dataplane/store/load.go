@@ -222,4 +222,3 @@ func (s *Store) put(tx *bbolt.Tx, bucket, key, value []byte) error {
 func (s *Store) update(f func(tx *bbolt.Tx) error) error {
 	return Guard(func() error { return s.db.Update(f) })
 }
-

@@ -1,0 +1,192 @@
+package celltest
+
+import (
+	"net"
+	"sync"
+	"testing"
+
+	"github.com/mcpvault/mcpvault/dataplane/consensus"
+)
+
+// network is a relay for each ordered pair of nodes, through which the first reaches the second. What flows on a
+// connection in either direction passes the link of that direction.
+type network struct {
+	addr  func(node string) string
+	links map[pair]*link
+	ways  map[pair]net.Listener
+	stop  chan struct{}
+	wg    sync.WaitGroup
+
+	mu    sync.Mutex // guards conns
+	conns map[net.Conn]struct{}
+}
+
+type pair struct{ from, to string }
+
+// link lets bytes through or holds them, as a network that drops packets does to TCP.
+type link struct {
+	mu   sync.Mutex
+	open chan struct{} // closed while bytes may pass
+}
+
+func newLink() *link {
+	l := &link{open: make(chan struct{})}
+	close(l.open)
+	return l
+}
+
+func (l *link) set(open bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.open:
+		if !open {
+			l.open = make(chan struct{})
+		}
+	default:
+		if open {
+			close(l.open)
+		}
+	}
+}
+
+func (l *link) wait() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open
+}
+
+func newNetwork(t testing.TB, names []string, addr func(string) string) *network {
+	t.Helper()
+	n := &network{
+		addr: addr, links: map[pair]*link{}, ways: map[pair]net.Listener{}, stop: make(chan struct{}),
+		conns: map[net.Conn]struct{}{},
+	}
+	for _, from := range names {
+		for _, to := range names {
+			if from == to {
+				continue
+			}
+			p := pair{from, to}
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			n.links[p], n.ways[p] = newLink(), ln
+		}
+	}
+	for p, ln := range n.ways {
+		n.wg.Go(func() { n.relay(p, ln) })
+	}
+	return n
+}
+
+func (n *network) link(from, to string) *link { return n.links[pair{from, to}] }
+
+// peersOf is the member list as one node sees it.
+func (n *network) peersOf(name string) []consensus.Peer {
+	peers := []consensus.Peer{{Node: name}}
+	for p, ln := range n.ways {
+		if p.from == name {
+			peers = append(peers, consensus.Peer{Node: p.to, Addr: ln.Addr().String()})
+		}
+	}
+	return peers
+}
+
+func (n *network) relay(p pair, ln net.Listener) {
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		if !n.keep(conn) {
+			return
+		}
+		n.wg.Go(func() { n.carry(p, conn) })
+	}
+}
+
+// carry connects one accepted connection to its destination, when the link is open.
+func (n *network) carry(p pair, from net.Conn) {
+	defer n.drop(from)
+	if !n.pass(n.links[p]) {
+		return
+	}
+	addr := n.addr(p.to)
+	if addr == "" {
+		return
+	}
+	to, err := net.Dial("tcp", addr)
+	if err != nil || !n.keep(to) {
+		return
+	}
+	defer n.drop(to)
+	var both sync.WaitGroup
+	both.Go(func() { n.pump(to, from, n.links[p]) })
+	both.Go(func() { n.pump(from, to, n.links[pair{p.to, p.from}]) })
+	both.Wait()
+}
+
+// pump moves bytes while the link is open. The end of the connection travels on the link too.
+func (n *network) pump(dst, src net.Conn, l *link) {
+	buf := make([]byte, 64<<10)
+	for {
+		size, err := src.Read(buf)
+		if !n.pass(l) {
+			return
+		}
+		if size > 0 {
+			if _, werr := dst.Write(buf[:size]); werr != nil {
+				err = werr
+			}
+		}
+		if err != nil {
+			_ = dst.Close()
+			_ = src.Close()
+			return
+		}
+	}
+}
+
+func (n *network) pass(l *link) bool {
+	select {
+	case <-n.stop:
+		return false
+	case <-l.wait():
+		return true
+	}
+}
+
+func (n *network) keep(conn net.Conn) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-n.stop:
+		_ = conn.Close()
+		return false
+	default:
+		n.conns[conn] = struct{}{}
+		return true
+	}
+}
+
+func (n *network) drop(conn net.Conn) {
+	_ = conn.Close()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.conns, conn)
+}
+
+func (n *network) close() {
+	close(n.stop)
+	for _, ln := range n.ways {
+		_ = ln.Close()
+	}
+	n.mu.Lock()
+	for conn := range n.conns {
+		_ = conn.Close()
+	}
+	n.mu.Unlock()
+	n.wg.Wait()
+}

@@ -1,0 +1,223 @@
+package consensus
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/raft"
+	"github.com/mcpvault/mcpvault/dataplane/store"
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	"google.golang.org/protobuf/proto"
+)
+
+// errEntry means that bytes are no entry of the log.
+var errEntry = errors.New("not an entry of the cell's log")
+
+// decodeEntry reads one command.
+func decodeEntry(data []byte) (*cellv1.RaftEntry, error) {
+	if len(data) > MaxEntry {
+		return nil, fmt.Errorf("%w: %d bytes", errEntry, len(data))
+	}
+	return decodeAny(data)
+}
+
+func decodeAny(data []byte) (*cellv1.RaftEntry, error) {
+	entry := &cellv1.RaftEntry{}
+	if err := proto.Unmarshal(data, entry); err != nil {
+		return nil, fmt.Errorf("%w: %w", errEntry, err)
+	}
+	if entry.GetCommand() == nil {
+		return nil, fmt.Errorf("%w: no command", errEntry)
+	}
+	return entry, nil
+}
+
+// fsm is the state machine: it verifies and writes to the store, and keeps nothing itself.
+type fsm struct {
+	n *Node
+	// fail takes the log out of service: a node that cannot write must not go on applying.
+	fail func(error)
+	// old is the last entry that was in the log when this life began: up to there entries are seen again.
+	old uint64
+}
+
+// Apply takes one committed entry. It returns an error, for the proposer, when the entry was refused.
+func (f *fsm) Apply(l *raft.Log) any {
+	entry, err := decodeEntry(l.Data)
+	if err == nil {
+		err = f.n.take(entry)
+	}
+	switch {
+	case err == nil:
+		f.n.cfg.OnApply(Applied{Index: l.Index, Entry: entry})
+		return nil
+	case errors.Is(err, store.ErrRollback) && l.Index <= f.old:
+		// Taken before the restart, and followed by newer ones.
+	case isRefusal(err):
+		f.n.refused.Add(1)
+		f.n.log.Warn("a committed entry was not taken", "index", l.Index, "error", err)
+	default:
+		f.fail(fmt.Errorf("apply entry %d: %w", l.Index, err))
+	}
+	return err
+}
+
+// isRefusal tells a verdict, which is the same on every node, from a failure of this node's disk.
+func isRefusal(err error) bool {
+	for _, verdict := range []error{errEntry, errRefused, store.ErrRollback, store.ErrEquivocation, store.ErrInvalid} {
+		if errors.Is(err, verdict) {
+			return true
+		}
+	}
+	return false
+}
+
+// verify judges an entry and changes nothing.
+func (n *Node) verify(entry *cellv1.RaftEntry) error {
+	var err error
+	switch c := entry.GetCommand().(type) {
+	case *cellv1.RaftEntry_Update:
+		err = n.cfg.Trust.VerifyUpdate(c.Update)
+	case *cellv1.RaftEntry_Kill:
+		_, err = n.cfg.Trust.VerifyKill(c.Kill)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errRefused, err)
+	}
+	return nil
+}
+
+// take verifies an entry and writes it to the store.
+func (n *Node) take(entry *cellv1.RaftEntry) error {
+	switch c := entry.GetCommand().(type) {
+	case *cellv1.RaftEntry_Update:
+		if err := n.verify(entry); err != nil {
+			return err
+		}
+		if len(c.Update.GetManifest()) == 0 {
+			return n.cfg.Store.PutRoots(c.Update.GetRoots())
+		}
+		return n.cfg.Store.PutUpdate(c.Update)
+	case *cellv1.RaftEntry_Kill:
+		id, err := n.cfg.Trust.VerifyKill(c.Kill)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errRefused, err)
+		}
+		_, err = n.cfg.Store.AddKill(id, c.Kill)
+		return err
+	case *cellv1.RaftEntry_SessionKey:
+		return n.cfg.Store.PutSessionKey(c.SessionKey)
+	}
+	return fmt.Errorf("%w: an unknown command", errEntry)
+}
+
+// state is a snapshot: the entries that would build the store anew, each verified again by whoever restores it.
+type state []*cellv1.RaftEntry
+
+const (
+	stateMagic = "mcpvault raft state 1\n"
+	// maxStateEntry bounds one entry of a snapshot: all heads of the cell are in one.
+	maxStateEntry = 64 << 20
+)
+
+// Snapshot takes what the store holds now; the parts are shared and never written to.
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	s := f.n.cfg.Store
+	var all state
+	if u := s.LastUpdate(); len(u.GetManifest()) > 0 || len(u.GetRoots()) > 0 {
+		all = append(all, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_Update{Update: u}})
+	}
+	for _, k := range s.Kills() {
+		all = append(all, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_Kill{Kill: k}})
+	}
+	for _, k := range s.SessionKeys() {
+		all = append(all, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_SessionKey{SessionKey: k}})
+	}
+	return all, nil
+}
+
+// Persist writes the snapshot; the sink seals it.
+func (s state) Persist(sink raft.SnapshotSink) error {
+	err := s.write(sink)
+	if err == nil {
+		err = sink.Close()
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write snapshot: %w", err), sink.Cancel())
+	}
+	return nil
+}
+
+// Release has nothing to give back.
+func (state) Release() {}
+
+func (s state) write(w io.Writer) error {
+	b := bufio.NewWriter(w)
+	_, _ = b.WriteString(stateMagic)
+	for _, entry := range s {
+		data, err := proto.Marshal(entry)
+		if err != nil {
+			return err
+		}
+		if len(data) > maxStateEntry {
+			return fmt.Errorf("an entry of %d bytes", len(data))
+		}
+		_, _ = b.Write(binary.AppendUvarint(nil, uint64(len(data))))
+		_, _ = b.Write(data)
+	}
+	return b.Flush()
+}
+
+func readState(r io.Reader) (state, error) {
+	b := bufio.NewReader(r)
+	magic := make([]byte, len(stateMagic))
+	if _, err := io.ReadFull(b, magic); err != nil || string(magic) != stateMagic {
+		return nil, fmt.Errorf("%w: not a snapshot of this version", errEntry)
+	}
+	var all state
+	for {
+		size, err := binary.ReadUvarint(b)
+		if errors.Is(err, io.EOF) {
+			return all, nil
+		}
+		if err != nil || size > maxStateEntry {
+			return nil, fmt.Errorf("%w: snapshot entry %d of %d bytes", errEntry, len(all), size)
+		}
+		// Read as it comes: the length is not believed until the bytes are there.
+		data, err := io.ReadAll(io.LimitReader(b, int64(size)))
+		if err != nil || uint64(len(data)) != size {
+			return nil, fmt.Errorf("%w: snapshot entry %d is cut short", errEntry, len(all))
+		}
+		entry, err := decodeAny(data)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, entry)
+	}
+}
+
+// Restore merges a snapshot into the store. What the store has newer stays; what does not verify is left out.
+func (f *fsm) Restore(r io.ReadCloser) error {
+	all, err := readState(r)
+	if err != nil {
+		return err
+	}
+	for _, entry := range all {
+		err := f.n.take(entry)
+		switch {
+		case err == nil:
+			f.n.cfg.OnApply(Applied{Entry: entry})
+		case errors.Is(err, store.ErrRollback):
+			// The store is ahead of the snapshot, as it is after every restart.
+		case isRefusal(err):
+			f.n.refused.Add(1)
+			f.n.log.Warn("a part of a snapshot was not taken", "error", err)
+		default:
+			return fmt.Errorf("restore snapshot: %w", err)
+		}
+	}
+	return nil
+}

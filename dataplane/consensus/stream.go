@@ -1,0 +1,237 @@
+package consensus
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/mcpvault/mcpvault/kit/svid"
+)
+
+const (
+	// alpn keeps a connection meant for another listener of the house from being taken here.
+	alpn           = "mcpvault-raft"
+	handshakeLimit = 5 * time.Second
+	// maxHandshakes bounds strangers who connect and say nothing.
+	maxHandshakes = 64
+	// maxConnAge makes every member prove itself anew from time to time.
+	maxConnAge = 15 * time.Minute
+)
+
+// stream is Raft's transport: TLS 1.3 with SVIDs on both sides. Addresses in the log are node names; where a name is
+// found is this node's own business, and who answers there must prove the name.
+type stream struct {
+	cfg    *Config
+	log    *slog.Logger
+	ln     net.Listener
+	server *tls.Config
+
+	accepted chan net.Conn
+	slots    chan struct{}
+	// life ends with the stream.
+	life context.Context
+	end  context.CancelFunc
+	once sync.Once
+	wg   sync.WaitGroup
+
+	mu    sync.Mutex // guards conns
+	conns map[net.Conn]struct{}
+}
+
+func listen(cfg *Config, log *slog.Logger) (*stream, error) {
+	ln, err := net.Listen("tcp", cfg.Bind)
+	if err != nil {
+		return nil, err
+	}
+	names := make([]string, len(cfg.Peers))
+	for i, p := range cfg.Peers {
+		names[i] = p.Node
+	}
+	member := svid.CellMembers(cfg.TrustDomain, cfg.Cell, names...)
+	life, end := context.WithCancel(context.Background())
+	s := &stream{
+		cfg: cfg, log: log, ln: ln,
+		accepted: make(chan net.Conn), slots: make(chan struct{}, maxHandshakes),
+		conns: map[net.Conn]struct{}{}, life: life, end: end,
+	}
+	s.server = svid.ServerTLS(cfg.Identity, func(peer svid.ID) error {
+		if err := member(peer); err != nil {
+			return err
+		}
+		_, node, _ := svid.ParseNode(peer.String())
+		return s.admit(node)
+	}, alpn)
+	s.wg.Go(s.acceptLoop)
+	return s, nil
+}
+
+func (s *stream) admit(node string) error {
+	if s.cfg.Admit == nil {
+		return nil
+	}
+	return s.cfg.Admit(node)
+}
+
+func (s *stream) acceptLoop() {
+	for {
+		conn, err := s.ln.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			// Out of file descriptors, most likely: do not spin.
+			select {
+			case <-s.life.Done():
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+			continue
+		}
+		select {
+		case s.slots <- struct{}{}:
+			s.wg.Go(func() {
+				defer func() { <-s.slots }()
+				s.handshake(conn)
+			})
+		case <-s.life.Done():
+			_ = conn.Close()
+			return
+		}
+	}
+}
+
+// handshake lets a member in. Until it is over the connection can hold nothing but one of the slots.
+func (s *stream) handshake(raw net.Conn) {
+	ctx, cancel := context.WithTimeout(s.life, handshakeLimit)
+	defer cancel()
+	conn := s.track(tls.Server(raw, s.server))
+	if conn == nil {
+		return
+	}
+	if err := conn.HandshakeContext(ctx); err != nil {
+		s.log.Warn("a connection to the log was refused", "remote", raw.RemoteAddr().String(), "error", err)
+		_ = conn.Close()
+		return
+	}
+	select {
+	case s.accepted <- conn:
+	case <-s.life.Done():
+		_ = conn.Close()
+	}
+}
+
+// tracked is a connection that ends with the stream, or at its age.
+type tracked struct {
+	*tls.Conn
+	s   *stream
+	age *time.Timer
+}
+
+func (c *tracked) Close() error {
+	c.age.Stop()
+	c.s.mu.Lock()
+	delete(c.s.conns, c)
+	c.s.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// track returns nil when the stream is closed already; the connection is closed then.
+func (s *stream) track(conn *tls.Conn) *tracked {
+	c := &tracked{Conn: conn, s: s}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.life.Done():
+		_ = conn.NetConn().Close()
+		return nil
+	default:
+	}
+	c.age = time.AfterFunc(maxConnAge, func() { _ = c.Close() })
+	s.conns[c] = struct{}{}
+	return c
+}
+
+// Accept returns the next connection of a member.
+func (s *stream) Accept() (net.Conn, error) {
+	select {
+	case conn := <-s.accepted:
+		return conn, nil
+	case <-s.life.Done():
+		return nil, net.ErrClosed
+	}
+}
+
+// Dial connects to the member that a name in the log means. Whoever answers at its address must be that member.
+func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	node := string(address)
+	addr := ""
+	for _, p := range s.cfg.Peers {
+		if p.Node == node {
+			addr = p.Addr
+		}
+	}
+	if addr == "" {
+		return nil, fmt.Errorf("node %q is no member of cell %s", node, s.cfg.Cell)
+	}
+	if err := s.admit(node); err != nil {
+		return nil, err
+	}
+	id, err := svid.NodeID(s.cfg.TrustDomain, s.cfg.Cell, node)
+	if err != nil {
+		return nil, err
+	}
+	if timeout <= 0 || timeout > handshakeLimit {
+		timeout = handshakeLimit
+	}
+	ctx, cancel := context.WithTimeout(s.life, timeout)
+	defer cancel()
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	conn := s.track(tls.Client(raw, svid.ClientTLS(s.cfg.Identity, svid.Exactly(id), alpn)))
+	if conn == nil {
+		return nil, net.ErrClosed
+	}
+	if err := conn.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("node %s at %s: %w", node, addr, err)
+	}
+	return conn, nil
+}
+
+// Close ends the listener and every connection, and waits for what it started.
+func (s *stream) Close() error {
+	var err error
+	s.once.Do(func() {
+		s.end()
+		err = s.ln.Close()
+		s.mu.Lock()
+		open := make([]net.Conn, 0, len(s.conns))
+		for c := range s.conns {
+			open = append(open, c)
+		}
+		s.mu.Unlock()
+		for _, c := range open {
+			// The plain connection: a TLS farewell may wait for a peer that is cut off.
+			_ = c.(*tracked).NetConn().Close()
+			_ = c.Close()
+		}
+	})
+	s.wg.Wait()
+	return err
+}
+
+// Addr is this node's address as the log knows it: its name.
+func (s *stream) Addr() net.Addr { return nameAddr(s.cfg.Node) }
+
+type nameAddr string
+
+func (nameAddr) Network() string  { return "mcpvault" }
+func (a nameAddr) String() string { return string(a) }

@@ -1,0 +1,206 @@
+// Package edge is the front door: HTTP listeners with the limits that a public endpoint needs, for HTTP/1.1 in the clear
+// (loopback only) and HTTP/1.1 and HTTP/2 over TLS 1.3. It knows nothing of what it serves.
+//
+// It promises that a slow or oversized request costs a bounded time and memory, that streams are never cut by a write
+// timeout, and that at the end it stops accepting, lets requests finish within the grace and only then closes what is
+// left.
+package edge
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Config configures a Server. Zero values take the defaults named.
+type Config struct {
+	// Name is for the log: "http", "tls".
+	Name string
+	// TLS makes the listener speak TLS 1.3; nil is plain HTTP, which binds loopback addresses only.
+	TLS *tls.Config
+	// HeaderTimeout bounds the reading of a header: 5 s. IdleTimeout bounds the pause between requests: 60 s.
+	HeaderTimeout, IdleTimeout time.Duration
+	// MaxHeader bounds a header block: 32 KiB.
+	MaxHeader int
+	// MaxStreams bounds the requests under way on one HTTP/2 connection: 256.
+	MaxStreams int
+	// MaxConns bounds the connections of one address: 1,000. More are accepted and closed.
+	MaxConns int
+	// Grace is how long requests may take to finish at the end: 10 s.
+	Grace time.Duration
+}
+
+// slack is what net/http reads beyond its limit.
+const slack = 4 << 10
+
+// ErrNotLoopback refuses plain HTTP on an address that others can reach.
+var ErrNotLoopback = errors.New("plain HTTP is served on loopback addresses only: configure TLS")
+
+// Server is one listener with its handler.
+type Server struct {
+	cfg  Config
+	log  *slog.Logger
+	http *http.Server
+	ln   net.Listener
+	// drain ends the contexts of the requests that are left when the grace is over.
+	drain context.CancelFunc
+}
+
+// New makes a server for h on a listener that is already bound, so that whoever starts the process learns of a taken
+// port at once. The server owns the listener from here on.
+func New(cfg Config, ln net.Listener, h http.Handler, log *slog.Logger) (*Server, error) {
+	cfg = cfg.withDefaults()
+	if cfg.TLS == nil && !loopback(ln.Addr()) {
+		return nil, fmt.Errorf("%s on %s: %w", cfg.Name, ln.Addr(), ErrNotLoopback)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	s := &Server{cfg: cfg, log: log, drain: cancel}
+	s.http = &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: cfg.HeaderTimeout,
+		IdleTimeout:       cfg.IdleTimeout,
+		MaxHeaderBytes:    cfg.MaxHeader - slack,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: cfg.MaxStreams},
+		Protocols:         &protocols,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	s.ln = newCounted(ln, cfg.MaxConns)
+	if cfg.TLS != nil {
+		protocols.SetHTTP2(true)
+		t := cfg.TLS.Clone()
+		t.MinVersion = tls.VersionTLS13
+		t.SessionTicketsDisabled = true
+		t.NextProtos = []string{"h2", "http/1.1"}
+		s.http.TLSConfig = t
+	}
+	return s, nil
+}
+
+// Addr is where the server listens.
+func (s *Server) Addr() net.Addr { return s.ln.Addr() }
+
+// Run serves until the context ends, and then drains: no new connection, no new request on an old one, and what is under
+// way has the grace to finish.
+func (s *Server) Run(ctx context.Context) error {
+	defer s.drain()
+	failed := make(chan error, 1)
+	go func() {
+		if s.cfg.TLS != nil {
+			failed <- s.http.ServeTLS(s.ln, "", "")
+			return
+		}
+		failed <- s.http.Serve(s.ln)
+	}()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve %s: %w", s.cfg.Name, err)
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Grace)
+	defer cancel()
+	if err := s.http.Shutdown(grace); err != nil {
+		s.log.Warn("requests were cut off at the end of the grace", "listener", s.cfg.Name)
+		s.drain()
+		_ = s.http.Close()
+	}
+	<-failed
+	return nil
+}
+
+func loopback(a net.Addr) bool {
+	ap, err := netip.ParseAddrPort(a.String())
+	return err == nil && ap.Addr().Unmap().IsLoopback()
+}
+
+func (c Config) withDefaults() Config {
+	or := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	or(&c.HeaderTimeout, 5*time.Second)
+	or(&c.IdleTimeout, 60*time.Second)
+	or(&c.Grace, 10*time.Second)
+	if c.MaxHeader <= slack {
+		c.MaxHeader = 32 << 10
+	}
+	if c.MaxStreams <= 0 {
+		c.MaxStreams = 256
+	}
+	if c.MaxConns <= 0 {
+		c.MaxConns = 1000
+	}
+	return c
+}
+
+// counted closes at once what one address opens beyond its bound.
+type counted struct {
+	net.Listener
+	max int
+
+	mu    sync.Mutex
+	conns map[netip.Addr]int // guarded by mu; no zero entries
+}
+
+func newCounted(ln net.Listener, limit int) *counted {
+	return &counted{Listener: ln, max: limit, conns: map[netip.Addr]int{}}
+}
+
+// Accept returns the next connection that is within its address's bound.
+func (l *counted) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		ap, err := netip.ParseAddrPort(c.RemoteAddr().String())
+		if err != nil {
+			return c, nil
+		}
+		from := ap.Addr().Unmap()
+		if !l.enter(from) {
+			_ = c.Close()
+			continue
+		}
+		return &conn{Conn: c, leave: sync.OnceFunc(func() { l.leave(from) })}, nil
+	}
+}
+
+func (l *counted) enter(from netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conns[from] >= l.max {
+		return false
+	}
+	l.conns[from]++
+	return true
+}
+
+func (l *counted) leave(from netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conns[from]--; l.conns[from] == 0 {
+		delete(l.conns, from)
+	}
+}
+
+type conn struct {
+	net.Conn
+	leave func()
+}
+
+// Close closes the connection and frees its place.
+func (c *conn) Close() error {
+	c.leave()
+	return c.Conn.Close()
+}

@@ -18,7 +18,7 @@ func (s *Service) ApproveVersion(ctx context.Context, req *adminv1.ApproveVersio
 	caller := controlplane.CallerFrom(ctx)
 	res := &adminv1.ApproveVersionResponse{}
 	rev, err := s.store.Write(ctx, caller.TenantID, caller.Actor(), func(tx *store.Tx) error {
-		srv, err := serverOrNear(ctx, tx, req.GetName())
+		srv, err := Find(ctx, tx, req.GetName())
 		if err != nil {
 			return err
 		}

@@ -161,7 +161,7 @@ func (s *Service) ListServers(ctx context.Context, _ *adminv1.ListServersRequest
 func (s *Service) GetServer(ctx context.Context, req *adminv1.GetServerRequest) (*adminv1.GetServerResponse, error) {
 	res := &adminv1.GetServerResponse{}
 	err := s.store.Read(ctx, controlplane.CallerFrom(ctx).TenantID, func(tx *store.Tx) error {
-		srv, err := serverOrNear(ctx, tx, req.GetName())
+		srv, err := Find(ctx, tx, req.GetName())
 		if err != nil {
 			return err
 		}
@@ -178,7 +178,7 @@ func (s *Service) GetServer(ctx context.Context, req *adminv1.GetServerRequest) 
 func (s *Service) ListVersions(ctx context.Context, req *adminv1.ListVersionsRequest) (*adminv1.ListVersionsResponse, error) {
 	res := &adminv1.ListVersionsResponse{}
 	err := s.store.Read(ctx, controlplane.CallerFrom(ctx).TenantID, func(tx *store.Tx) error {
-		srv, err := serverOrNear(ctx, tx, req.GetName())
+		srv, err := Find(ctx, tx, req.GetName())
 		if err != nil {
 			return err
 		}
@@ -210,7 +210,7 @@ func (s *Service) ListVersions(ctx context.Context, req *adminv1.ListVersionsReq
 func (s *Service) RemoveServer(ctx context.Context, req *adminv1.RemoveServerRequest) (*adminv1.RemoveServerResponse, error) {
 	caller := controlplane.CallerFrom(ctx)
 	rev, err := s.store.Write(ctx, caller.TenantID, caller.Actor(), func(tx *store.Tx) error {
-		srv, err := serverOrNear(ctx, tx, req.GetName())
+		srv, err := Find(ctx, tx, req.GetName())
 		if err != nil {
 			return err
 		}
@@ -227,14 +227,14 @@ func (s *Service) RemoveServer(ctx context.Context, req *adminv1.RemoveServerReq
 
 func (s *Service) find(ctx context.Context, tenant controlplane.TenantID, name string) (srv store.Server, err error) {
 	err = s.store.Read(ctx, tenant, func(tx *store.Tx) error {
-		srv, err = serverOrNear(ctx, tx, name)
+		srv, err = Find(ctx, tx, name)
 		return err
 	})
 	return srv, err
 }
 
-// serverOrNear finds a server, or says which one may have been meant.
-func serverOrNear(ctx context.Context, tx *store.Tx, name string) (store.Server, error) {
+// Find finds a server, or says which one may have been meant.
+func Find(ctx context.Context, tx *store.Tx, name string) (store.Server, error) {
 	srv, err := tx.Server(ctx, name)
 	if problem.CodeOf(err) != problem.NotFound {
 		return srv, err

@@ -6,7 +6,9 @@
 -- +goose StatementBegin
 DO $$
 BEGIN
-    CREATE ROLE mcpvault_app NOLOGIN NOINHERIT;
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'mcpvault_app') THEN
+        CREATE ROLE mcpvault_app NOLOGIN NOINHERIT;
+    END IF;
 EXCEPTION
     -- Roles belong to the whole server: another database of it, or another migrator this very moment, made the role.
     WHEN duplicate_object OR unique_violation THEN NULL;
@@ -14,12 +16,16 @@ END
 $$;
 -- +goose StatementEnd
 
+-- The server logs in as the owner and becomes mcpvault_app. From PostgreSQL 16 on, having made a role is not enough for that.
 -- +goose StatementBegin
 DO $$
 BEGIN
-    IF NOT pg_has_role(current_user, 'mcpvault_app', 'MEMBER') THEN
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
         EXECUTE format('GRANT mcpvault_app TO %I', current_user);
     END IF;
+EXCEPTION
+    -- The role is somebody else's, who granted it or did not: the first connection tells.
+    WHEN insufficient_privilege THEN NULL;
 END
 $$;
 -- +goose StatementEnd

@@ -67,6 +67,8 @@ func translatePg(err error, pg *pgconn.PgError) error {
 		return problem.New(problem.Timeout, "PostgreSQL did not answer in time", "try again; if it goes on, look at its load and locks").Because(err)
 	case pg.Code == "53100":
 		return problem.New(problem.Unavailable, "PostgreSQL's disk is full", "make room on it; nothing of the change was saved").Because(err)
+	case pg.Code == "42501" && strings.Contains(pg.Message, appRole):
+		return problem.New(problem.Denied, "the database role may not become "+appRole, "GRANT "+appRole+" TO the role in the database URL").Because(err)
 	case pg.Code == "25006":
 		return problem.New(problem.Unavailable, "PostgreSQL is read-only", "point the database URL at the primary").Because(err)
 	}

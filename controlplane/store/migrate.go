@@ -2,14 +2,17 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
 
+	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/migrations"
 )
 
@@ -39,7 +42,17 @@ func Migrate(ctx context.Context, url string, log *slog.Logger) error {
 		log.InfoContext(ctx, "schema migrated", "version", r.Source.Version, "file", r.Source.Path, "duration", r.Duration)
 	}
 	if err != nil {
-		return translate(ctx, fmt.Errorf("migrate: %w", err))
+		return translate(ctx, mayNot(fmt.Errorf("migrate: %w", err)))
 	}
 	return nil
+}
+
+// mayNot says what the role of the URL lacks.
+func mayNot(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || pg.Code != "42501" {
+		return err
+	}
+	return problem.New(problem.Denied, "the database role may not set up the schema: "+pg.Message,
+		"connect as the database's owner, with CREATEROLE or after CREATE ROLE mcpvault_app; GRANT mcpvault_app TO that owner").Because(err)
 }

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mcpvault/mcpvault/snapshot"
@@ -79,20 +80,28 @@ type Config struct {
 
 // Sessions seals and opens ids. It is safe for concurrent use.
 type Sessions struct {
-	cfg   Config
-	first byte
-	aeads map[byte]cipher.AEAD
+	cfg  Config
+	keys atomic.Pointer[ring]
 
 	mu    sync.Mutex
 	ended map[[16]byte]struct{} // guarded by mu
 	order [][16]byte            // guarded by mu; oldest first
 }
 
-// New makes Sessions; it needs at least one key.
+// ErrNoKey says that the cell has agreed on no key yet: no session can be made that another node would open.
+var ErrNoKey = errors.New("the cell has no session key yet")
+
+// ring is one set of keys; it is replaced, never changed.
+type ring struct {
+	first byte
+	aeads map[byte]cipher.AEAD
+	// own means that nobody else has the key: good for cursors, which a client takes to another node at worst to hear that
+	// its list has changed, and not for sessions.
+	own bool
+}
+
+// New makes Sessions. Without keys every session id is unknown and none can be made, until Rotate brings some.
 func New(cfg Config) (*Sessions, error) {
-	if len(cfg.Keys) == 0 {
-		return nil, errors.New("session: no key")
-	}
 	if cfg.MaxAge <= 0 {
 		cfg.MaxAge = 24 * time.Hour
 	}
@@ -102,17 +111,35 @@ func New(cfg Config) (*Sessions, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Sessions{cfg: cfg, first: cfg.Keys[0].ID, aeads: map[byte]cipher.AEAD{}, ended: map[[16]byte]struct{}{}}
-	for _, k := range cfg.Keys {
-		block, err := aes.NewCipher(k.Secret[:])
-		if err != nil {
-			return nil, fmt.Errorf("session key %d: %w", k.ID, err)
-		}
-		if s.aeads[k.ID], err = cipher.NewGCMWithRandomNonce(block); err != nil {
-			return nil, fmt.Errorf("session key %d: %w", k.ID, err)
-		}
+	s := &Sessions{cfg: cfg, ended: map[[16]byte]struct{}{}}
+	if err := s.Rotate(cfg.Keys); err != nil {
+		return nil, err
 	}
 	return s, nil
+}
+
+// Rotate replaces the keys. The first one seals from now on; an id sealed under a key that is gone is unknown.
+func (s *Sessions) Rotate(keys []Key) error {
+	r := &ring{aeads: make(map[byte]cipher.AEAD, len(keys)), own: len(keys) == 0}
+	if r.own {
+		var k Key
+		if _, err := rand.Read(k.Secret[:]); err != nil {
+			return fmt.Errorf("make a session key: %w", err)
+		}
+		keys = []Key{k}
+	}
+	r.first = keys[0].ID
+	for _, k := range keys {
+		block, err := aes.NewCipher(k.Secret[:])
+		if err != nil {
+			return fmt.Errorf("session key %d: %w", k.ID, err)
+		}
+		if r.aeads[k.ID], err = cipher.NewGCMWithRandomNonce(block); err != nil {
+			return fmt.Errorf("session key %d: %w", k.ID, err)
+		}
+	}
+	s.keys.Store(r)
+	return nil
 }
 
 // The kinds of sealed text; a session id never opens as a cursor.
@@ -121,9 +148,10 @@ const (
 	kindCursor  byte = 2
 )
 
-func (s *Sessions) seal(kind byte, plain []byte) string {
-	head := []byte{kind, s.first}
-	return base64.RawURLEncoding.EncodeToString(s.aeads[s.first].Seal(head, nil, plain, head))
+// seal needs a key.
+func (r *ring) seal(kind byte, plain []byte) string {
+	head := []byte{kind, r.first}
+	return base64.RawURLEncoding.EncodeToString(r.aeads[r.first].Seal(head, nil, plain, head))
 }
 
 func (s *Sessions) open(kind byte, text string) ([]byte, error) {
@@ -131,7 +159,7 @@ func (s *Sessions) open(kind byte, text string) ([]byte, error) {
 	if err != nil || len(raw) < 2 || raw[0] != kind {
 		return nil, ErrUnknown
 	}
-	aead, ok := s.aeads[raw[1]]
+	aead, ok := s.keys.Load().aeads[raw[1]]
 	if !ok {
 		return nil, ErrUnknown
 	}
@@ -144,6 +172,10 @@ func (s *Sessions) open(kind byte, text string) ([]byte, error) {
 
 // Seal makes a new id. Two ids are never equal, even of equal claims.
 func (s *Sessions) Seal(c Claims) (string, error) {
+	r := s.keys.Load()
+	if r.own {
+		return "", ErrNoKey
+	}
 	if len(c.Upstream) > MaxUpstreamID || !Visible(c.Upstream) {
 		return "", fmt.Errorf("the upstream's session id is malformed")
 	}
@@ -163,7 +195,7 @@ func (s *Sessions) Seal(c Claims) (string, error) {
 		b = binary.BigEndian.AppendUint16(b, uint16(len(f)))
 		b = append(b, f...)
 	}
-	return s.seal(kindSession, b), nil
+	return r.seal(kindSession, b), nil
 }
 
 // Open reads an id; ErrUnknown when it is not a live session.
@@ -249,7 +281,7 @@ func (s *Sessions) SealCursor(c Cursor) string {
 	b = binary.BigEndian.AppendUint64(b, uint64(c.Version.Epoch))
 	b = binary.BigEndian.AppendUint64(b, uint64(c.Version.Generation))
 	b = binary.BigEndian.AppendUint32(b, uint32(c.Offset))
-	return s.seal(kindCursor, append(b, c.List...))
+	return s.keys.Load().seal(kindCursor, append(b, c.List...))
 }
 
 // OpenCursor reads a cursor that was made for want, whose Offset does not count; ErrUnknown for any other.

@@ -71,3 +71,37 @@ func TestADirectoryOfSomebodyElseIsRefused(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 }
+
+func TestOnlyWhatTemporaryDirectoriesLeftIsSweptAway(t *testing.T) {
+	t.Parallel()
+	root, stays := t.TempDir(), t.TempDir()
+	who := owner{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
+	gone := filepath.Join(os.TempDir(), "pgdev-that-never-was")
+	bases := map[string]bool{}
+	for i, c := range []struct {
+		asked string
+		kept  bool
+	}{{gone, false}, {stays, true}, {"/mnt/not-mounted/pg", true}, {"", true}, {"pgdev", true}, {gone + "-locked", true}} {
+		base := filepath.Join(root, "mcpvault-pg-"+string(rune('a'+i)))
+		bases[base] = c.kept
+		if err := os.Mkdir(base, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(base, "asked"), []byte(c.asked), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if c.asked == gone+"-locked" {
+			lock, err := home{base: base}.lock()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer lock.Close()
+		}
+	}
+	sweep(root, home{base: filepath.Join(root, "mcpvault-pg-mine"), owner: who})
+	for base, kept := range bases {
+		if _, err := os.Stat(base); (err == nil) != kept {
+			t.Errorf("%s: kept is not %v", base, kept)
+		}
+	}
+}

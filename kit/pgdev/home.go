@@ -2,7 +2,6 @@ package pgdev
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -90,64 +89,6 @@ func place(dir string, who owner) (home, error) {
 	return placeElsewhere(dir, who)
 }
 
-// placeElsewhere finds the same place again for the same directory. The directory keeps an identity of its own: when
-// somebody has removed it to start afresh, what the old one left elsewhere is not brought back.
-func placeElsewhere(dir string, who owner) (home, error) {
-	root := "/var/tmp"
-	if _, err := os.Stat(root); err != nil {
-		root = "/tmp"
-	}
-	base := filepath.Join(root, "mcpvault-pg-"+shortHash(dir))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return home{}, fmt.Errorf("make %s: %w", dir, err)
-	}
-	if err := who.ownDir(base); err != nil {
-		return home{}, err
-	}
-	h := home{asked: dir, base: base, owner: who}
-	ours, err := os.ReadFile(h.note())
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return home{}, fmt.Errorf("read where postgresql's data is: %w", err)
-	}
-	theirs, err := os.ReadFile(filepath.Join(base, "identity"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return home{}, fmt.Errorf("read the identity of %s: %w", base, err)
-	}
-	id, isNote := strings.CutPrefix(strings.TrimSpace(string(ours)), h.noteText())
-	if isNote && id != "" && id == string(theirs) {
-		return h, nil
-	}
-	return h, h.renew()
-}
-
-func (h home) note() string { return filepath.Join(h.asked, "DATA_IS_ELSEWHERE") }
-
-func (h home) noteText() string {
-	return "PostgreSQL's user cannot pass through the directories above this one; its data is in " + h.base + "\nidentity "
-}
-
-// renew empties base and gives both directories a new common identity.
-func (h home) renew() error {
-	lock, err := h.lock()
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	for _, dir := range []string{"data", "data.new"} {
-		if err := os.RemoveAll(filepath.Join(h.base, dir)); err != nil {
-			return fmt.Errorf("remove the data of a directory that is gone: %w", err)
-		}
-	}
-	id := rand.Text()
-	if err := os.WriteFile(filepath.Join(h.base, "identity"), []byte(id), 0o600); err != nil {
-		return fmt.Errorf("mark %s: %w", h.base, err)
-	}
-	if err := os.WriteFile(h.note(), []byte(h.noteText()+id+"\n"), 0o600); err != nil {
-		return fmt.Errorf("note where postgresql's data is: %w", err)
-	}
-	return nil
-}
-
 // lock takes the directory for this process; the kernel releases it however the process ends.
 func (h home) lock() (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(h.base, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
@@ -189,7 +130,7 @@ func (h home) remove() error {
 	var errs []error
 	for _, path := range []string{
 		h.data(), h.data() + ".new", h.run, h.logFile(), h.note(),
-		filepath.Join(h.base, "identity"), filepath.Join(h.base, "lock"),
+		filepath.Join(h.base, "identity"), filepath.Join(h.base, "asked"), filepath.Join(h.base, "lock"),
 	} {
 		if err := os.RemoveAll(path); err != nil {
 			errs = append(errs, fmt.Errorf("remove %s: %w", path, err))

@@ -341,6 +341,7 @@ func (x *exchange) recheck() *answer {
 		return x.fail(mcp.CodeServer, "no_policy", "the policy of this tenant was withdrawn from this node", true)
 	}
 	x.state, x.tenant = now, t
+	x.describeTenant()
 	x.pid, x.known = t.Index.Principal(x.who.Name)
 	if reason := x.killedIdentity(); reason != "" {
 		return x.challenge(reason)

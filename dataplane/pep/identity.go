@@ -49,6 +49,8 @@ func (x *exchange) killedIdentity() string {
 		return "token_killed"
 	case s.Killed(snapshotv1.KillKind_KILL_KIND_ISSUER, t, x.who.Issuer):
 		return "token_issuer_killed"
+	case x.who.KeyID != "" && s.Killed(snapshotv1.KillKind_KILL_KIND_KEY, t, x.who.KeyID):
+		return "token_key_killed"
 	}
 	return ""
 }

@@ -35,6 +35,7 @@ func (x *exchange) record(reason, outcome string, status int) error {
 	rec := x.rec
 	if x.intended {
 		rec = proto.Clone(x.rec).(*auditv1.Record)
+		rec.TimeMs = x.p.cfg.Now().UnixMilli()
 		rec.Kind, rec.Id, rec.IntentId = auditv1.RecordKind_RECORD_KIND_OUTCOME, x.p.audit.NewID(), x.rec.GetId()
 	}
 	if rec.GetDecision() == auditv1.Decision_DECISION_UNSPECIFIED {

@@ -17,6 +17,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/pgdev"
+	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
 // template is migrated once; a copy of it is quicker than the migrations.
@@ -86,6 +87,44 @@ func URL(t testing.TB) string {
 	return u
 }
 
+// Server starts a PostgreSQL of the test's own on dir, for tests that take it away with Kill, after which another
+// Server on the same dir has the same data. When the test ends, nothing is left.
+func Server(t testing.TB, dir string) *pgdev.Server {
+	t.Helper()
+	srv, err := startServer(t.Context(), pgdev.Config{Dir: dir, Ephemeral: true})
+	if err != nil {
+		t.Fatalf("start postgresql: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		if err := srv.Stop(ctx); err != nil {
+			t.Errorf("stop postgresql: %v", err)
+		}
+	})
+	return srv
+}
+
+// startServer waits for the directory's lock: a process that another test is just starting may hold a copy of it until
+// that process runs its own program.
+func startServer(ctx context.Context, cfg pgdev.Config) (*pgdev.Server, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		srv, err := pgdev.Start(ctx, cfg)
+		if problem.CodeOf(err) != problem.Conflict {
+			return srv, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-tick.C:
+		}
+	}
+}
+
 // Tenant makes a tenant in the store.
 func Tenant(t testing.TB, s *store.Store, name string) controlplane.Tenant {
 	t.Helper()
@@ -99,7 +138,7 @@ func Tenant(t testing.TB, s *store.Store, name string) controlplane.Tenant {
 func start() (*pgdev.Server, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	srv, err := pgdev.Start(ctx, pgdev.Config{Ephemeral: true})
+	srv, err := startServer(ctx, pgdev.Config{Ephemeral: true})
 	if err != nil {
 		return nil, err
 	}

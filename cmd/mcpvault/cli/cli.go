@@ -148,7 +148,7 @@ func (a *App) root() *cobra.Command {
   mcpvault mcp call demo/echo message=hi --as alice      # a call through a cell
   mcpvault grant user:alice server:payments/refund --when 'context.args.amount < 100' --for 1h`,
 		SilenceErrors: true, SilenceUsage: true,
-		RunE: a.unknownCommand,
+		Args: cobra.ArbitraryArgs, RunE: a.unknownCommand,
 	}
 	root.SetOut(a.cfg.Stdout)
 	root.SetErr(a.cfg.Stderr)
@@ -193,8 +193,8 @@ func (a *App) versionCommand() *cobra.Command {
 		})
 }
 
-// workDir is the directory that relative paths mean.
-func (a *App) workDir() string {
+// WorkDir is the directory that relative paths mean.
+func (a *App) WorkDir() string {
 	if a.cfg.Dir != "" {
 		return a.cfg.Dir
 	}

@@ -24,7 +24,7 @@ func (a *App) contextFile() string {
 	if a.flags.config != "" {
 		return a.flags.config
 	}
-	return contexts.Locate(a.Getenv, a.workDir())
+	return contexts.Locate(a.Getenv, a.WorkDir())
 }
 
 // context returns the context in use, with what flags and environment put in place of its values.

@@ -1,0 +1,147 @@
+package devmode
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/mcpvault/mcpvault/dataplane/cell"
+	"github.com/mcpvault/mcpvault/kit/pgdev"
+)
+
+// The names of the processes that are not nodes.
+const (
+	controlPlane = "controlplane"
+	postgres     = "postgres"
+)
+
+// loopback is what an upstream may be in development.
+func loopback() []string { return []string{"127.0.0.0/8:*", "::1/128:*"} }
+
+// startControlPlane starts the database and then the control plane, and returns when it answers.
+func (d *Dev) startControlPlane(ctx context.Context) error {
+	url, err := d.startDatabase(ctx)
+	if err != nil {
+		return err
+	}
+	return d.launchControlPlane(ctx, url, true)
+}
+
+func (d *Dev) startDatabase(ctx context.Context) (string, error) {
+	if d.cfg.DatabaseURL != "" {
+		return d.cfg.DatabaseURL, nil
+	}
+	pg, err := pgdev.Start(ctx, pgdev.Config{Dir: d.plan.data(postgres), Ephemeral: d.cfg.Ephemeral, Logger: d.log})
+	if err != nil {
+		return "", err
+	}
+	d.mu.Lock()
+	d.pg = pg
+	d.mu.Unlock()
+	d.watchers.Go(func() {
+		<-pg.Done()
+		d.mu.Lock()
+		quiet := d.stopping || d.pg != pg
+		d.mu.Unlock()
+		if !quiet {
+			d.event("postgres (pid %d) ended; start it again with `mcpvault dev restart postgres`", pg.PID())
+		}
+	})
+	return pg.URL(), nil
+}
+
+func (d *Dev) launchControlPlane(ctx context.Context, databaseURL string, fresh bool) error {
+	config := d.plan.config(controlPlane)
+	if err := writeYAML(config, d.plan.controlPlaneConfig(databaseURL)); err != nil {
+		return err
+	}
+	c, err := d.spawn(controlPlane, "controlplane", config, fresh)
+	if err != nil {
+		return err
+	}
+	return poll(ctx, c, func(ctx context.Context) (bool, error) {
+		return answers(ctx, d.plan.adminURL()+"/readyz"), nil
+	})
+}
+
+// startNodes starts every node as soon as there are roots to trust. On a first start the control plane makes them.
+func (d *Dev) startNodes(ctx context.Context) error {
+	err := poll(ctx, nil, func(context.Context) (bool, error) {
+		_, err := os.Stat(d.plan.rootsFile())
+		return err == nil, nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, n := range d.plan.nodes {
+		if err := d.launchNode(n, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Dev) launchNode(n node, fresh bool) error {
+	config := d.plan.config(n.file())
+	if err := writeYAML(config, d.plan.cellConfig(n)); err != nil {
+		return err
+	}
+	_, err := d.spawn(n.id(), "cell", config, fresh)
+	return err
+}
+
+func (p *plan) cellConfig(n node) cell.Config {
+	c := cell.Config{
+		Cell: n.cell, Node: n.name, DataDir: p.data(n.file()),
+		ControlPlane: "https://" + addr(p.cellapiPort()),
+		Listen: cell.Listen{
+			HTTP: addr(n.http), TLS: addr(n.tls), Raft: addr(n.raft), Peer: addr(n.peer), Metrics: addr(n.metrics),
+		},
+		TrustDomain: trustDomain, IdentityDir: p.identity(n.file()), Roots: p.rootsFile(),
+		TLSCert: p.frontCert(), TLSKey: p.frontKey(),
+		PublicURLs:    []string{mcpURL(n), mcpTLSURL(n)},
+		DefaultTenant: tenant, EgressAllow: loopback(), Dev: true,
+	}
+	for _, m := range p.nodes {
+		if m.cell == n.cell {
+			c.Members = append(c.Members, cell.Member{Node: m.name, Raft: addr(m.raft), Peer: addr(m.peer)})
+		}
+	}
+	return c
+}
+
+func mcpURL(n node) string    { return "http://" + addr(n.http) + "/mcp" }
+func mcpTLSURL(n node) string { return "https://" + addr(n.tls) + "/mcp" }
+
+func writeYAML(path string, v any) error {
+	raw, err := yaml.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return writeFile(path, raw)
+}
+
+// probe is for pages on loopback that answer at once or not at all.
+func probe() *http.Client {
+	return &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+}
+
+// answers reports whether a page says 200.
+func answers(ctx context.Context, url string) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return false
+	}
+	resp, err := probe().Do(req)
+	if err != nil {
+		return false
+	}
+	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	return errors.Join(err, resp.Body.Close()) == nil && resp.StatusCode == http.StatusOK
+}

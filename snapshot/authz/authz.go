@@ -174,7 +174,7 @@ func Visible(v *index.View, item index.ItemID, nowMS int64) bool {
 
 // VisibleMask answers Visible for a page of 64 items at once, a bit an item.
 func VisibleMask(v *index.View, page int, nowMS int64) uint64 {
-	if v.Disabled() || page >= v.Pages() {
+	if v.Disabled() || page < 0 || page >= v.Pages() {
 		return 0
 	}
 	var scratch index.Page

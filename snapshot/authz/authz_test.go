@@ -285,6 +285,24 @@ func TestWhatDoesNotExistIsRefused(t *testing.T) {
 	}
 }
 
+func TestMaskHasOnlyItemsThatExist(t *testing.T) {
+	t.Parallel()
+	x := build(t, &snapshot.Policy{
+		Tenant: "t", Principals: []snapshot.Principal{{Name: "bob"}}, Servers: []snapshot.Server{{Name: "s", Items: []string{"a"}}},
+		Grants: []snapshot.Grant{
+			{ID: "g", Subject: snapshot.Everyone, Server: "*", When: number("amount", snapshot.OpLt, 5)},
+			{ID: "h", Subject: "user:bob", Server: "*"},
+		},
+	})
+	v := x.View(0, 0)
+	if got := authz.VisibleMask(&v, 0, 0); got != 0b11 {
+		t.Errorf("%b", got)
+	}
+	if got := authz.VisibleMask(&v, 1, 0) | authz.VisibleMask(&v, -1, 0); got != 0 {
+		t.Errorf("pages that do not exist: %b", got)
+	}
+}
+
 func TestExplanationNamesEveryGrantThatTookPart(t *testing.T) {
 	t.Parallel()
 	x := build(t, &snapshot.Policy{

@@ -18,7 +18,7 @@ func Build(p *snapshot.Policy) ([]byte, error) {
 	b := &builder{w: newWriter(), nodeID: map[snapshot.Ref]uint32{}, progID: map[string]uint32{}}
 	b.servers(p.Servers)
 	b.graph(p)
-	b.grantNames(p.Grants)
+	b.grantNames()
 	if err := b.cells(p.Nodes); err != nil {
 		return nil, fmt.Errorf("build index: %w", err)
 	}
@@ -40,8 +40,10 @@ type builder struct {
 	parents map[snapshot.Ref][]snapshot.Ref
 	nodeID  map[snapshot.Ref]uint32
 	progID  map[string]uint32
-	built   []*cellPlan
-	slots   []*cellPlan
+	// progOf is the program of each grant + 1, once one node asked for it.
+	progOf []uint32
+	built  []*cellPlan
+	slots  []*cellPlan
 }
 
 type serverPlan struct {
@@ -116,13 +118,14 @@ func (b *builder) graph(p *snapshot.Policy) {
 		b.grants = append(b.grants, &p.Grants[i])
 	}
 	slices.SortFunc(b.grants, func(x, y *snapshot.Grant) int { return cmp.Compare(x.ID, y.ID) })
+	b.progOf = make([]uint32, len(b.grants))
 	b.byNode = make(map[snapshot.Ref][]uint32)
 	for i, g := range b.grants {
 		b.byNode[g.Subject] = append(b.byNode[g.Subject], uint32(i))
 	}
 }
 
-func (b *builder) grantNames(grants []snapshot.Grant) {
+func (b *builder) grantNames() {
 	for _, g := range b.grants {
 		b.w.name(secGrants, g.ID, 0)
 	}
@@ -186,11 +189,14 @@ func (b *builder) grant(cells map[uint32]*cellPlan, g uint32) error {
 	gr := b.grants[g]
 	key := condKey{allow: !gr.Deny}
 	if gr.When != nil {
-		prog, err := b.program(gr.When)
-		if err != nil {
-			return err
+		if b.progOf[g] == 0 {
+			prog, err := b.program(gr.When)
+			if err != nil {
+				return err
+			}
+			b.progOf[g] = prog + 1
 		}
-		key.prog = prog
+		key.prog = b.progOf[g] - 1
 	}
 	add := func(page uint32, mask uint64) {
 		c := cells[page]

@@ -303,10 +303,10 @@ func exercise(x *index.Index) {
 	}
 }
 
-// places are the bytes of the header and of all records: all but the padding.
+// places are the bytes of the header with its table and of all records: all but the padding.
 func places(b []byte) []int {
 	var out []int
-	for i := range 4064 {
+	for i := range 64 + 64*int(le.Uint32(b[12:])) {
 		out = append(out, i)
 	}
 	for i := range le.Uint32(b[12:]) {
@@ -323,7 +323,7 @@ func TestOpenSurvivesEveryResealedByte(t *testing.T) {
 	b := small(t)
 	opened := 0
 	for _, i := range places(b) {
-		for _, change := range []byte{0x01, 0x80, 0xff} {
+		for _, change := range []byte{0x01, 0xff} {
 			c := slices.Clone(b)
 			c[i] ^= change
 			reseal(c)

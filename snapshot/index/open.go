@@ -96,8 +96,11 @@ func readHeader(b []byte) (map[int][]byte, error) {
 }
 
 func zero(b []byte) bool {
-	var none [pageSize]byte
-	return bytes.Equal(b, none[:len(b)])
+	var or byte
+	for _, c := range b {
+		or |= c
+	}
+	return or == 0
 }
 
 // check walks every record once.

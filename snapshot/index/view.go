@@ -1,7 +1,5 @@
 package index
 
-import "math/bits"
-
 // View is what is left of the policy once a principal and a server are fixed. It is a plain value: build it once a
 // session and server, keep it, and build it anew when the index is replaced. The zero View denies everything.
 type View struct {
@@ -170,17 +168,6 @@ func (x *Index) memberOf(p PrincipalID, i int) uint32 {
 		return le.Uint32(r[12+4*i:])
 	}
 	return le.Uint32(x.members[(int(le.Uint32(r[12:]))+i)*memberSize:])
-}
-
-// Bits yields the positions of the set bits of a mask as items of a page.
-func Bits(page int, mask uint64) func(yield func(ItemID) bool) {
-	return func(yield func(ItemID) bool) {
-		for ; mask != 0; mask &= mask - 1 {
-			if !yield(ItemID(page*itemsPerPage + bits.TrailingZeros64(mask))) {
-				return
-			}
-		}
-	}
 }
 
 // First is Page for an item of the first page, of which it has less work.

@@ -49,10 +49,11 @@ func abandoned(t testing.TB, durable, written int) string {
 	l, _ := open(t, config(t.TempDir()))
 	commit(t, l, 0, durable)
 	for i := durable; i < durable+written; i++ {
-		if _, err := l.Write(record(i)); err != nil {
+		if _, err := l.Append(record(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
+	waitFor(t, func() bool { return l.Stats().Written == int64(durable+written) })
 	dir := crashed(t, l.Dir())
 	closeLog(t, l)
 	return dir

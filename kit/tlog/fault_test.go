@@ -13,9 +13,9 @@ import (
 )
 
 func faulty(t *testing.T) (*tlog.Log, *tlogtest.FS, tlog.Config) {
-	disk := tlogtest.New(tlog.Disk{})
+	disk := tlogtest.New(tlogtest.Quick{})
 	cfg := config(t.TempDir())
-	cfg.FS = disk
+	cfg.FS, cfg.WriteTimeout = disk, 500*time.Millisecond
 	l, _ := open(t, cfg)
 	return l, disk, cfg
 }
@@ -49,7 +49,7 @@ func TestAFailedDiskRefusesCommitsAndKeepsAppends(t *testing.T) {
 				t.Fatalf("second commit: %d, %v", i, err)
 			}
 			for i := 11; i < 50; i++ {
-				if at, err := l.Write(record(i)); err != nil || at != int64(i) {
+				if at, err := l.Append(record(i)); err != nil || at != int64(i) {
 					t.Fatalf("append %d: %d, %v", i, at, err)
 				}
 			}
@@ -113,7 +113,7 @@ func TestAHangingDiskIsAnErrorWithinTheTimeout(t *testing.T) {
 		t.Fatalf("second commit: %v", err)
 	}
 	for i := 11; i < 50; i++ {
-		if _, err := l.Write(record(i)); err != nil {
+		if _, err := l.Append(record(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -147,20 +147,25 @@ func TestTheRingIsBounded(t *testing.T) {
 
 func TestClosingOnAFailedDiskSaysWhatIsLost(t *testing.T) {
 	t.Parallel()
-	l, disk, cfg := faulty(t)
-	commit(t, l, 0, 3)
-	disk.FailWrites(syscall.EIO)
-	if _, err := l.Append(record(3)); err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Close(); !errors.Is(err, tlog.ErrUnavailable) {
-		t.Fatalf("close: %v", err)
-	}
-	disk.FailWrites(nil)
-	l, rec := open(t, cfg)
-	defer closeLog(t, l)
-	if rec.Size != 3 {
-		t.Fatalf("after restart: %+v", rec)
+	for ring, want := range map[string]int64{"-": 3, "": 4} {
+		disk := tlogtest.New(tlogtest.Quick{})
+		cfg := config(t.TempDir())
+		cfg.FS, cfg.RingDir = disk, ring
+		l, _ := open(t, cfg)
+		commit(t, l, 0, 3)
+		disk.FailWrites(syscall.EIO)
+		if _, err := l.Append(record(3)); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Close(); !errors.Is(err, tlog.ErrUnavailable) {
+			t.Fatalf("close: %v", err)
+		}
+		disk.FailWrites(nil)
+		l, rec := open(t, cfg)
+		if rec.Size != want || rec.Replayed != want-3 {
+			t.Errorf("ring %q: after restart: %+v", ring, rec)
+		}
+		closeLog(t, l)
 	}
 }
 
@@ -168,7 +173,7 @@ func TestTheReserveIsGivenToAFullDiskAndTakenBack(t *testing.T) {
 	t.Parallel()
 	cfg := config(t.TempDir())
 	cfg.Reserve, cfg.CheckpointEvery = 4<<20, 10*time.Millisecond
-	disk := tlogtest.New(tlog.Disk{})
+	disk := tlogtest.New(tlogtest.Quick{})
 	cfg.FS = &reserved{FS: disk}
 	l, _ := open(t, cfg)
 	defer closeLog(t, l)
@@ -204,7 +209,7 @@ func TestARealFullDisk(t *testing.T) {
 	if err := mountSmall(t, dir, 6<<20); err != nil {
 		t.Skipf("no small file system can be mounted here: %v", err)
 	}
-	cfg := tlog.Config{Dir: filepath.Join(dir, "audit"), Prefix: prefix, SegmentBytes: 1 << 20, Reserve: 4 << 20}
+	cfg := tlog.Config{Dir: filepath.Join(dir, "audit"), Prefix: prefix, SegmentBytes: 1 << 20, Reserve: 4 << 20, WriteTimeout: 20 * time.Second}
 	l, _ := open(t, cfg)
 	rec := make([]byte, 64<<10)
 	n := 0

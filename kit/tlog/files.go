@@ -49,7 +49,8 @@ type files struct {
 	mu      sync.Mutex // guards segs, what they say they have, and mark
 	segs    []*segment // in order; the last one is written
 	mark    mark
-	nextOff int64 // where the next batch goes in the last segment; the writer's own
+	hashBuf []byte // the syncer's own
+	nextOff int64  // where the next batch goes in the last segment; the writer's own
 }
 
 func (f *files) path(name string) string { return filepath.Join(f.dir, name) }
@@ -165,18 +166,39 @@ func (f *files) create(first int64) (*segment, error) {
 	return &segment{first: first, w: w, size: SegmentHeader, marks: []int64{}}, nil
 }
 
-// write puts the batch into its place, records before hashes, so that a hash never stands for a record that is not there.
+// write puts the batch into its place.
 func (f *files) write(b *batch) error {
 	if _, err := b.seg.w.WriteAt(b.frames, b.off); err != nil {
-		return err
-	}
-	if _, err := f.hashes.WriteAt(b.hashes, StoredHashCount(b.first)*hashSize); err != nil {
 		return err
 	}
 	f.mu.Lock()
 	b.seg.note(b)
 	f.mu.Unlock()
 	return nil
+}
+
+// sync makes batches that were written durable. Their hashes are written first, so that whatever is durable can be read and
+// proved; that they reach the disk is only promised by the next checkpoint, because they derive from the records.
+func (f *files) sync(bs []*batch) error {
+	f.hashBuf = f.hashBuf[:0]
+	for _, b := range bs {
+		f.hashBuf = append(f.hashBuf, b.hashes...)
+	}
+	if _, err := f.hashes.WriteAt(f.hashBuf, StoredHashCount(bs[0].first)*hashSize); err != nil {
+		return err
+	}
+	var last *segment
+	for _, b := range bs {
+		if b.seg == last {
+			continue
+		}
+		last = b.seg
+		if err := last.w.Sync(); err != nil {
+			return err
+		}
+	}
+	end := bs[len(bs)-1].end()
+	return f.writeState(func(m *mark) { m.durable = max(m.durable, end) })
 }
 
 // note remembers where the batch's records lie. A batch that is written again changes nothing.

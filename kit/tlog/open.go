@@ -2,6 +2,7 @@ package tlog
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -28,7 +29,9 @@ type Recovery struct {
 	Torn []Torn
 	// HashesRebuilt is how many hashes behind the last checkpoint were computed again from their records.
 	HashesRebuilt int64
-	Took          time.Duration
+	// Replayed records had their place and were not written when the process was killed; they come from the ring.
+	Replayed int64
+	Took     time.Duration
 }
 
 // Torn is an end that was cut off.
@@ -71,9 +74,43 @@ func Open(cfg Config) (*Log, Recovery, error) {
 			cfg.Logger.Warn("no room for the log's reserve", slog.String("log", l.origin), slog.String("error", err.Error()))
 		}
 	}
-	l.start()
+	if cfg.RingDir != "-" {
+		if l.ring, err = openRing(filepath.Join(cfg.RingDir, RingFile(cfg.Dir)), l.origin); err != nil {
+			cfg.Logger.Warn("no ring: appended records do not survive SIGKILL until they are written",
+				slog.String("log", l.origin), slog.String("error", err.Error()))
+		}
+	}
+	rec.Replayed, err = l.replay()
+	if err != nil {
+		return nil, Recovery{}, errors.Join(err, l.Close())
+	}
 	rec.Origin, rec.Size, rec.Took = l.origin, l.tree.size, time.Since(began)
 	return l, rec, nil
+}
+
+// replay starts the log and appends what the ring held. The ring is used again when all of it is on disk.
+func (l *Log) replay() (int64, error) {
+	ring := l.ring
+	l.ring = nil
+	l.start()
+	if ring == nil {
+		return 0, nil
+	}
+	recs := ring.left(l.tree.size)
+	for _, rec := range recs {
+		if _, err := l.Append(rec); err != nil {
+			return 0, fmt.Errorf("tlog: replay the ring: %w", err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 4*l.cfg.WriteTimeout)
+	defer cancel()
+	if err := l.Sync(ctx); err != nil {
+		return 0, fmt.Errorf("tlog: replay the ring: %w", err)
+	}
+	l.mu.Lock()
+	l.ring = ring
+	l.mu.Unlock()
+	return int64(len(recs)), nil
 }
 
 // recover reads what is on disk and leaves the log ready to write.

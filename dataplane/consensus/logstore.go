@@ -231,7 +231,7 @@ func encodeLog(l *raft.Log) []byte {
 	b := make([]byte, 0, 8+1+8+4+len(l.Data)+len(l.Extensions))
 	b = binary.BigEndian.AppendUint64(b, l.Term)
 	b = append(b, byte(l.Type))
-	b = binary.BigEndian.AppendUint64(b, uint64(nanos)) //nolint:gosec // read back as int64
+	b = binary.BigEndian.AppendUint64(b, uint64(nanos))
 	b = binary.BigEndian.AppendUint32(b, uint32(len(l.Data)))
 	b = append(b, l.Data...)
 	return append(b, l.Extensions...)
@@ -256,7 +256,7 @@ func decodeLog(key, b []byte, out *raft.Log) error {
 	if ext := b[logHeader+size:]; len(ext) > 0 {
 		out.Extensions = ext
 	}
-	if nanos := int64(binary.BigEndian.Uint64(b[9:])); nanos != 0 { //nolint:gosec // written from an int64
+	if nanos := int64(binary.BigEndian.Uint64(b[9:])); nanos != 0 {
 		out.AppendedAt = time.Unix(0, nanos)
 	}
 	return nil

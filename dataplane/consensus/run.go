@@ -17,13 +17,17 @@ import (
 const (
 	handoverLimit = 2 * time.Second
 	stopLimit     = 5 * time.Second
+	// steadyAfter is how long a log must have been in service for its next failure to count as the first.
+	steadyAfter = 30 * time.Second
 )
 
 // Run takes part in the log until ctx ends, then hands over leadership and stops. When the log's disk fails it steps out
 // and tries again after a while; when the log is damaged it stays out. Both leave the process alone and are told by
 // Problem. It returns an error at once when it cannot start at all, as when its address is taken.
 func (n *Node) Run(ctx context.Context) error {
+	pause := n.cfg.RetryAfter
 	for {
+		began := time.Now()
 		err := n.serve(ctx)
 		if ctx.Err() != nil {
 			n.end(nil)
@@ -40,11 +44,15 @@ func (n *Node) Run(ctx context.Context) error {
 		default:
 			return err
 		}
+		if time.Since(began) > steadyAfter {
+			pause = n.cfg.RetryAfter
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(n.cfg.RetryAfter):
+		case <-time.After(pause):
 		}
+		pause = min(2*pause, 20*n.cfg.RetryAfter)
 	}
 }
 
@@ -86,7 +94,7 @@ func (n *Node) serve(ctx context.Context) (err error) {
 		var r *raft.Raft
 		if r, err = newRaft(conf, machine, guard{logs}, snaps, transport); err == nil {
 			n.begin(r, layer.ln.Addr().String())
-			n.attend(life, r)
+			n.attend(life, r, layer)
 			n.stop(ctx, r, w, layer, transport)
 			return w.err()
 		}
@@ -181,8 +189,9 @@ func (n *Node) bootstrap(logs *logStore, snaps *snapshotStore) error {
 	return logs.StoreLog(&raft.Log{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(members)})
 }
 
-// attend waits for the end of this life, and while this node leads sees to it that there is a session key.
-func (n *Node) attend(life context.Context, r *raft.Raft) {
+// attend waits for the end of this life, closes connections of members that are no longer admitted, and while this node
+// leads sees to it that there is a session key.
+func (n *Node) attend(life context.Context, r *raft.Raft, layer *stream) {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
 	for {
@@ -191,6 +200,7 @@ func (n *Node) attend(life context.Context, r *raft.Raft) {
 			return
 		case <-r.LeaderCh():
 		case <-ticker.C:
+			layer.recheck()
 		}
 		if r.State() != raft.Leader || len(n.cfg.Store.SessionKeys()) > 0 {
 			continue

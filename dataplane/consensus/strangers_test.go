@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -147,6 +148,31 @@ func TestANodeThatIsNotAdmittedIsLeftOut(t *testing.T) {
 	must(t, c.Propose(c.Kill("k"), "n1", "n2"))
 	if got := len(c.Node("n3").Store.Kills()); got != 0 {
 		t.Fatalf("n3 has %d entries", got)
+	}
+}
+
+// A member that is expelled loses the connections that it has, too.
+func TestAMemberThatIsExpelledIsCutOff(t *testing.T) {
+	t.Parallel()
+	var expelled atomic.Bool
+	c := celltest.New(t, 3, func(cfg *consensus.Config) {
+		cfg.Admit = func(node string) error {
+			if expelled.Load() && node == "n3" {
+				return errors.New("expelled")
+			}
+			return nil
+		}
+	})
+	must(t, c.Propose(c.Kill("before")))
+	c.Eventually("n3 is in", func() bool { return len(c.Node("n3").Store.Kills()) == 1 })
+	expelled.Store(true)
+	c.Eventually("n3 hears of nobody", func() bool {
+		leader, ok := c.Node("n3").Log.Leader()
+		return (!ok || leader == "n3") && !c.Node("n3").Log.Leads()
+	})
+	must(t, c.Propose(c.Kill("after"), "n1", "n2"))
+	if got := len(c.Node("n3").Store.Kills()); got != 1 {
+		t.Fatalf("n3 has %d kills", got)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"sync"
 	"time"
@@ -41,12 +42,14 @@ type stream struct {
 	wg   sync.WaitGroup
 
 	mu    sync.Mutex // guards conns
-	conns map[net.Conn]struct{}
+	conns map[*tracked]string
 }
 
 func listen(cfg *Config, log *slog.Logger) (*stream, error) {
-	ln, err := net.Listen("tcp", cfg.Bind)
+	life, end := context.WithCancel(context.Background())
+	ln, err := (&net.ListenConfig{}).Listen(life, "tcp", cfg.Bind)
 	if err != nil {
+		end()
 		return nil, err
 	}
 	names := make([]string, len(cfg.Peers))
@@ -54,11 +57,10 @@ func listen(cfg *Config, log *slog.Logger) (*stream, error) {
 		names[i] = p.Node
 	}
 	member := svid.CellMembers(cfg.TrustDomain, cfg.Cell, names...)
-	life, end := context.WithCancel(context.Background())
 	s := &stream{
 		cfg: cfg, log: log, ln: ln,
 		accepted: make(chan net.Conn), slots: make(chan struct{}, maxHandshakes),
-		conns: map[net.Conn]struct{}{}, life: life, end: end,
+		conns: map[*tracked]string{}, life: life, end: end,
 	}
 	s.server = svid.ServerTLS(cfg.Identity, func(peer svid.ID) error {
 		if err := member(peer); err != nil {
@@ -110,7 +112,7 @@ func (s *stream) acceptLoop() {
 func (s *stream) handshake(raw net.Conn) {
 	ctx, cancel := context.WithTimeout(s.life, handshakeLimit)
 	defer cancel()
-	conn := s.track(tls.Server(raw, s.server))
+	conn := s.track(tls.Server(raw, s.server), "")
 	if conn == nil {
 		return
 	}
@@ -118,6 +120,10 @@ func (s *stream) handshake(raw net.Conn) {
 		s.log.Warn("a connection to the log was refused", "remote", raw.RemoteAddr().String(), "error", err)
 		_ = conn.Close()
 		return
+	}
+	if peer, err := svid.PeerID(conn.ConnectionState()); err == nil {
+		_, node, _ := svid.ParseNode(peer)
+		s.name(conn, node)
 	}
 	select {
 	case s.accepted <- conn:
@@ -141,8 +147,14 @@ func (c *tracked) Close() error {
 	return c.Conn.Close()
 }
 
+// abandon closes without a TLS farewell, which may wait for a peer that is cut off.
+func (c *tracked) abandon() {
+	_ = c.NetConn().Close()
+	_ = c.Close()
+}
+
 // track returns nil when the stream is closed already; the connection is closed then.
-func (s *stream) track(conn *tls.Conn) *tracked {
+func (s *stream) track(conn *tls.Conn, node string) *tracked {
 	c := &tracked{Conn: conn, s: s}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -152,9 +164,37 @@ func (s *stream) track(conn *tls.Conn) *tracked {
 		return nil
 	default:
 	}
-	c.age = time.AfterFunc(maxConnAge, func() { _ = c.Close() })
-	s.conns[c] = struct{}{}
+	c.age = time.AfterFunc(maxConnAge, c.abandon)
+	s.conns[c] = node
 	return c
+}
+
+// name notes whose connection it is.
+func (s *stream) name(c *tracked, node string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, open := s.conns[c]; open {
+		s.conns[c] = node
+	}
+}
+
+// recheck closes the connections of members that are not admitted any more.
+func (s *stream) recheck() {
+	if s.cfg.Admit == nil {
+		return
+	}
+	s.mu.Lock()
+	open := maps.Clone(s.conns)
+	s.mu.Unlock()
+	for c, node := range open {
+		if node == "" {
+			continue
+		}
+		if err := s.cfg.Admit(node); err != nil {
+			s.log.Warn("a member is no longer admitted to the log", "peer", node, "error", err)
+			c.abandon()
+		}
+	}
 }
 
 // Accept returns the next connection of a member.
@@ -195,7 +235,7 @@ func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Co
 	if err != nil {
 		return nil, err
 	}
-	conn := s.track(tls.Client(raw, svid.ClientTLS(s.cfg.Identity, svid.Exactly(id), alpn)))
+	conn := s.track(tls.Client(raw, svid.ClientTLS(s.cfg.Identity, svid.Exactly(id), alpn)), node)
 	if conn == nil {
 		return nil, net.ErrClosed
 	}
@@ -213,15 +253,10 @@ func (s *stream) Close() error {
 		s.end()
 		err = s.ln.Close()
 		s.mu.Lock()
-		open := make([]net.Conn, 0, len(s.conns))
-		for c := range s.conns {
-			open = append(open, c)
-		}
+		open := maps.Clone(s.conns)
 		s.mu.Unlock()
-		for _, c := range open {
-			// The plain connection: a TLS farewell may wait for a peer that is cut off.
-			_ = c.(*tracked).NetConn().Close()
-			_ = c.Close()
+		for c := range open {
+			c.abandon()
 		}
 	})
 	s.wg.Wait()

@@ -57,8 +57,8 @@ func (s *Store) PutBlob(d snapshot.Digest, plain []byte) error {
 }
 
 // GetBlob reads a shard into memory and checks its digest. The error wraps ErrNotFound, ErrTooBig when it has more than
-// max bytes, or ErrCorrupt: then it is to be fetched again.
-func (s *Store) GetBlob(d snapshot.Digest, max int64) ([]byte, error) {
+// limit bytes, or ErrCorrupt: then it is to be fetched again.
+func (s *Store) GetBlob(d snapshot.Digest, limit int64) ([]byte, error) {
 	path := s.blobs.path(d)
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -67,7 +67,7 @@ func (s *Store) GetBlob(d snapshot.Digest, max int64) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read blob %s: %w", d, err)
 	}
-	if info.Size()-int64(s.blobs.sealer.Overhead()) > max {
+	if info.Size()-int64(s.blobs.sealer.Overhead()) > limit {
 		return nil, fmt.Errorf("read blob %s: %w: %d bytes", d, ErrTooBig, info.Size())
 	}
 	sealed, err := os.ReadFile(path)
@@ -90,7 +90,7 @@ func (s *Store) HasBlob(d snapshot.Digest) bool {
 // CollectBlobs removes shards that no kept head names and that have lain for an hour, and what a crash has left half
 // written. It returns how many files it removed.
 func (s *Store) CollectBlobs(ctx context.Context) (removed int, err error) {
-	limit := s.blobs.now().Add(-blobGrace)
+	before := s.blobs.now().Add(-blobGrace)
 	known := s.shardNames()
 	err = filepath.WalkDir(s.blobs.dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
@@ -100,14 +100,14 @@ func (s *Store) CollectBlobs(ctx context.Context) (removed int, err error) {
 			return ctx.Err()
 		}
 		info, err := e.Info()
-		if err != nil || info.ModTime().After(limit) {
+		if err != nil || info.ModTime().After(before) {
 			return skipGone(err)
 		}
 		// A head may have been accepted since the names were taken: what looks unused is looked up again.
 		if known[e.Name()] || !strings.HasPrefix(e.Name(), tmpPrefix) && s.shardNames()[e.Name()] {
 			return nil
 		}
-		if err := os.Remove(path); err != nil {
+		if err := os.Remove(path); err != nil { //nolint:gosec // the folder is this process's own, mode 0700
 			return skipGone(err)
 		}
 		removed++

@@ -121,7 +121,7 @@ func (s *Store) loadRecords(tx *bbolt.Tx) error {
 			if len(v) != 8 {
 				return ErrInvalid
 			}
-			s.mem.highWater = int64(binary.BigEndian.Uint64(v)) //nolint:gosec // written from an int64
+			s.mem.highWater = int64(binary.BigEndian.Uint64(v))
 			return nil
 		}},
 	}

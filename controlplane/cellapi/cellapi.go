@@ -1,0 +1,198 @@
+// Package cellapi is what the cells' nodes may ask of the control plane: watch what they should serve, fetch shards,
+// acknowledge, report, hand over audit records.
+//
+// Who asks is what the SVID of the connection says and nothing in a message. A node learns about the tenants homed in its
+// cell and about no others. A node that reads slowly costs one goroutine and no memory: it is sent the present, never a
+// backlog.
+package cellapi
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+	"connectrpc.com/validate"
+
+	"github.com/mcpvault/mcpvault/controlplane/publish"
+	"github.com/mcpvault/mcpvault/controlplane/store"
+	"github.com/mcpvault/mcpvault/kit/problem"
+	"github.com/mcpvault/mcpvault/kit/svid"
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	"github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1/cellv1connect"
+	"github.com/mcpvault/mcpvault/snapshot"
+)
+
+const (
+	chunkSize = 256 << 10
+	// maxBody bounds one message of a node: a batch of audit records is the largest.
+	maxBody = 16 << 20
+	// fetches bounds how many shards are being read at the same time.
+	fetches = 8
+)
+
+// Published is what should be served where.
+type Published interface {
+	// View is what a cell should know now, and a channel that is closed when there is more.
+	View(cell string) (publish.View, <-chan struct{}, bool)
+	// MayFetch reports whether a shard belongs to a head homed in the cell.
+	MayFetch(cell string, shard snapshot.Digest) bool
+}
+
+// Witness takes audit records; sent twice they are stored once.
+type Witness interface {
+	Deliver(ctx context.Context, cell, node string, req *cellv1.DeliverAuditRequest) (*cellv1.DeliverAuditResponse, error)
+}
+
+// Config is what the API stands on.
+type Config struct {
+	Store     *store.Store
+	Published Published
+	Witness   Witness
+	Fleet     *Fleet
+	Logger    *slog.Logger
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// Service answers the nodes. It is safe for concurrent use.
+type Service struct {
+	cellv1connect.UnimplementedCellServiceHandler
+	cfg     Config
+	fetches chan struct{}
+}
+
+// New makes the service.
+func New(cfg Config) *Service {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Service{cfg: cfg, fetches: make(chan struct{}, fetches)}
+}
+
+// Handler serves the API on connections whose TLS has verified a node's SVID; it refuses every other.
+func (s *Service) Handler() http.Handler {
+	server := connect.NewServer(translate(s.cfg.Logger), validate.NewServerInterceptor())
+	cellv1connect.RegisterCellServiceHandler(server, s)
+	mux := http.NewServeMux()
+	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(maxBody))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, until, err := peer(r)
+		if err != nil {
+			http.Error(w, "a node's SVID is needed", http.StatusForbidden)
+			return
+		}
+		// A stream ends with the certificate that opened it.
+		ctx, cancel := context.WithDeadline(context.WithValue(r.Context(), nodeKey{}, n), until)
+		defer cancel()
+		mux.ServeHTTP(w, r.WithContext(ctx))
+	})
+}
+
+// NewServer is an HTTP server with the limits that the handler needs: HTTP/2 only, streams without an end, and a peer that
+// went silent is noticed within seconds.
+func NewServer(h http.Handler, log *slog.Logger) *http.Server {
+	var p http.Protocols
+	p.SetHTTP2(true)
+	return &http.Server{
+		Handler:           h,
+		Protocols:         &p,
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second, WriteByteTimeout: 15 * time.Second,
+			MaxConcurrentStreams: 64,
+		},
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// Node is one node of a cell.
+type Node struct{ Cell, Name string }
+
+type nodeKey struct{}
+
+func nodeFrom(ctx context.Context) Node {
+	n, _ := ctx.Value(nodeKey{}).(Node)
+	return n
+}
+
+func peer(r *http.Request) (Node, time.Time, error) {
+	if r.TLS == nil {
+		return Node{}, time.Time{}, svid.ErrNoPeer
+	}
+	id, err := svid.PeerID(*r.TLS)
+	if err != nil {
+		return Node{}, time.Time{}, err
+	}
+	cell, name, ok := svid.ParseNode(id)
+	if !ok {
+		return Node{}, time.Time{}, svid.ErrRefused
+	}
+	return Node{cell, name}, r.TLS.PeerCertificates[0].NotAfter, nil
+}
+
+// translate makes wire errors of problems; what is neither stays inside and is logged.
+func translate(log *slog.Logger) connect.ServerInterceptor {
+	return func(next connect.ServerFunc) connect.ServerFunc {
+		return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
+			err := next(ctx, spec, stream)
+			if err == nil || ctx.Err() != nil {
+				return err
+			}
+			n := nodeFrom(ctx)
+			if p, ok := problem.As(err); ok {
+				log.DebugContext(ctx, "node was refused", "procedure", spec.Procedure, "cell", n.Cell, "node", n.Name, "error", err)
+				var code connect.Code
+				if code.UnmarshalText([]byte(p.Code.RPC())) != nil {
+					code = connect.CodeInternal
+				}
+				return connect.NewError(code, p.What)
+			}
+			if connect.CodeOf(err) == connect.CodeUnknown {
+				log.WarnContext(ctx, "call of a node failed", "procedure", spec.Procedure, "cell", n.Cell, "node", n.Name, "error", err)
+			}
+			return err
+		}
+	}
+}
+
+// FetchBlob streams a shard of a head homed in the node's cell. For any other digest there is nothing.
+func (s *Service) FetchBlob(ctx context.Context, req *cellv1.FetchBlobRequest, out cellv1connect.CellServiceFetchBlobServerStream) error {
+	n := nodeFrom(ctx)
+	digest, ok := snapshot.DigestFrom(req.GetSha256())
+	if !ok || !s.cfg.Published.MayFetch(n.Cell, digest) {
+		return problem.Newf(problem.NotFound, "", "no shard %x is homed in cell %s", req.GetSha256(), n.Cell)
+	}
+	select {
+	case s.fetches <- struct{}{}:
+		defer func() { <-s.fetches }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	var blob []byte
+	err := s.cfg.Store.Platform(ctx, func(tx *store.Tx) (err error) {
+		blob, err = tx.Blob(ctx, digest[:])
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for len(blob) > 0 {
+		chunk := blob[:min(len(blob), chunkSize)]
+		blob = blob[len(chunk):]
+		if err := out.Send(&cellv1.FetchBlobResponse{Chunk: chunk}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DeliverAudit hands records to the witness.
+func (s *Service) DeliverAudit(ctx context.Context, req *cellv1.DeliverAuditRequest) (*cellv1.DeliverAuditResponse, error) {
+	n := nodeFrom(ctx)
+	return s.cfg.Witness.Deliver(ctx, n.Cell, n.Name, req)
+}

@@ -1,0 +1,172 @@
+package cellapi
+
+import (
+	"bytes"
+	"context"
+	"errors"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mcpvault/mcpvault/controlplane"
+	"github.com/mcpvault/mcpvault/controlplane/publish"
+	"github.com/mcpvault/mcpvault/controlplane/store"
+	"github.com/mcpvault/mcpvault/kit/problem"
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	"github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1/cellv1connect"
+	"github.com/mcpvault/mcpvault/snapshot"
+)
+
+// Watch sends what the cell should serve, at once and at every change. Between two sends only the newest state is kept:
+// whoever reads slowly skips what was replaced meanwhile.
+func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv1connect.CellServiceWatchServerStream) error {
+	n := nodeFrom(ctx)
+	if _, _, ok := s.cfg.Published.View(n.Cell); !ok {
+		return problem.Newf(problem.Unavailable, "check the control plane's cells", "nothing is published for cell %s", n.Cell)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	w := &watcher{out: out, sent: map[controlplane.TenantID]snapshot.Version{}}
+	for _, a := range req.GetApplied() {
+		w.sent[controlplane.TenantID(a.GetTenantId())] = snapshot.Version{Epoch: snapshot.Epoch(a.GetEpoch()), Generation: snapshot.Generation(a.GetGeneration())}
+	}
+	leave := s.cfg.Fleet.join(n, w.sent, s.cfg.Now(), cancel)
+	defer leave()
+	s.cfg.Logger.InfoContext(ctx, "node connected", "cell", n.Cell, "node", n.Name)
+	defer s.cfg.Logger.InfoContext(ctx, "node disconnected", "cell", n.Cell, "node", n.Name)
+	for {
+		view, changed, ok := s.cfg.Published.View(n.Cell)
+		if !ok {
+			return problem.Newf(problem.Unavailable, "", "nothing is published for cell %s any more", n.Cell)
+		}
+		if err := w.send(view); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			if errors.Is(context.Cause(ctx), errReplaced) {
+				return problem.Newf(problem.Conflict, "", "node %s/%s has opened another stream", n.Cell, n.Name)
+			}
+			return ctx.Err()
+		}
+	}
+}
+
+// watcher is what one stream was sent.
+type watcher struct {
+	out                 cellv1connect.CellServiceWatchServerStream
+	sent                map[controlplane.TenantID]snapshot.Version
+	manifest, heartbeat []byte
+	kills               int
+}
+
+// send sends what is new. The first time the update comes first, because the roots are in it; afterwards kills do.
+func (w *watcher) send(v publish.View) error {
+	if w.manifest == nil {
+		if err := w.update(v); err != nil {
+			return err
+		}
+	}
+	for ; w.kills < len(v.Kills); w.kills++ {
+		if err := w.out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Kill{Kill: v.Kills[w.kills].Envelope}}); err != nil {
+			return err
+		}
+	}
+	if err := w.update(v); err != nil {
+		return err
+	}
+	if bytes.Equal(v.Heartbeat, w.heartbeat) {
+		return nil
+	}
+	w.heartbeat = v.Heartbeat
+	return w.out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Heartbeat{Heartbeat: v.Heartbeat}})
+}
+
+func (w *watcher) update(v publish.View) error {
+	if bytes.Equal(v.Manifest, w.manifest) {
+		return nil
+	}
+	u := &cellv1.Update{Manifest: v.Manifest, Roots: v.Roots}
+	for _, h := range v.Heads {
+		if w.sent[h.TenantID] != h.Version {
+			u.Heads = append(u.Heads, h.Envelope)
+		}
+	}
+	if err := w.out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Update{Update: u}}); err != nil {
+		return err
+	}
+	for _, h := range v.Heads {
+		w.sent[h.TenantID] = h.Version
+	}
+	w.manifest = v.Manifest
+	return nil
+}
+
+// Acknowledge keeps what a node did with a generation or a kill, and wakes whoever waits for it.
+func (s *Service) Acknowledge(ctx context.Context, req *cellv1.AcknowledgeRequest) (*cellv1.AcknowledgeResponse, error) {
+	at, n := s.cfg.Now(), nodeFrom(ctx)
+	tenant := controlplane.TenantID(req.GetTenantId())
+	view, _, ok := s.cfg.Published.View(n.Cell)
+	if !ok {
+		return nil, problem.Newf(problem.Unavailable, "", "nothing is published for cell %s", n.Cell)
+	}
+	if req.GetKillId() != "" {
+		return s.acknowledgeKill(ctx, n, view, tenant, req.GetKillId())
+	}
+	var head *publish.Head
+	for _, h := range view.Heads {
+		if h.TenantID == tenant {
+			head = h
+		}
+	}
+	version := snapshot.Version{Epoch: snapshot.Epoch(req.GetEpoch()), Generation: snapshot.Generation(req.GetGeneration())}
+	if head == nil || version.Newer(head.Version) || version.Epoch == 0 || version.Generation == 0 {
+		return nil, problem.Newf(problem.Invalid, "", "generation %s of tenant %s was not sent to cell %s", version, tenant, n.Cell)
+	}
+	a := store.Ack{
+		Cell: n.Cell, Node: n.Name, Epoch: req.GetEpoch(), Generation: req.GetGeneration(), Revision: req.GetRevision(),
+		Rejected: req.GetStatus() == cellv1.AckStatus_ACK_STATUS_REJECTED, Reason: req.GetReason(), At: at,
+	}
+	if a.Rejected {
+		s.cfg.Logger.WarnContext(ctx, "node rejected a generation", "cell", n.Cell, "node", n.Name, "tenant", head.TenantID,
+			"generation", version.String(), "reason", a.Reason)
+	}
+	// Whoever waits is woken first: the row is for the history.
+	s.cfg.Fleet.answered(n, tenant, Answer{Version: version, Rejected: a.Rejected, Reason: a.Reason, At: at})
+	err := s.cfg.Store.Record(ctx, tenant, func(tx *store.Tx) error { return tx.InsertAck(ctx, a) })
+	if err != nil {
+		return nil, err
+	}
+	return &cellv1.AcknowledgeResponse{}, nil
+}
+
+func (s *Service) acknowledgeKill(ctx context.Context, n Node, view publish.View, tenant controlplane.TenantID, id string) (*cellv1.AcknowledgeResponse, error) {
+	for _, k := range view.Kills {
+		if k.ID == id && (tenant == "" || k.TenantID == tenant) {
+			err := s.cfg.Store.Record(ctx, k.TenantID, func(tx *store.Tx) error { return tx.AckKill(ctx, id, n.Cell, n.Name) })
+			if err != nil {
+				return nil, err
+			}
+			return &cellv1.AcknowledgeResponse{}, nil
+		}
+	}
+	return nil, problem.Newf(problem.Invalid, "", "kill %s was not sent to cell %s", id, n.Cell)
+}
+
+// ReportStatus keeps what a node says of itself, under the name that its SVID gives it.
+func (s *Service) ReportStatus(ctx context.Context, req *cellv1.ReportStatusRequest) (*cellv1.ReportStatusResponse, error) {
+	n := nodeFrom(ctx)
+	status := proto.CloneOf(req.GetStatus())
+	status.Cell, status.Node = n.Cell, n.Name
+	raw, err := proto.Marshal(status)
+	if err != nil {
+		return nil, err
+	}
+	err = s.cfg.Store.Platform(ctx, func(tx *store.Tx) error {
+		return tx.SetNodeStatus(ctx, store.NodeStatus{Cell: n.Cell, Node: n.Name, Status: raw})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &cellv1.ReportStatusResponse{}, nil
+}

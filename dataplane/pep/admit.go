@@ -89,6 +89,9 @@ func (p *PEP) hostAllowed(host string, x *exchange) bool {
 	if p.cfg.Loopback && loopback(name) {
 		return true
 	}
+	if _, public := p.bases[strings.ToLower(host)]; public {
+		return true
+	}
 	return slices.Contains(p.cfg.Hosts, name) || slices.Contains(p.cfg.Hosts, strings.ToLower(host)) || x.state.MapsHost(name)
 }
 

@@ -91,7 +91,7 @@ func (b *book) of(id string) []*auditv1.Record {
 
 // gateway is a whole pipeline in this process: real policy, real tokens, real sockets.
 type gateway struct {
-	t      *testing.T
+	t      testing.TB
 	url    string
 	pdp    *pdp.PDP
 	pep    *pep.PEP
@@ -125,7 +125,7 @@ func catalogueServer(name, url string, versions []string, tools ...tool) *snapsh
 	return s
 }
 
-func newGateway(t *testing.T, cfg pep.Config, grants []snapshot.Grant, servers ...*snapshotv1.CatalogueServer) *gateway {
+func newGateway(t testing.TB, cfg pep.Config, grants []snapshot.Grant, servers ...*snapshotv1.CatalogueServer) *gateway {
 	t.Helper()
 	_, key, _ := ed25519.GenerateKey(nil)
 	signer, err := jose.NewSigner(key, "k1")

@@ -17,7 +17,7 @@ import (
 func (x *exchange) authenticate() *answer {
 	token, err := authn.FromHeader(x.r.Header, x.r.URL.RawQuery)
 	if err == nil {
-		base := baseURL(x.r) + "/mcp"
+		base := x.p.baseURL(x.r) + "/mcp"
 		x.who, err = x.p.authn.BearerFor(token, x.tenant.Keys, base, base+strings.TrimPrefix(x.r.URL.Path, "/mcp"))
 	}
 	if err != nil {
@@ -58,7 +58,7 @@ func (x *exchange) killedIdentity() string {
 // challenge answers 401 and says where to learn how to log in.
 func (x *exchange) challenge(reason string) *answer {
 	status := http.StatusUnauthorized
-	value := `Bearer resource_metadata="` + baseURL(x.r) + wellKnownPath + x.r.URL.Path + `"`
+	value := `Bearer resource_metadata="` + x.p.baseURL(x.r) + wellKnownPath + x.r.URL.Path + `"`
 	switch reason {
 	case "token_missing":
 	case "token_in_query":
@@ -73,12 +73,16 @@ func (x *exchange) challenge(reason string) *answer {
 }
 
 // baseURL is the URL that the client used, up to the path. Its host passed the allow-list.
-func baseURL(r *http.Request) string {
+func (p *PEP) baseURL(r *http.Request) string {
+	host := strings.ToLower(r.Host)
+	if base, public := p.bases[host]; public {
+		return base
+	}
 	scheme := "http://"
 	if r.TLS != nil {
 		scheme = "https://"
 	}
-	return scheme + strings.ToLower(r.Host)
+	return scheme + host
 }
 
 const wellKnownPath = "/.well-known/oauth-protected-resource"
@@ -111,7 +115,7 @@ func (p *PEP) wellKnown(w http.ResponseWriter, r *http.Request) bool {
 		return true
 	}
 	body := append([]byte(nil), `{"resource":`...)
-	body = mcp.AppendString(body, baseURL(r)+path)
+	body = mcp.AppendString(body, p.baseURL(r)+path)
 	if len(p.cfg.AuthorizationServers) > 0 {
 		body = append(body, `,"authorization_servers":[`...)
 		for i, s := range p.cfg.AuthorizationServers {

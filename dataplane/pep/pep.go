@@ -11,7 +11,11 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
 	"github.com/mcpvault/mcpvault/dataplane/limit"
@@ -64,6 +68,9 @@ type Config struct {
 	// on any port, for development.
 	Hosts    []string
 	Loopback bool
+	// PublicURLs are the addresses that clients type, such as https://mcp.example.com/mcp. Their hosts are served, and
+	// what a client is told of addresses is told in their words, whatever stands in front of this node.
+	PublicURLs []string
 	// Origins of browsers that may call, besides loopback ones when Loopback is set.
 	Origins []string
 	// AuthorizationServers go into the protected resource metadata.
@@ -105,6 +112,8 @@ type PEP struct {
 	streams  *limit.Streams
 	body     limit.Body
 	names    veneer.Cache[snapshot.Digest]
+	metrics  *metrics
+	bases    map[string]string // public URL without path, by host
 	steps    []step
 }
 
@@ -117,16 +126,23 @@ type Parts struct {
 	Upstream Upstream
 	Injector Injector
 	Sessions *session.Sessions
+	// Registerer takes the metrics; it may be nil.
+	Registerer prometheus.Registerer
 }
 
 // step is one station of a request: it returns the answer that ends it, or nil to go on. A step that answers by itself,
 // because it streams, marks the exchange as done.
 type step func(*exchange) *answer
 
-// New makes a PEP.
+// New makes a PEP. It panics when its metrics are registered already, which only a mistake in the wiring can bring about.
 func New(cfg Config, parts Parts) *PEP {
 	cfg = cfg.withDefaults()
+	counts, err := newMetrics(parts.Registerer)
+	if err != nil {
+		panic(err)
+	}
 	return &PEP{
+		metrics: counts, bases: cfg.bases(),
 		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, audit: parts.Audit, up: parts.Upstream,
 		injector: parts.Injector, sessions: parts.Sessions,
 		framer:  mcp.NewFramer(mcp.DefaultLimits()),
@@ -199,6 +215,18 @@ func (p *PEP) hangUp(ctx context.Context, ups []session.Upstream) {
 
 // Streams counts the streams that are open.
 func (p *PEP) Streams() int { return p.streams.Open() }
+
+// bases are the public URLs up to their paths.
+func (c Config) bases() map[string]string {
+	m := make(map[string]string, len(c.PublicURLs))
+	for _, raw := range c.PublicURLs {
+		if u, err := url.Parse(raw); err == nil && u.Host != "" {
+			host := strings.ToLower(u.Host)
+			m[host] = u.Scheme + "://" + host
+		}
+	}
+	return m
+}
 
 func (c Config) withDefaults() Config {
 	or := func(d *time.Duration, v time.Duration) {

@@ -300,7 +300,7 @@ func TestUpstreamTroubleIsToldPlainly(t *testing.T) {
 			_, _ = io.WriteString(w, ": hi\n\n")
 		}, "upstream_broken"},
 		"E08": {func(w http.ResponseWriter, r *http.Request, _ string) {
-			http.Redirect(w, r, "http://127.0.0.1:1/", 307)
+			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusTemporaryRedirect)
 		}, "upstream_redirect"},
 		"401": {func(w http.ResponseWriter, _ *http.Request, _ string) {
 			w.Header().Set("WWW-Authenticate", "Bearer evil")

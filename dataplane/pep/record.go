@@ -44,7 +44,9 @@ func (x *exchange) record(reason, outcome string, status int) error {
 		rec.Detail = reason
 	}
 	rec.Outcome, rec.HttpStatus = outcome, int32(status)
-	rec.LatencyUs = x.p.cfg.Now().Sub(x.began).Microseconds()
+	took := x.p.cfg.Now().Sub(x.began)
+	rec.LatencyUs = took.Microseconds()
+	x.p.metrics.observe(rec, took)
 	if x.intended {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), auditTime)
 		defer cancel()

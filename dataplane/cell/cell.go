@@ -1,0 +1,244 @@
+// Package cell starts and stops one node of a cell, in order, and owns its health. Long and flat: this package is the whole
+// truth about how a node's rooms stand on each other.
+//
+// It promises that a node serves what its own disk proves before it has heard from anybody, and that it stops in order:
+// not ready, no new connections, requests finished, leadership handed over, audit on disk, store closed.
+package cell
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+
+	"github.com/mcpvault/mcpvault/dataplane/audit"
+	"github.com/mcpvault/mcpvault/dataplane/authn"
+	"github.com/mcpvault/mcpvault/dataplane/consensus"
+	"github.com/mcpvault/mcpvault/dataplane/feed"
+	"github.com/mcpvault/mcpvault/dataplane/pdp"
+	"github.com/mcpvault/mcpvault/dataplane/peers"
+	"github.com/mcpvault/mcpvault/dataplane/pep"
+	"github.com/mcpvault/mcpvault/dataplane/session"
+	"github.com/mcpvault/mcpvault/dataplane/store"
+	"github.com/mcpvault/mcpvault/kit/run"
+	"github.com/mcpvault/mcpvault/kit/svid"
+	"github.com/mcpvault/mcpvault/kit/tele"
+	"github.com/mcpvault/mcpvault/kit/tlog"
+	"github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1/cellv1connect"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+)
+
+// Node is one member of a cell.
+type Node struct {
+	cfg     Config
+	log     *slog.Logger
+	started time.Time
+	reg     *tele.Registry
+
+	identity  *svid.Source
+	store     *store.Store
+	trust     *feed.Trust
+	pdp       *pdp.PDP
+	tlog      *tlog.Log
+	audit     *audit.Audit
+	deliverer *audit.Deliverer
+	consensus *consensus.Node
+	peers     *peers.Set
+	feed      *feed.Feed
+	authn     *authn.Authenticator
+	sessions  *session.Sessions
+	pep       *pep.PEP
+	control   cellv1connect.CellServiceClient
+	closers   []func() error
+}
+
+// Run is the life of one node: it returns when ctx has ended and everything it started has stopped.
+func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
+	n := &Node{cfg: cfg, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now()}
+	defer n.close()
+	if err := n.build(ctx); err != nil {
+		return err
+	}
+	n.feed.Boot(ctx)
+	n.catchUp(ctx)
+	if err := n.audit.Recover(ctx, n.tlog); err != nil {
+		return fmt.Errorf("recover audit: %w", err)
+	}
+	g, err := n.parts()
+	if err != nil {
+		return err
+	}
+	n.log.InfoContext(ctx, "node starts", "version", run.Version().String(), "tenants", len(n.pdp.Current().Tenants()))
+	return g.Run(ctx)
+}
+
+// build makes the rooms, leaves first.
+func (n *Node) build(ctx context.Context) error {
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"identity", n.openIdentity},
+		{"store", n.openStore},
+		{"roots", n.openTrust},
+		{"audit", n.openAudit},
+		{"policy", n.openPolicy},
+		{"front", n.openFront},
+	} {
+		if err := step.do(ctx); err != nil {
+			return fmt.Errorf("open %s: %w", step.name, err)
+		}
+	}
+	return nil
+}
+
+func (n *Node) openIdentity(ctx context.Context) error {
+	b := run.Version()
+	n.reg = tele.NewRegistry(tele.Build{Version: b.Version, Commit: b.Commit, Go: b.Go})
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	src, err := svid.Open(ctx, svid.Config{Dir: n.cfg.IdentityDir, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	n.identity = src
+	n.onClose(src.Close)
+	return nil
+}
+
+func (n *Node) openStore(context.Context) error {
+	if err := os.MkdirAll(n.cfg.DataDir, 0o700); err != nil {
+		return err
+	}
+	key, err := store.KeyFile(n.sealKeyPath())
+	if err != nil {
+		return err
+	}
+	st, err := store.Open(store.Config{Dir: n.cfg.DataDir, Key: key, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	n.store = st
+	n.onClose(st.Close)
+	n.consensus, err = consensus.New(consensus.Config{
+		Cell: n.cfg.Cell, Node: n.cfg.Node, TrustDomain: n.cfg.TrustDomain,
+		Dir: filepath.Join(n.cfg.DataDir, "raft"), Bind: n.cfg.Listen.Raft, Peers: n.raftPeers(),
+		Identity: n.identity, Key: key, Store: st, Trust: verifier{n},
+		OnApply: n.applied, Admit: n.admit, Logger: n.log,
+		Heartbeat: time.Duration(n.cfg.Heartbeat) * time.Millisecond,
+	})
+	return err
+}
+
+func (n *Node) sealKeyPath() string {
+	if n.cfg.SealKey != "" {
+		return n.cfg.SealKey
+	}
+	return filepath.Join(n.cfg.DataDir, "seal.key")
+}
+
+func (n *Node) openAudit(context.Context) error {
+	l, recovery, err := tlog.Open(tlog.Config{
+		Dir:    filepath.Join(n.cfg.DataDir, "audit"),
+		Prefix: "mcpvault/audit/" + n.cfg.Cell + "/" + n.cfg.Node,
+		Logger: n.log, Reserve: 4 << 20,
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose(l.Close)
+	n.log.Info("audit log is open", "origin", l.Origin(), "records", l.Size(), "recovery", recovery)
+	key, err := store.KeyFile(n.sealKeyPath())
+	if err != nil {
+		return err
+	}
+	n.tlog = l
+	// One key on this node for hashing arguments, that opens nothing else.
+	mac := sha256.Sum256(append([]byte("mcpvault audit arguments\x00"), key[:]...))
+	n.audit, err = audit.New(audit.Config{Cell: n.cfg.Cell, Node: n.cfg.Node, Log: l, MACKey: mac[:], Logger: n.log, Registerer: n.reg})
+	return err
+}
+
+func (n *Node) openPolicy(context.Context) error {
+	n.pdp = pdp.New(n.cfg.DefaultTenant)
+	n.control = cellv1connect.NewCellServiceClient(connect.NewClient(connecthttp.NewTransport(
+		&http.Client{Transport: n.http2(svid.ControlPlanes(n.cfg.TrustDomain))}, n.cfg.ControlPlane,
+		connecthttp.WithReadMaxBytes(8<<20))))
+	n.peers = peers.NewSet(n.peerAddrs(), func(node string) http.RoundTripper {
+		return n.http2(svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, node))
+	})
+	n.feed = feed.New(feed.Config{
+		Cell: n.cfg.Cell, ControlPlane: n.control, Log: proposer{n}, Store: n.store,
+		Sources: []feed.Source{shards{n.control}, n.peers}, PDP: n.pdp, Trust: n.trust, Logger: n.log,
+	})
+	var err error
+	n.deliverer, err = audit.NewDeliverer(audit.DelivererConfig{
+		Source: n.tlog, Sink: n.control, Audit: n.audit, Logger: n.log, Registerer: n.reg,
+	})
+	return err
+}
+
+// http2 is a client transport to holders of certain SVIDs. Nothing is resumed: each connection is authorised anew.
+func (n *Node) http2(allow svid.Authorizer) *http.Transport {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	return &http.Transport{
+		TLSClientConfig: svid.ClientTLS(n.identity, allow, "h2"), Protocols: protocols,
+		TLSHandshakeTimeout: 5 * time.Second, IdleConnTimeout: 5 * time.Minute,
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second},
+	}
+}
+
+func (n *Node) onClose(f func() error) { n.closers = append(n.closers, f) }
+
+func (n *Node) close() {
+	for i := len(n.closers) - 1; i >= 0; i-- {
+		if err := n.closers[i](); err != nil && !errors.Is(err, http.ErrServerClosed) {
+			n.log.Error("closing", "err", err)
+		}
+	}
+}
+
+// admit keeps nodes that were killed out of the log.
+func (n *Node) admit(node string) error {
+	if n.pdp != nil && n.pdp.Current().Killed(snapshotv1.KillKind_KILL_KIND_NODE, "", node) {
+		return fmt.Errorf("node %q was killed", node)
+	}
+	return nil
+}
+
+func (n *Node) raftPeers() []consensus.Peer {
+	var all []consensus.Peer
+	for _, m := range n.cfg.Members {
+		all = append(all, consensus.Peer{Node: m.Node, Addr: m.Raft})
+	}
+	return all
+}
+
+func (n *Node) peerAddrs() map[string]string {
+	all := map[string]string{}
+	for _, m := range n.cfg.Members {
+		if m.Node != n.cfg.Node {
+			all[m.Node] = m.Peer
+		}
+	}
+	return all
+}
+
+// frontTLS is what MCP clients see; a renewed certificate is read without a restart.
+func (n *Node) frontTLS() (*tls.Config, error) {
+	pair := &keyPair{cert: n.cfg.TLSCert, key: n.cfg.TLSKey}
+	if _, err := pair.get(nil); err != nil {
+		return nil, err
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: pair.get}, nil
+}

@@ -1,0 +1,137 @@
+package cell
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+)
+
+// Config is one node of a cell. A production cell needs the twelve settings from Cell to PublicURLs; the rest have
+// defaults.
+type Config struct {
+	// Cell and Node name this member.
+	Cell string `yaml:"cell"`
+	Node string `yaml:"node"`
+	// DataDir is this node's disk: policy, log, audit.
+	DataDir string `yaml:"data_dir"`
+	// ControlPlane is the address of the control plane's cell listener, https://host:port.
+	ControlPlane string `yaml:"control_plane"`
+	// Members are all nodes of the cell, this one included.
+	Members []Member `yaml:"members"`
+	Listen  Listen   `yaml:"listen"`
+	// TrustDomain is the SPIFFE trust domain of nodes and control plane.
+	TrustDomain string `yaml:"trust_domain"`
+	// IdentityDir holds svid.pem, key.pem and bundle.pem; not needed where SPIFFE_ENDPOINT_SOCKET is set.
+	IdentityDir string `yaml:"identity_dir"`
+	// Roots is the file of signed root keys that this node starts to trust from.
+	Roots string `yaml:"roots"`
+	// TLSCert and TLSKey are what MCP clients see.
+	TLSCert string `yaml:"tls_cert"`
+	TLSKey  string `yaml:"tls_key"`
+	// PublicURLs are the addresses that clients type, the first is the canonical one.
+	PublicURLs []string `yaml:"public_urls"`
+
+	// DefaultTenant serves requests whose host name is not mapped; none when empty.
+	DefaultTenant string `yaml:"default_tenant"`
+	// EgressAllow lists private destinations that upstreams may have, as CIDR:port.
+	EgressAllow []string `yaml:"egress_allow"`
+	// SealKey is the file of this node's sealing key, made when absent; DataDir/seal.key when empty.
+	SealKey string `yaml:"seal_key"`
+	// Heartbeat is Raft's, in milliseconds; 500 when 0.
+	Heartbeat int `yaml:"raft_heartbeat_ms"`
+	// Dev allows plain HTTP on loopback and any loopback Host.
+	Dev       bool   `yaml:"dev"`
+	LogLevel  string `yaml:"log_level"`
+	LogFormat string `yaml:"log_format"`
+}
+
+// Member is one node of the cell as the others reach it.
+type Member struct {
+	Node string `yaml:"node"`
+	// Raft and Peer are host:port.
+	Raft string `yaml:"raft"`
+	Peer string `yaml:"peer"`
+}
+
+// Listen holds this node's listening addresses, host:port.
+type Listen struct {
+	// HTTP is plain, for development on loopback only.
+	HTTP    string `yaml:"http"`
+	TLS     string `yaml:"tls"`
+	Raft    string `yaml:"raft"`
+	Peer    string `yaml:"peer"`
+	Metrics string `yaml:"metrics"`
+}
+
+// Problems returns everything that is wrong with the configuration.
+func (c *Config) Problems() []string {
+	var p []string
+	need := func(key, v string) {
+		if v == "" {
+			p = append(p, key+" is required")
+		}
+	}
+	need("cell", c.Cell)
+	need("node", c.Node)
+	need("data_dir", c.DataDir)
+	need("control_plane", c.ControlPlane)
+	need("trust_domain", c.TrustDomain)
+	need("roots", c.Roots)
+	need("listen.raft", c.Listen.Raft)
+	need("listen.peer", c.Listen.Peer)
+	if u, err := url.Parse(c.ControlPlane); c.ControlPlane != "" && (err != nil || u.Scheme != "https" || u.Host == "") {
+		p = append(p, fmt.Sprintf("control_plane %q is not https://host:port", c.ControlPlane))
+	}
+	p = append(p, c.memberProblems()...)
+	p = append(p, c.frontProblems()...)
+	return p
+}
+
+func (c *Config) memberProblems() []string {
+	var p []string
+	if n := len(c.Members); n != 1 && n != 3 && n != 5 {
+		p = append(p, fmt.Sprintf("members: a cell has 1, 3 or 5 nodes, this names %d", n))
+	}
+	names := map[string]bool{}
+	for i, m := range c.Members {
+		if m.Node == "" || m.Raft == "" || m.Peer == "" {
+			p = append(p, fmt.Sprintf("members[%d]: node, raft and peer are all required", i))
+		}
+		if names[m.Node] {
+			p = append(p, fmt.Sprintf("members[%d]: node %q is there twice", i, m.Node))
+		}
+		names[m.Node] = true
+	}
+	if c.Node != "" && len(c.Members) > 0 && !names[c.Node] {
+		p = append(p, fmt.Sprintf("node %q is not one of the members", c.Node))
+	}
+	return p
+}
+
+func (c *Config) frontProblems() []string {
+	var p []string
+	if c.Listen.TLS != "" && (c.TLSCert == "" || c.TLSKey == "") {
+		p = append(p, "listen.tls needs tls_cert and tls_key")
+	}
+	if c.Listen.TLS == "" && c.Listen.HTTP == "" {
+		p = append(p, "listen.tls is required: nobody could reach this node")
+	}
+	if c.Listen.HTTP != "" {
+		host, _, err := net.SplitHostPort(c.Listen.HTTP)
+		ip := net.ParseIP(host)
+		if !c.Dev || err != nil || ip == nil || !ip.IsLoopback() {
+			p = append(p, "listen.http is plain HTTP: it needs dev: true and a loopback address")
+		}
+	}
+	if !c.Dev && len(c.PublicURLs) == 0 {
+		p = append(p, "public_urls is required: clients check it against the address they typed")
+	}
+	for _, raw := range c.PublicURLs {
+		u, err := url.Parse(raw)
+		if err != nil || u.Host == "" || !slices.Contains([]string{"https", "http"}, u.Scheme) {
+			p = append(p, fmt.Sprintf("public_urls: %q is not an absolute URL", raw))
+		}
+	}
+	return p
+}

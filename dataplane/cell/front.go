@@ -1,0 +1,192 @@
+package cell
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+
+	"github.com/mcpvault/mcpvault/dataplane/authn"
+	"github.com/mcpvault/mcpvault/dataplane/edge"
+	"github.com/mcpvault/mcpvault/dataplane/peers"
+	"github.com/mcpvault/mcpvault/dataplane/pep"
+	"github.com/mcpvault/mcpvault/dataplane/session"
+	"github.com/mcpvault/mcpvault/dataplane/upstream"
+	"github.com/mcpvault/mcpvault/kit/egress"
+	"github.com/mcpvault/mcpvault/kit/run"
+	"github.com/mcpvault/mcpvault/kit/svid"
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+)
+
+// openFront makes what callers meet.
+func (n *Node) openFront(context.Context) error {
+	guard, err := egress.NewGuard(n.cfg.EgressAllow)
+	if err != nil {
+		return err
+	}
+	up := upstream.New(upstream.Config{Dial: guard.DialContext})
+	n.onClose(func() error { up.Close(); return nil })
+	if n.authn, err = authn.New(authn.Config{Registerer: n.reg}); err != nil {
+		return err
+	}
+	n.onClose(func() error { n.authn.Close(); return nil })
+	if n.sessions, err = session.New(session.Config{}); err != nil {
+		return err
+	}
+	n.takeSessionKeys()
+	cfg := pep.Config{
+		Cell: n.cfg.Cell, Node: n.cfg.Node, Hosts: n.publicHosts(), Loopback: n.cfg.Dev,
+		Version: run.Version().Version,
+	}
+	if n.cfg.Dev {
+		cfg.MaxStreams = 4096
+	}
+	n.pep = pep.New(cfg, pep.Parts{
+		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions,
+	})
+	return n.registerMetrics()
+}
+
+// takeSessionKeys gives the sessions the keys that the cell has agreed on, the newest first.
+func (n *Node) takeSessionKeys() {
+	if n.sessions == nil {
+		return
+	}
+	keys := n.store.SessionKeys()
+	slices.SortFunc(keys, func(a, b *cellv1.SessionKey) int { return int(b.GetId()) - int(a.GetId()) })
+	ring := make([]session.Key, 0, len(keys))
+	for _, k := range keys {
+		sk := session.Key{ID: byte(k.GetId())}
+		copy(sk.Secret[:], k.GetKey())
+		ring = append(ring, sk)
+	}
+	if err := n.sessions.Rotate(ring); err != nil {
+		n.log.Error("session keys", "err", err)
+	}
+}
+
+func (n *Node) publicHosts() []string {
+	var hosts []string
+	for _, raw := range n.cfg.PublicURLs {
+		if u, err := url.Parse(raw); err == nil {
+			hosts = append(hosts, u.Host)
+		}
+	}
+	return hosts
+}
+
+// mcpURL is where clients reach this node.
+func (n *Node) mcpURL() string {
+	switch {
+	case len(n.cfg.PublicURLs) > 0:
+		return n.cfg.PublicURLs[0]
+	case n.cfg.Listen.HTTP != "":
+		return "http://" + n.cfg.Listen.HTTP + "/mcp"
+	}
+	return "https://" + n.cfg.Listen.TLS + "/mcp"
+}
+
+// parts lists what runs, in the order of starting; stopping goes the other way.
+func (n *Node) parts() (*run.Group, error) {
+	g := run.New(n.log)
+	g.Add("audit delivery", n.deliverer, 2*time.Second)
+	g.Add("consensus", n.consensus, 3*time.Second)
+	peerServer, err := n.peerServer()
+	if err != nil {
+		return nil, err
+	}
+	g.Add("peers", peerServer, time.Second)
+	g.Add("feed", n.feed, 2*time.Second)
+	g.Add("status", run.Func(n.report), time.Second)
+	g.Add("pep", n.pep, time.Second)
+	if n.cfg.Listen.Metrics != "" {
+		ln, err := net.Listen("tcp", n.cfg.Listen.Metrics)
+		if err != nil {
+			return nil, fmt.Errorf("metrics listener: %w", err)
+		}
+		g.Add("metrics", &plainServer{ln, &http.Server{Handler: n.healthMux(), ReadHeaderTimeout: 5 * time.Second}}, time.Second)
+	}
+	if err := n.addFronts(g); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+const productionGrace = 10 * time.Second
+
+func (n *Node) addFronts(g *run.Group) error {
+	cfg := edge.Config{Grace: productionGrace}
+	if n.cfg.Dev {
+		cfg.Grace, cfg.MaxConns = 300*time.Millisecond, 1<<14
+	}
+	for _, f := range []struct {
+		name, addr string
+		tls        bool
+	}{{"http", n.cfg.Listen.HTTP, false}, {"tls", n.cfg.Listen.TLS, true}} {
+		if f.addr == "" {
+			continue
+		}
+		cfg.Name, cfg.TLS = f.name, nil
+		if f.tls {
+			t, err := n.frontTLS()
+			if err != nil {
+				return fmt.Errorf("certificate for clients: %w", err)
+			}
+			cfg.TLS = t
+		}
+		ln, err := net.Listen("tcp", f.addr)
+		if err != nil {
+			return fmt.Errorf("%s listener: %w", f.name, err)
+		}
+		s, err := edge.New(cfg, ln, n.pep, n.log)
+		if err != nil {
+			return err
+		}
+		g.Add("front "+f.name, s, cfg.Grace+2*time.Second)
+	}
+	return nil
+}
+
+// peerServer serves the other members of this cell.
+func (n *Node) peerServer() (run.Runner, error) {
+	ln, err := net.Listen("tcp", n.cfg.Listen.Peer)
+	if err != nil {
+		return nil, fmt.Errorf("peer listener: %w", err)
+	}
+	names := make([]string, 0, len(n.cfg.Members))
+	for _, m := range n.cfg.Members {
+		names = append(names, m.Node)
+	}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	srv := &http.Server{
+		Handler: peers.NewHandler(n), Protocols: protocols, ReadHeaderTimeout: 5 * time.Second,
+		TLSConfig: svid.ServerTLS(n.identity, svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, names...), "h2"),
+	}
+	return &plainServer{ln, srv}, nil
+}
+
+// plainServer runs an http.Server on a listener that is bound already.
+type plainServer struct {
+	ln  net.Listener
+	srv *http.Server
+}
+
+// Run serves until ctx ends.
+func (s *plainServer) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = s.srv.Close() })
+	defer stop()
+	var err error
+	if s.srv.TLSConfig != nil {
+		err = s.srv.ServeTLS(s.ln, "", "")
+	} else {
+		err = s.srv.Serve(s.ln)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,79 @@
+package cell
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// registerMetrics shows what the rooms know of themselves; every figure is read when it is asked for.
+func (n *Node) registerMetrics() error {
+	gauge := func(name, help string, f func() float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
+	}
+	flag := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	for _, c := range []prometheus.Collector{
+		gauge("mcpvault_controlplane_connected", "1 while the watch stream to the control plane is open.",
+			func() float64 { return flag(n.feed.Connected()) }),
+		gauge("mcpvault_raft_state", "0 follower, 1 candidate, 2 leader, 3 out of service.", n.raftState),
+		gauge("mcpvault_raft_applied_index", "Index of the last entry applied.",
+			func() float64 { return float64(n.consensus.AppliedIndex()) }),
+		gauge("mcpvault_raft_term", "Raft's term.", func() float64 { return float64(n.consensus.Term()) }),
+		gauge("mcpvault_snapshot_age_seconds", "Age of the newest confirmation of the oldest confirmed tenant.", n.oldestConfirmation),
+		gauge("mcpvault_streams_active", "Open streams of clients.", func() float64 { return float64(n.pep.Streams()) }),
+		gauge("mcpvault_svid_not_after_timestamp_seconds", "When this node's SVID ends.", func() float64 {
+			until, err := n.identity.NotAfter()
+			if err != nil {
+				return 0
+			}
+			return float64(until.Unix())
+		}),
+		&versions{n},
+	} {
+		if err := n.reg.Register(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *Node) raftState() float64 {
+	switch n.consensus.State() {
+	case "follower":
+		return 0
+	case "candidate":
+		return 1
+	case "leader":
+		return 2
+	}
+	return 3
+}
+
+func (n *Node) oldestConfirmation() float64 {
+	oldest := time.Now().UnixMilli()
+	now := oldest
+	for _, t := range n.pdp.Current().Tenants() {
+		oldest = min(oldest, t.ConfirmedMS())
+	}
+	return float64(now-oldest) / 1000
+}
+
+// versions is the generation of each tenant. A cell's tenants are a known, small set.
+type versions struct{ n *Node }
+
+var versionDesc = prometheus.NewDesc("mcpvault_snapshot_version", "Generation that is served.", []string{"tenant"}, nil)
+
+// Describe implements prometheus.Collector.
+func (v *versions) Describe(out chan<- *prometheus.Desc) { out <- versionDesc }
+
+// Collect implements prometheus.Collector.
+func (v *versions) Collect(out chan<- prometheus.Metric) {
+	for _, t := range v.n.pdp.Current().Tenants() {
+		out <- prometheus.MustNewConstMetric(versionDesc, prometheus.GaugeValue, float64(t.Version.Generation), t.Name)
+	}
+}

@@ -69,6 +69,9 @@ type App struct {
 // Getenv looks up the environment that the program was given.
 func (a *App) Getenv(key string) string { return a.env[key] }
 
+// Format is how data is to be printed.
+func (a *App) Format() output.Format { return a.format }
+
 // World returns the surroundings that the program was given.
 func (a *App) World() Config { return a.cfg }
 

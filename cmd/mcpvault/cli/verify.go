@@ -161,10 +161,15 @@ type verifiedLog struct {
 }
 
 func (a *App) auditVerify() *cobra.Command {
-	var only string
+	var only, dir string
 	cmd := a.Leaf("verify", "Reads every log in full, computes its tree again and compares it with the signed checkpoints.",
-		"  mcpvault audit verify\n  mcpvault audit verify --log mcpvault/audit/local/n1/5f3a9c -o json", Args(),
+		`  mcpvault audit verify
+  mcpvault audit verify --log mcpvault/audit/local/n1/5f3a9c -o json
+  mcpvault audit verify --dir /var/lib/mcpvault/audit      # a node's own log, without any server`, Args(),
 		func(ctx context.Context, _ []string) error {
+			if dir != "" {
+				return a.verifyDir(dir)
+			}
 			client, _, err := a.admin()
 			if err != nil {
 				return err
@@ -194,7 +199,21 @@ func (a *App) auditVerify() *cobra.Command {
 			return a.printReports(reports, alarms)
 		})
 	cmd.Flags().StringVar(&only, "log", "", "only the log with this id")
+	cmd.Flags().StringVar(&dir, "dir", "", "a node's audit directory, instead of what the control plane has")
 	return cmd
+}
+
+// verifyDir proves a log where a node wrote it. The key is the directory's own: against somebody who wrote it all anew only
+// a checkpoint that was witnessed elsewhere helps, which is what verifying the control plane's copy compares with.
+func (a *App) verifyDir(dir string) error {
+	r, err := check.Dir(dir, check.Options{})
+	if err != nil {
+		return problem.New(problem.NotFound, "the log cannot be read: "+err.Error(), "name a node's audit directory with --dir")
+	}
+	if r.OK() && r.Torn > 0 {
+		a.Notef("%d bytes at the end were never acknowledged and are no records", r.Torn)
+	}
+	return a.printReports([]check.Report{r}, nil)
 }
 
 func logOf(l *adminv1.AuditLog) check.Log {

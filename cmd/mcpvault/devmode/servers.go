@@ -11,6 +11,7 @@ import (
 
 	"gopkg.in/yaml.v3"
 
+	"github.com/mcpvault/mcpvault/controlplane/server"
 	"github.com/mcpvault/mcpvault/dataplane/cell"
 	"github.com/mcpvault/mcpvault/kit/pgdev"
 )
@@ -94,6 +95,19 @@ func (d *Dev) launchNode(n node, fresh bool) error {
 	}
 	_, err := d.spawn(n.id(), "cell", config, fresh)
 	return err
+}
+
+func (p *plan) controlPlaneConfig(databaseURL string) server.Config {
+	cells := map[string][]string{}
+	for _, name := range p.cellNames() {
+		cells[name] = []string{"*"}
+	}
+	return server.Config{
+		Listen: addr(p.adminPort()), CellListen: addr(p.cellapiPort()), DatabaseURL: databaseURL,
+		KeysDir: p.keys(), IdentityDir: p.identity(controlPlane), TrustDomain: trustDomain, PublicURL: p.adminURL(),
+		Cells: cells, EgressAllow: loopback(),
+		BootstrapTokenFile: p.bootstrapToken(), BootstrapTenant: tenant, BootstrapHosts: []string{tenant + hostSuffix},
+	}
 }
 
 func (p *plan) cellConfig(n node) cell.Config {

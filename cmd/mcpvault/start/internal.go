@@ -1,0 +1,93 @@
+package start
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
+	"github.com/mcpvault/mcpvault/controlplane/server"
+	"github.com/mcpvault/mcpvault/dataplane/cell"
+	"github.com/mcpvault/mcpvault/kit/conf"
+	"github.com/mcpvault/mcpvault/kit/problem"
+	"github.com/mcpvault/mcpvault/kit/tele"
+)
+
+// orphanGrace is how long a server may take to stop after its parent has gone. Nobody is left to end it by force but itself.
+const orphanGrace = 5 * time.Second
+
+// Internal are the roles that `mcpvault dev` starts this program in again. They are no interface for people.
+func Internal(a *cli.App) *cobra.Command {
+	g := a.Group("internal", "Servers that mcpvault dev starts.", "  mcpvault internal cell --config FILE", roleCommand(a, "controlplane", runControlPlane), roleCommand(a, "cell", runCell))
+	g.Hidden = true
+	return g
+}
+
+// role runs a server until ctx ends.
+type role func(ctx context.Context, config string, stderr io.Writer) error
+
+func roleCommand(a *cli.App, name string, run role) *cobra.Command {
+	var config string
+	var parent int
+	cmd := a.LongLeaf(name, "Runs the server.", "  mcpvault internal "+name+" --config FILE", cli.Args(),
+		func(ctx context.Context, _ []string) error {
+			if config == "" {
+				return problem.New(problem.Invalid, "--config is required", "it is written by `mcpvault dev`")
+			}
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			if parent > 0 {
+				go tether(parent, cancel)
+			}
+			return run(ctx, config, a.World().Stderr)
+		})
+	cmd.Flags().StringVar(&config, "config", "", "configuration file")
+	cmd.Flags().IntVar(&parent, "parent-fd", 0, "file descriptor whose end means that the parent has gone")
+	return cmd
+}
+
+// tether waits for the parent's end of a pipe to close, which happens however the parent ends, and stops the server. It is
+// the one goroutine that nobody waits for: it has to outlive a server that does not stop, and ends the process then.
+func tether(fd int, stop context.CancelFunc) {
+	f := os.NewFile(uintptr(fd), "parent")
+	_, _ = io.Copy(io.Discard, f) // Every way for it to end means the same.
+	stop()
+	time.Sleep(orphanGrace)
+	os.Exit(problem.Internal.Exit())
+}
+
+func runControlPlane(ctx context.Context, path string, stderr io.Writer) error {
+	cfg, err := conf.Load[server.Config](path, "MCPVAULT")
+	if err != nil {
+		return err
+	}
+	log, err := tele.Logger(stderr, cfg.Log)
+	if err != nil {
+		return err
+	}
+	return logged(log, server.Run(ctx, cfg, log))
+}
+
+func runCell(ctx context.Context, path string, stderr io.Writer) error {
+	cfg, err := conf.Load[cell.Config](path, "MCPVAULT")
+	if err != nil {
+		return err
+	}
+	log, err := tele.Logger(stderr, tele.LogConfig{Level: cfg.LogLevel, Format: cfg.LogFormat})
+	if err != nil {
+		return err
+	}
+	return logged(log, cell.Run(ctx, cfg, log))
+}
+
+// logged leaves the reason of a failure in the log as well, with its cause.
+func logged(log *slog.Logger, err error) error {
+	if err != nil {
+		log.Error("the server ended", "error", err)
+	}
+	return err
+}

@@ -35,6 +35,8 @@ type Config struct {
 	MaxConns int
 	// Grace is how long requests may take to finish at the end: 10 s.
 	Grace time.Duration
+	// OnDrain is called when the grace begins, so that streams without an end can be ended; it may be nil.
+	OnDrain func()
 }
 
 // slack is what net/http reads beyond its limit.
@@ -108,6 +110,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.Grace)
 	defer cancel()
+	if s.cfg.OnDrain != nil {
+		s.cfg.OnDrain()
+	}
 	if err := s.http.Shutdown(grace); err != nil {
 		s.log.Warn("requests were cut off at the end of the grace", "listener", s.cfg.Name)
 		s.drain()

@@ -2,6 +2,7 @@ package pep
 
 import (
 	"net/http"
+	"slices"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
@@ -240,13 +241,13 @@ func (x *exchange) decideTool() *answer {
 	}
 	d := authz.Decide(&x.view, tool.Item, &authz.Request{NowMS: x.nowMS(), Args: x.msg.Raw(x.msg.Arguments)})
 	x.rec.Effect = tool.Effect
+	x.noteGrants(tool, d.Allow)
 	switch {
 	case !x.known:
 		return x.hiddenTool("unknown_principal")
 	case !d.Visible:
 		return x.hiddenTool(d.Reason.String())
 	case !d.Allow:
-		x.grants(tool, d)
 		return x.deniedTool(d.Reason.String())
 	case x.killedTool(x.server, tool.Name):
 		return x.deniedTool("killed")
@@ -258,14 +259,17 @@ func (x *exchange) decideTool() *answer {
 	return nil
 }
 
-// grants notes which rules denied, for the record only.
-func (x *exchange) grants(tool *pdp.Tool, _ authz.Decision) {
+// noteGrants names, for the record only, the grants that reach the tool: of an allowed call those that allow.
+func (x *exchange) noteGrants(tool *pdp.Tool, allowed bool) {
 	const most = 16
+	x.rec.Grants = x.rec.Grants[:0]
 	for rule := range x.tenant.Index.Rules(&x.view, tool.Item) {
 		if len(x.rec.Grants) == most {
 			return
 		}
-		x.rec.Grants = append(x.rec.Grants, rule.Grant)
+		if (!allowed || !rule.Deny) && !slices.Contains(x.rec.Grants, rule.Grant) {
+			x.rec.Grants = append(x.rec.Grants, rule.Grant)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package pep
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 
@@ -186,7 +187,10 @@ func (x *exchange) initialize() *answer {
 func (x *exchange) seal(a *answer, c session.Claims) *answer {
 	c.Tenant, c.Server, c.Owner, c.Revision, c.Created = x.tenant.ID, x.route.server, x.owner, x.revision, x.p.cfg.Now()
 	id, err := x.p.sessions.Seal(c)
-	if err != nil {
+	switch {
+	case errors.Is(err, session.ErrNoKey):
+		return x.fail(mcp.CodeServer, "session_keys_missing", "this node has not learned the cell's session keys yet; try again or use another node", true)
+	case err != nil:
 		return x.fail(mcp.CodeServer, "upstream_protocol", "the upstream's session id cannot be used", false)
 	}
 	x.sessionID = id

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -114,6 +115,8 @@ type PEP struct {
 	names    veneer.Cache[snapshot.Digest]
 	metrics  *metrics
 	bases    map[string]string // public URL without path, by host
+	draining chan struct{}     // closed by Drain
+	drained  sync.Once
 	steps    []step
 }
 
@@ -142,7 +145,7 @@ func New(cfg Config, parts Parts) *PEP {
 		panic(err)
 	}
 	return &PEP{
-		metrics: counts, bases: cfg.bases(),
+		metrics: counts, bases: cfg.bases(), draining: make(chan struct{}),
 		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, audit: parts.Audit, up: parts.Upstream,
 		injector: parts.Injector, sessions: parts.Sessions,
 		framer:  mcp.NewFramer(mcp.DefaultLimits()),
@@ -197,6 +200,9 @@ func (p *PEP) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// Drain ends the long streams, which would outlast any grace; calls go on to their answers.
+func (p *PEP) Drain() { p.drained.Do(func() { close(p.draining) }) }
 
 // hangUp ends upstream sessions; one that does not answer is left to its own timeout.
 func (p *PEP) hangUp(ctx context.Context, ups []session.Upstream) {

@@ -211,6 +211,13 @@ func TestACallThatIsNotAnsweredTimesOut(t *testing.T) {
 
 func TestListeningStreamsEndWhenTheRightToThemDoes(t *testing.T) {
 	t.Parallel()
+	for _, drain := range []bool{false, true} {
+		t.Run(fmt.Sprintf("drain=%v", drain), func(t *testing.T) { listenUntil(t, drain) })
+	}
+}
+
+func listenUntil(t *testing.T, drain bool) {
+	t.Parallel()
 	up := newScripted(t)
 	g := newGateway(t, pep.Config{MaxStreams: 1, KeepAlive: 10 * time.Millisecond}, []snapshot.Grant{{ID: "a", Subject: "user:alice", Server: "pay"}},
 		catalogueServer("pay", up.url, allEras(), plainTool("balance", read)))
@@ -241,8 +248,12 @@ func TestListeningStreamsEndWhenTheRightToThemDoes(t *testing.T) {
 			break
 		}
 	}
-	g.policy.Grants = g.policy.Grants[1:]
-	g.publish()
+	if drain {
+		g.pep.Drain()
+	} else {
+		g.policy.Grants = g.policy.Grants[1:]
+		g.publish()
+	}
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		t.Fatal(err)
 	}

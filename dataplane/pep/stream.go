@@ -84,9 +84,9 @@ func (x *exchange) stream(resp *upstream.Response, how streaming) *answer {
 	alive := time.NewTicker(x.p.cfg.KeepAlive)
 	defer alive.Stop()
 	for {
-		var replaced <-chan struct{}
+		var replaced, draining <-chan struct{}
 		if how.long {
-			replaced = x.state.Replaced()
+			replaced, draining = x.state.Replaced(), x.p.draining
 		}
 		select {
 		case ev, more := <-p.events:
@@ -110,6 +110,11 @@ func (x *exchange) stream(resp *upstream.Response, how streaming) *answer {
 			if x.recheck() != nil {
 				x.cancel(errRevoked)
 			}
+		case <-draining:
+			if x.msg.ID != nil {
+				out.send(mcp.AppendEvent(nil, mcp.AppendEmptyResult(nil, x.msg.ID, x.era)))
+			}
+			return nil
 		case <-ctx.Done():
 			x.streamEnded(out, ctx.Err(), how)
 			return nil

@@ -162,6 +162,34 @@ func TestAFailedUpstreamSessionIsForgotten(t *testing.T) {
 	}
 }
 
+func TestTheNextCallerOpensWhatTheFirstOneLeft(t *testing.T) {
+	t.Parallel()
+	table := session.NewTable(1, time.Minute, nil)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	first := make(chan error, 1)
+	go func() {
+		_, err := table.Get(t.Context(), session.TableKey{}, func(context.Context) (session.Upstream, error) {
+			close(entered)
+			<-leave
+			return session.Upstream{}, context.Canceled
+		})
+		first <- err
+	}()
+	<-entered
+	second := make(chan session.Upstream, 1)
+	go func() {
+		up, _ := table.Get(t.Context(), session.TableKey{}, func(context.Context) (session.Upstream, error) { return session.Upstream{ID: "u"}, nil })
+		second <- up
+	}()
+	close(leave)
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if up := <-second; up.ID != "u" {
+		t.Fatal(up)
+	}
+}
+
 func FuzzOpen(f *testing.F) {
 	s, _ := session.New(session.Config{Keys: []session.Key{{ID: 1}}})
 	id, _ := s.Seal(session.Claims{Server: "demo"})

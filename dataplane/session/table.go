@@ -51,33 +51,46 @@ func NewTable(limit int, idle time.Duration, now func() time.Time) *Table {
 }
 
 // Get returns the session of the key, opening it with open when there is none. Who comes second waits for the first; a
-// failure is told to all who waited and forgotten.
+// failure is told to all who waited and forgotten, but for the first one's leaving, after which the next one opens.
 func (t *Table) Get(ctx context.Context, key TableKey, open func(context.Context) (Upstream, error)) (Upstream, error) {
+	for {
+		e, mine, err := t.entry(key)
+		if err != nil {
+			return Upstream{}, err
+		}
+		if mine {
+			e.up, e.err = open(ctx)
+			if e.err != nil {
+				t.drop(key, e)
+			}
+			close(e.ready)
+			return e.up, e.err
+		}
+		select {
+		case <-e.ready:
+			if !errors.Is(e.err, context.Canceled) {
+				return e.up, e.err
+			}
+		case <-ctx.Done():
+			return Upstream{}, ctx.Err()
+		}
+	}
+}
+
+// entry finds the key's entry, or makes one for the caller to fill.
+func (t *Table) entry(key TableKey) (e *entry, mine bool, err error) {
 	t.mu.Lock()
-	e, ok := t.entries[key]
-	if !ok {
-		if len(t.entries) >= t.max {
-			t.mu.Unlock()
-			return Upstream{}, ErrFull
-		}
-		e = &entry{ready: make(chan struct{}), used: t.now()}
-		t.entries[key] = e
-		t.mu.Unlock()
-		e.up, e.err = open(ctx)
-		close(e.ready)
-		if e.err != nil {
-			t.drop(key, e)
-		}
-		return e.up, e.err
+	defer t.mu.Unlock()
+	if e, ok := t.entries[key]; ok {
+		e.used = t.now()
+		return e, false, nil
 	}
-	e.used = t.now()
-	t.mu.Unlock()
-	select {
-	case <-e.ready:
-		return e.up, e.err
-	case <-ctx.Done():
-		return Upstream{}, ctx.Err()
+	if len(t.entries) >= t.max {
+		return nil, false, ErrFull
 	}
+	e = &entry{ready: make(chan struct{}), used: t.now()}
+	t.entries[key] = e
+	return e, true, nil
 }
 
 // Drop forgets a session that its upstream no longer knows; a newer one of the same key stays.

@@ -17,6 +17,7 @@ import (
 	"github.com/mark3labs/mcp-go/mcp"
 
 	"github.com/mcpvault/mcpvault/controlplane/policy"
+	"github.com/mcpvault/mcpvault/kit/egress"
 	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
@@ -297,6 +298,10 @@ var errTooLarge = errors.New("the server's answers are larger than what a scan a
 func explain(ctx context.Context, url string, err error) error {
 	if errors.Is(err, errTooLarge) {
 		return badSurface(fmt.Sprintf("it is larger than %d MiB", MaxScanBytes>>20)).(*problem.Problem).Because(err)
+	}
+	if errors.Is(err, egress.ErrBlocked) {
+		return problem.Newf(problem.Denied, "use a public address, or add it as CIDR:port to egress_allow of the control plane and of the cells",
+			"%s leads to an address inside, which is closed", url).Because(err)
 	}
 	if ctx.Err() != nil {
 		return problem.Newf(problem.Unavailable, "check that the server runs and is reachable from the control plane",

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	"github.com/mcpvault/mcpvault/dataplane/store"
+	"github.com/mcpvault/mcpvault/kit/problem"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 )
 
@@ -32,6 +33,11 @@ func (n *Node) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			n.end(nil)
 			return err
+		}
+		if errors.Is(err, store.ErrCorrupt) {
+			err = problem.Newf(problem.Internal,
+				"while the other members are well, stop the node, move "+n.cfg.Dir+" away and start it: they bring it up to date",
+				"the cell's log is damaged on node %s", n.cfg.Node).Because(err)
 		}
 		n.end(err)
 		switch {

@@ -205,6 +205,9 @@ func TestADamagedLogStaysOutOfServiceAndTheStoreServes(t *testing.T) {
 			c.RestartNode("n1")
 			n := c.Node("n1")
 			c.Eventually("n1 says what is wrong", func() bool { return n.Log.Problem() != nil })
+			if p, ok := problem.As(n.Log.Problem()); !ok || p.Fix == "" {
+				t.Fatalf("no way out is told: %v", n.Log.Problem())
+			}
 			if n.Log.State() != "shutdown" || !same(c, "n1", u.GetUpdate()) {
 				t.Fatalf("state %s", n.Log.State())
 			}
@@ -213,6 +216,11 @@ func TestADamagedLogStaysOutOfServiceAndTheStoreServes(t *testing.T) {
 			}
 			// The others go on, and nothing of the damage reaches them.
 			must(t, c.Propose(c.Kill("k"), "n2", "n3"))
+			// What the message tells to do works.
+			c.KillNode("n1")
+			must(t, os.RemoveAll(filepath.Join(n.Dir, "raft")))
+			c.RestartNode("n1")
+			c.Eventually("n1 is up to date", func() bool { return len(n.Store.Kills()) == 1 })
 		})
 	}
 }

@@ -1,24 +1,21 @@
-// Package audit writes one node's records: what was asked, who asked, what was decided and what became of it. Records are
-// leaves of the node's own Merkle log (kit/tlog) and are handed over to the control plane by a Deliverer.
+// Package audit keeps a record of every request that a node sees, on the node's own disk, and hands the records to the
+// control plane. It promises that a read is in the log before it is answered, that a call with effects is on the disk
+// before it is forwarded and its outcome before it is answered, that what is lost with the process is told as "unknown",
+// and that nothing of this waits for the control plane. When the disk takes no records, the errors say so, and the caller
+// does nothing that would need one.
 //
-// It promises that an intent and an outcome are on disk when the call returns, that a record is encoded once and never
-// again, and that a disk which does not take records is an error at once: whoever needs the record refuses the call.
+// The log itself, its tree and its proofs are kit/tlog's.
 package audit
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/oklog/ulid/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 
@@ -26,44 +23,55 @@ import (
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 )
 
-// ErrUnavailable says that the record was not kept: the disk is full, failing or hanging, or the spool is at its quota.
-var ErrUnavailable = errors.New("audit records cannot be written")
+// ErrUnavailable says that the record was not kept: the disk is full, failing or hanging, or the spool's quota is used up.
+var ErrUnavailable = errors.New("audit: records are not taken")
 
-// Log is the part of the Merkle log that writing needs; *tlog.Log is one.
-type Log interface {
-	Append(rec []byte) (int64, error)
-	Commit(ctx context.Context, rec []byte) (int64, error)
-	Stats() tlog.Stats
-}
+const (
+	defaultQuota = 20 << 30
+	// slack is what records that need no durability may use above the quota.
+	slack = 64 << 20
+	// alarmShare is the part of the quota from which on the spool is a problem, in percent.
+	alarmShare = 80
+	// lookEvery is how many records lie between two looks at the spool's size.
+	lookEvery = 64
+)
 
 // Config of an Audit.
 type Config struct {
 	Cell, Node string
-	Log        Log
-	// MACKey hashes arguments, so that equal ones can be recognised and none can be read.
+	Log        *tlog.Log
+	// MACKey is the key under which arguments are hashed; at least 16 bytes.
 	MACKey []byte
-	// Now is the wall clock when nil.
+	// Quota bounds the bytes of records on disk; 20 GiB when 0.
+	Quota int64
+	// Now is the clock; time.Now when nil.
 	Now        func() time.Time
-	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+	Logger     *slog.Logger
 }
 
 // Audit is safe for concurrent use.
 type Audit struct {
-	cfg  Config
-	macs sync.Pool
-	full atomic.Bool
-
-	mu      sync.Mutex // guards entropy
-	entropy *ulid.MonotonicEntropy
-
-	metrics metrics
+	cfg     Config
+	log     *tlog.Log
+	ids     *ids
+	mac     *macs
+	metrics *metrics
+	bufs    sync.Pool
+	taken   atomic.Int64 // records since the start
+	spool   atomic.Int64 // bytes on disk, as of the last look
+	loud    atomic.Bool  // the spool's alarm was told
+	open    openIntents
+	marked  atomic.Int64 // records taken when the last mark was made
 }
 
-// New makes an Audit.
+// New makes an audit on an open log. Recover comes next.
 func New(cfg Config) (*Audit, error) {
-	if len(cfg.MACKey) < 16 {
-		return nil, errors.New("audit: the key for arguments is too short")
+	if cfg.Log == nil || cfg.Cell == "" || cfg.Node == "" || len(cfg.MACKey) < 16 {
+		return nil, errors.New("audit: Cell, Node, Log and a MACKey of 16 bytes must be set")
+	}
+	if cfg.Quota == 0 {
+		cfg.Quota = defaultQuota
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -71,110 +79,133 @@ func New(cfg Config) (*Audit, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	a := &Audit{cfg: cfg, entropy: ulid.Monotonic(rand.Reader, 0)}
-	a.macs.New = func() any { return hmac.New(sha256.New, cfg.MACKey) }
-	return a, a.metrics.register(cfg.Registerer, cfg.Log)
+	a := &Audit{cfg: cfg, log: cfg.Log, ids: newIDs(cfg.Now), mac: newMACs(cfg.MACKey)}
+	a.bufs.New = func() any { b := make([]byte, 0, 1024); return &b }
+	a.open.at = map[string]int64{}
+	a.spool.Store(a.log.Stats().Bytes)
+	var err error
+	a.metrics, err = newMetrics(cfg.Registerer, a)
+	return a, err
 }
 
-// NewID makes the id of a record: a ULID, rising within this process.
-func (a *Audit) NewID() string {
-	now := ulid.Timestamp(a.cfg.Now())
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	id, err := ulid.New(now, a.entropy)
-	if err != nil {
-		// More ids within one millisecond than it has room for: the order is lost, the uniqueness is not.
-		id = ulid.MustNew(now, rand.Reader)
-	}
-	return id.String()
-}
+// NewID makes the id of a decision and of its record: a ULID, larger than every one made before by this Audit.
+func (a *Audit) NewID() string { return a.ids.next() }
 
-// MAC hashes arguments under the node's key.
-func (a *Audit) MAC(arguments []byte) []byte {
-	h, _ := a.macs.Get().(hash.Hash)
-	defer a.macs.Put(h)
-	h.Reset()
-	_, _ = h.Write(arguments)
-	return h.Sum(nil)
-}
+// MAC is the HMAC-SHA-256 of raw arguments under the cell's audit key.
+func (a *Audit) MAC(arguments []byte) []byte { return a.mac.sum(arguments) }
 
-// Append gives a record its place in the log; it is durable a little later. The error wraps ErrUnavailable.
+// Append keeps a record of a request that needed no intent. It survives the end of the process, and is durable within a
+// second. The error wraps ErrUnavailable.
 func (a *Audit) Append(rec *auditv1.Record) error {
-	b, err := a.encode(rec)
-	if err == nil {
-		_, err = a.cfg.Log.Append(b)
+	if a.look() > a.cfg.Quota+slack {
+		return a.refuse(errors.New("the spool is full"))
 	}
-	return a.done(rec, err)
+	err := a.encode(rec, func(b []byte) error {
+		_, err := a.log.Append(b)
+		return err
+	})
+	if err != nil {
+		return a.refuse(err)
+	}
+	if rec.GetKind() == auditv1.RecordKind_RECORD_KIND_CALL {
+		a.open.close(rec.GetId()) // an intent that failed ends as a refused call
+	}
+	a.metrics.kept.Inc()
+	a.mark()
+	return nil
 }
 
-// Intent returns when the record is durable: nothing of the call may have left this node before. The error wraps
-// ErrUnavailable.
-func (a *Audit) Intent(ctx context.Context, rec *auditv1.Record) error { return a.commit(ctx, rec) }
-
-// Outcome returns when the record is durable: the end of the answer may not have left before. The error wraps
-// ErrUnavailable; recovery then marks the intent as unknown.
-func (a *Audit) Outcome(ctx context.Context, rec *auditv1.Record) error { return a.commit(ctx, rec) }
-
-// Problem says why calls with effects are refused; nil when they are not.
-func (a *Audit) Problem() error {
-	if a.full.Load() {
-		return fmt.Errorf("%w: the spool is at its quota and the control plane takes nothing", ErrUnavailable)
+// Intent makes the record of a call durable before the call is forwarded. The error wraps ErrUnavailable, and the call must
+// not be forwarded then; a CALL record with the same id says what became of it.
+func (a *Audit) Intent(ctx context.Context, rec *auditv1.Record) error {
+	if a.look() > a.cfg.Quota {
+		return a.refuse(errors.New("the spool's quota is used up"))
 	}
-	if err := a.cfg.Log.Stats().Failed; err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	a.open.open(rec.GetId(), a.log.Size)
+	if err := a.commit(ctx, rec); err != nil {
+		return err
 	}
+	a.mark()
+	return nil
+}
+
+// Outcome makes durable what became of an intent, before the call is answered. It is taken whatever the quota says.
+func (a *Audit) Outcome(ctx context.Context, rec *auditv1.Record) error {
+	if err := a.commit(ctx, rec); err != nil {
+		return err
+	}
+	a.open.close(rec.GetIntentId())
+	a.mark()
 	return nil
 }
 
 func (a *Audit) commit(ctx context.Context, rec *auditv1.Record) error {
-	b, err := a.encode(rec)
-	if err == nil {
-		_, err = a.cfg.Log.Commit(ctx, b)
-	}
-	return a.done(rec, err)
-}
-
-func (a *Audit) encode(rec *auditv1.Record) ([]byte, error) {
-	if a.full.Load() {
-		return nil, errors.New("the spool is at its quota")
-	}
-	rec.Cell, rec.Node = a.cfg.Cell, a.cfg.Node
-	if rec.GetTimeMs() == 0 {
-		rec.TimeMs = a.cfg.Now().UnixMilli()
-	}
-	return proto.MarshalOptions{Deterministic: true}.Marshal(rec)
-}
-
-func (a *Audit) done(rec *auditv1.Record, err error) error {
+	err := a.encode(rec, func(b []byte) error {
+		_, err := a.log.Commit(ctx, b)
+		return err
+	})
 	if err != nil {
-		a.metrics.events.WithLabelValues("refused").Inc()
-		return fmt.Errorf("%w: record %s: %w", ErrUnavailable, rec.GetId(), err)
+		return a.refuse(err)
 	}
-	a.metrics.events.WithLabelValues("kept").Inc()
+	a.metrics.committed.Inc()
 	return nil
 }
 
-type metrics struct {
-	events *prometheus.CounterVec
+// encode gives the record's bytes, which are the leaf, to do. They are good until it returns.
+func (a *Audit) encode(rec *auditv1.Record, do func([]byte) error) error {
+	if rec.GetCell() == "" {
+		rec.Cell, rec.Node = a.cfg.Cell, a.cfg.Node
+	}
+	if rec.GetTimeMs() == 0 {
+		rec.TimeMs = a.cfg.Now().UnixMilli()
+	}
+	p, _ := a.bufs.Get().(*[]byte)
+	defer a.bufs.Put(p)
+	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend((*p)[:0], rec)
+	if err != nil {
+		return fmt.Errorf("encode audit record: %w", err)
+	}
+	*p = b
+	return do(b)
 }
 
-func (m *metrics) register(reg prometheus.Registerer, log Log) error {
-	m.events = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "mcpvault_audit_events_total", Help: "Audit records by outcome: kept, or refused because the log did not take them.",
-	}, []string{"outcome"})
-	if reg == nil {
-		return nil
+func (a *Audit) refuse(cause error) error {
+	a.metrics.refused.Inc()
+	a.metrics.dropped.Inc()
+	return fmt.Errorf("%w: %w", ErrUnavailable, cause)
+}
+
+// look returns the bytes of the spool, which it reads now and then.
+func (a *Audit) look() int64 {
+	if a.taken.Add(1)%lookEvery != 0 {
+		return a.spool.Load()
 	}
-	depth := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "mcpvault_audit_queue_depth", Help: "Records that are not durable yet.",
-	}, func() float64 { return float64(log.Stats().Waiting) })
-	checkpoint := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "mcpvault_audit_checkpoint_timestamp_seconds", Help: "When the newest checkpoint was signed.",
-	}, func() float64 { return float64(log.Stats().CheckpointAt.Unix()) })
-	for _, c := range []prometheus.Collector{m.events, depth, checkpoint} {
-		if err := reg.Register(c); err != nil {
-			return err
-		}
+	return a.weigh()
+}
+
+// weigh looks at the spool's size.
+func (a *Audit) weigh() int64 {
+	n := a.log.Stats().Bytes
+	a.spool.Store(n)
+	full := n > a.cfg.Quota*alarmShare/100
+	if full && !a.loud.Swap(true) {
+		a.cfg.Logger.Error("the audit spool is nearly full: the control plane does not collect it",
+			slog.Int64("bytes", n), slog.Int64("quota", a.cfg.Quota))
+	}
+	if !full {
+		a.loud.Store(false)
+	}
+	return n
+}
+
+// Problem says why calls with effects are refused now; nil while they are not.
+func (a *Audit) Problem() error {
+	s := a.log.Stats()
+	if s.Failed != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, s.Failed)
+	}
+	if n := s.Bytes; n > a.cfg.Quota {
+		return fmt.Errorf("%w: the spool has %d bytes, its quota is %d: the control plane must collect it", ErrUnavailable, n, a.cfg.Quota)
 	}
 	return nil
 }

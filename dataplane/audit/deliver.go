@@ -3,225 +3,308 @@ package audit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect/v2"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/kit/tlog"
+	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 )
 
-// Sink takes records; the control plane's client is one.
+// Sink takes records: the control plane. Its answer says from where to go on. Delivering the same twice must store it once.
 type Sink interface {
 	DeliverAudit(ctx context.Context, req *cellv1.DeliverAuditRequest) (*cellv1.DeliverAuditResponse, error)
 }
 
-// Source is the log that is handed over; *tlog.Log is one.
-type Source interface {
-	Origin() string
-	VerifierKey() string
-	Size() int64
-	Durable() int64
-	Grown(size int64) <-chan struct{}
-	Sync(ctx context.Context) error
-	Read(from int64, n, limit int) ([][]byte, error)
-	CheckpointAt(size int64) ([]byte, tlog.Checkpoint, error)
-	ProveTree(to, from int64) ([]tlog.Hash, error)
-	Prune(below int64) error
-	Stats() tlog.Stats
-}
+const (
+	batchRecords = 4096
+	batchBytes   = 2 << 20
+	// gather is how long records gather before they are sent, unless a batch is full.
+	gather = 20 * time.Millisecond
+	// callTime bounds one delivery, and lastTime those after the end.
+	callTime, lastTime = 15 * time.Second, time.Second
+	// The wait after a failure grows from the first to the second; after an alarm it is the third.
+	firstWait, mostWait, alarmWait = 100 * time.Millisecond, 10 * time.Second, time.Minute
+	defaultKeep                    = 1 << 30
+)
 
-// DelivererConfig configures a Deliverer; zero values take the defaults named.
+// ErrChain says that the log and its witness do not agree, so that nothing more is delivered.
+var ErrChain = errors.New("audit: the log and its witness do not agree")
+
+// DelivererConfig of a Deliverer.
 type DelivererConfig struct {
-	Source Source
-	Sink   Sink
-	Audit  *Audit
-	// Quota bounds the bytes of the log on this disk: 20 GiB. What the control plane has witnessed is dropped first; when
-	// nothing more can be dropped the log takes no more records.
-	Quota      int64
+	Log  *tlog.Log
+	Sink Sink
+	// Audit is told when records were deleted; may be nil.
+	Audit *Audit
+	// Keep is how many bytes of delivered records stay on this node; 1 GiB when 0.
+	Keep       int64
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
 
-// Deliverer hands the log over to the control plane. It never holds up the log: when the control plane is away, records
-// stay where they are.
+// Deliverer hands the log's records to a sink, in order, exactly once in effect. It only reads the log, and never holds up
+// who writes it.
 type Deliverer struct {
 	cfg       DelivererConfig
-	log       *slog.Logger
+	log       *tlog.Log
 	delivered atomic.Int64
 	witnessed atomic.Int64
+	chain     atomic.Pointer[string]
+	known     bool // delivered is what the sink said
 }
 
-const (
-	batchRecords = 2000
-	batchBytes   = 1 << 20
-	deliverLimit = 10 * time.Second
-	// gather is how long a delivery waits for company, so that a busy log goes over in batches.
-	gather     = 20 * time.Millisecond
-	backoffMin = 100 * time.Millisecond
-	backoffMax = 5 * time.Second
-)
-
-// NewDeliverer makes a Deliverer.
+// NewDeliverer makes a deliverer; Run does the work.
 func NewDeliverer(cfg DelivererConfig) (*Deliverer, error) {
-	if cfg.Quota <= 0 {
-		cfg.Quota = 20 << 30
+	if cfg.Log == nil || cfg.Sink == nil {
+		return nil, errors.New("audit: a deliverer needs a log and a sink")
+	}
+	if cfg.Keep == 0 {
+		cfg.Keep = defaultKeep
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	d := &Deliverer{cfg: cfg, log: cfg.Logger}
-	if cfg.Registerer == nil {
-		return d, nil
-	}
-	return d, cfg.Registerer.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "mcpvault_audit_undelivered_records", Help: "Records that the control plane does not have yet.",
-	}, func() float64 { return float64(cfg.Source.Size() - d.delivered.Load()) }))
+	d := &Deliverer{cfg: cfg, log: cfg.Log}
+	return d, register(cfg.Registerer,
+		gauge("mcpvault_audit_undelivered", "Audit records that the control plane does not have.",
+			func() float64 { return float64(max(0, d.log.Size()-d.delivered.Load())) }),
+		gauge("mcpvault_audit_unwitnessed_since_timestamp_seconds",
+			"Time of the oldest audit record that nobody has witnessed, 0 when there is none.",
+			func() float64 {
+				if since := d.UnwitnessedSince(); !since.IsZero() {
+					return float64(since.UnixMilli()) / 1000
+				}
+				return 0
+			}),
+		gauge("mcpvault_audit_chain_broken", "1 when the log and its witness do not agree.",
+			func() float64 { return bit(d.Problem() != nil) }),
+	)
 }
 
-// Delivered is how many records the control plane has.
+// Delivered is the number of records that the sink has.
 func (d *Deliverer) Delivered() int64 { return d.delivered.Load() }
 
-// Witnessed is the size of the newest checkpoint that the control plane has countersigned by keeping it.
-func (d *Deliverer) Witnessed() int64 { return d.witnessed.Load() }
-
-// Run hands over until ctx ends, and then once more what is left, as far as it goes quickly.
-func (d *Deliverer) Run(ctx context.Context) error {
-	wait := backoffMin
-	for ctx.Err() == nil {
-		err := d.session(ctx)
-		d.keepQuota()
-		if ctx.Err() != nil {
-			break
-		}
-		d.log.DebugContext(ctx, "audit records wait for the control plane", "err", err, "undelivered", d.cfg.Source.Size()-d.delivered.Load())
-		sleep(ctx, wait/2+rand.N(wait/2+1)) //nolint:gosec // a jitter needs no secrecy
-		wait = min(2*wait, backoffMax)
-		if err == nil {
-			wait = backoffMin
-		}
-	}
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	if d.delivered.Load() > 0 && d.cfg.Source.Sync(last) == nil {
-		_, _ = d.catchUp(last, d.delivered.Load())
+// Problem is not nil when the log and its witness do not agree. Somebody must look at it.
+func (d *Deliverer) Problem() error {
+	if why := d.chain.Load(); why != nil {
+		return fmt.Errorf("%w: %s", ErrChain, *why)
 	}
 	return nil
 }
 
-// session asks where the control plane is and goes on from there until something fails.
-func (d *Deliverer) session(ctx context.Context) error {
-	res, err := d.send(ctx, &cellv1.DeliverAuditRequest{})
+// Witnessed is the size of the newest checkpoint that the sink keeps.
+func (d *Deliverer) Witnessed() int64 { return d.witnessed.Load() }
+
+// UnwitnessedSince is the time of the oldest record that is not witnessed: tamper evidence covers what is before it. It is
+// zero when everything is.
+func (d *Deliverer) UnwitnessedSince() time.Time {
+	at := d.witnessed.Load()
+	if at >= d.log.Size() {
+		return time.Time{}
+	}
+	recs, err := d.log.Read(at, 1, 1)
+	if err != nil {
+		return time.Now() // not durable yet
+	}
+	var rec auditv1.Record
+	if err := proto.Unmarshal(recs[0], &rec); err != nil {
+		return time.Now()
+	}
+	return time.UnixMilli(rec.GetTimeMs())
+}
+
+// Run delivers until ctx ends, and then once more what is left, if that is quick. Failures are waited out; it returns nil.
+func (d *Deliverer) Run(ctx context.Context) error {
+	defer d.rest(ctx)
+	wait := firstWait
+	for ctx.Err() == nil {
+		err := d.step(ctx)
+		switch {
+		case err == nil:
+			wait = firstWait
+			continue
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, ErrChain):
+			d.known = false
+			d.sleep(ctx, alarmWait)
+		default:
+			d.known = false
+			d.cfg.Logger.Debug("audit records wait for the control plane", slog.String("error", err.Error()),
+				slog.Int64("records", d.log.Size()-d.delivered.Load()))
+			d.sleep(ctx, wait/2+rand.N(wait/2))
+			wait = min(2*wait, mostWait)
+		}
+	}
+	return nil
+}
+
+// rest delivers what came last, so that a node that is stopped in an orderly way leaves nothing behind.
+func (d *Deliverer) rest(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTime)
+	defer cancel()
+	for d.known && d.delivered.Load() < d.log.Size() && ctx.Err() == nil {
+		if d.step(ctx) != nil {
+			return
+		}
+	}
+}
+
+func (d *Deliverer) sleep(ctx context.Context, how time.Duration) {
+	t := time.NewTimer(how)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// step asks where to go on, or waits for records and delivers a batch.
+func (d *Deliverer) step(ctx context.Context) error {
+	if !d.known {
+		return d.resume(ctx)
+	}
+	next := d.delivered.Load()
+	select {
+	case <-d.log.Grown(next):
+	case <-ctx.Done():
+		return nil
+	}
+	if d.log.Size()-next < batchRecords {
+		d.sleep(ctx, gather)
+	}
+	if err := d.log.Sync(ctx); err != nil && d.log.Durable() <= next {
+		return fmt.Errorf("make audit records durable: %w", err)
+	}
+	req, end, err := d.batch(next)
+	if err != nil {
+		return err
+	}
+	res, err := d.send(ctx, req)
+	if err != nil {
+		return err
+	}
+	if got := int64(res.GetNextIndex()); got <= next {
+		d.delivered.Store(got)
+		if got == next {
+			return errors.New("the control plane took none of the records")
+		}
+		return nil // it was put back to an earlier state
+	}
+	d.delivered.Store(min(int64(res.GetNextIndex()), end))
+	if err := d.log.Prune(d.witnessed.Load(), d.cfg.Keep); err != nil {
+		d.cfg.Logger.Warn("delivered audit records could not be deleted", slog.String("error", err.Error()))
+	}
+	if d.cfg.Audit != nil {
+		d.cfg.Audit.weigh()
+	}
+	return nil
+}
+
+// resume asks the sink how far it is, and shows it the newest checkpoint, which it compares with what it has.
+func (d *Deliverer) resume(ctx context.Context) error {
+	req, err := d.request(d.log.Durable())
+	if err != nil {
+		return err
+	}
+	res, err := d.send(ctx, req)
 	if err != nil {
 		return err
 	}
 	next := int64(res.GetNextIndex())
-	if next > d.cfg.Source.Size() {
-		d.log.ErrorContext(ctx, "the control plane has more records of this log than the log itself: it was cut or restored from a copy",
-			"control_plane", next, "here", d.cfg.Source.Size())
-		sleep(ctx, backoffMax)
-		return errors.New("the log is shorter than what was delivered")
+	if size := d.log.Size(); next > size {
+		return d.alarm(fmt.Sprintf("the control plane has %d records of this log, the disk only %d", next, size))
 	}
-	d.note(res)
-	quota := time.NewTicker(time.Second)
-	defer quota.Stop()
-	for {
-		if next, err = d.catchUp(ctx, next); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-quota.C:
-			d.keepQuota()
-		case <-d.cfg.Source.Grown(next):
-			sleep(ctx, gather)
-			if err := d.cfg.Source.Sync(ctx); err != nil {
-				return err
-			}
-		}
+	if first := d.log.First(); next < first {
+		return d.alarm(fmt.Sprintf("the control plane asks for record %d, and those below %d were delivered and deleted", next, first))
 	}
+	d.delivered.Store(next)
+	d.known = true
+	d.chain.Store(nil)
+	return nil
 }
 
-// catchUp delivers everything durable from next on.
-func (d *Deliverer) catchUp(ctx context.Context, next int64) (int64, error) {
-	for next < d.cfg.Source.Durable() {
-		req, err := d.batch(next)
-		if err != nil {
-			return next, err
-		}
-		res, err := d.send(ctx, req)
-		if err != nil {
-			return next, err
-		}
-		if got := int64(res.GetNextIndex()); got == next {
-			return next, errors.New("the control plane took nothing")
-		}
-		next = int64(res.GetNextIndex())
-		d.note(res)
-	}
-	return next, nil
-}
-
-func (d *Deliverer) batch(from int64) (*cellv1.DeliverAuditRequest, error) {
-	src := d.cfg.Source
-	recs, err := src.Read(from, batchRecords, batchBytes)
+// request is a delivery without records, with the checkpoint of a size and its proof from the witnessed one.
+func (d *Deliverer) request(size int64) (*cellv1.DeliverAuditRequest, error) {
+	signed, _, err := d.log.CheckpointAt(size)
 	if err != nil {
-		return nil, err
+		return nil, d.own(err)
 	}
-	size := from + int64(len(recs))
-	signed, _, err := src.CheckpointAt(size)
-	if err != nil {
-		return nil, err
+	req := &cellv1.DeliverAuditRequest{
+		LogId: d.log.Origin(), VerifierKey: d.log.VerifierKey(), Checkpoint: signed, FirstIndex: uint64(size),
 	}
-	req := &cellv1.DeliverAuditRequest{FirstIndex: uint64(from), Records: recs, Checkpoint: signed}
-	if w := d.witnessed.Load(); w > 0 && w <= size {
-		proof, err := src.ProveTree(size, w)
+	if from := d.witnessed.Load(); from > 0 && from < size {
+		proof, err := d.log.ProveTree(size, from)
 		if err != nil {
-			return nil, err
+			return nil, d.own(err)
 		}
-		req.Consistency, req.ConsistencyFrom = tlog.HashesToBytes(proof), uint64(w)
+		req.Consistency, req.ConsistencyFrom = tlog.HashesToBytes(proof), uint64(from)
 	}
 	return req, nil
 }
 
+// batch is the next delivery, and the index behind its last record.
+func (d *Deliverer) batch(next int64) (*cellv1.DeliverAuditRequest, int64, error) {
+	recs, err := d.log.Read(next, batchRecords, batchBytes)
+	if err != nil {
+		return nil, 0, d.own(err)
+	}
+	end := next + int64(len(recs))
+	req, err := d.request(end)
+	if err != nil {
+		return nil, 0, err
+	}
+	req.FirstIndex, req.Records = uint64(next), recs
+	return req, end, nil
+}
+
+// own makes an alarm of a log that is not what it was.
+func (d *Deliverer) own(err error) error {
+	if errors.Is(err, tlog.ErrCorrupt) {
+		return d.alarm(err.Error())
+	}
+	return fmt.Errorf("read audit log: %w", err)
+}
+
 func (d *Deliverer) send(ctx context.Context, req *cellv1.DeliverAuditRequest) (*cellv1.DeliverAuditResponse, error) {
-	req.LogId, req.VerifierKey = d.cfg.Source.Origin(), d.cfg.Source.VerifierKey()
-	ctx, cancel := context.WithTimeout(ctx, deliverLimit)
+	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	return d.cfg.Sink.DeliverAudit(ctx, req)
-}
-
-func (d *Deliverer) note(res *cellv1.DeliverAuditResponse) {
-	d.delivered.Store(int64(res.GetNextIndex()))
-	d.witnessed.Store(int64(res.GetWitnessedSize()))
-}
-
-// keepQuota drops what is witnessed when the disk's share is used up, and closes the log when that is not enough.
-func (d *Deliverer) keepQuota() {
-	used := d.cfg.Source.Stats().Bytes
-	if used > d.cfg.Quota/5*4 {
-		if err := d.cfg.Source.Prune(d.witnessed.Load()); err != nil {
-			d.log.Error("drop delivered audit records", "err", err)
+	res, err := d.cfg.Sink.DeliverAudit(ctx, req)
+	if err != nil {
+		if conflict(err) {
+			return nil, d.alarm(err.Error())
 		}
-		used = d.cfg.Source.Stats().Bytes
+		return nil, fmt.Errorf("deliver audit records: %w", err)
 	}
-	if used > d.cfg.Quota/5*4 {
-		d.log.Error("the audit spool is filling up: the control plane does not take records", "bytes", used, "quota", d.cfg.Quota)
+	if res.GetNextIndex() > 1<<60 || res.GetWitnessedSize() > res.GetNextIndex() {
+		return nil, errors.New("deliver audit records: the answer is impossible")
 	}
-	if d.cfg.Audit != nil {
-		d.cfg.Audit.full.Store(used > d.cfg.Quota)
-	}
+	d.witnessed.Store(int64(res.GetWitnessedSize()))
+	return res, nil
 }
 
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
+// conflict reports whether the sink refused because the log contradicts what it has.
+func conflict(err error) bool {
+	if problem.CodeOf(err) == problem.Conflict {
+		return true
 	}
+	var remote *connect.Error
+	return errors.As(err, &remote) && problem.FromRPC(remote.Code().String()) == problem.Conflict
+}
+
+func (d *Deliverer) alarm(why string) error {
+	if old := d.chain.Swap(&why); old == nil || *old != why {
+		d.cfg.Logger.Error("the audit log and its witness do not agree", slog.String("log", d.log.Origin()),
+			slog.String("why", why))
+	}
+	return fmt.Errorf("%w: %s", ErrChain, why)
 }

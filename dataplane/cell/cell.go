@@ -70,7 +70,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	n.feed.Boot(ctx)
 	n.catchUp(ctx)
-	if err := n.audit.Recover(ctx, n.tlog); err != nil {
+	if err := n.audit.Recover(ctx); err != nil {
 		return fmt.Errorf("recover audit: %w", err)
 	}
 	g, err := n.parts()
@@ -182,7 +182,7 @@ func (n *Node) openPolicy(context.Context) error {
 	})
 	var err error
 	n.deliverer, err = audit.NewDeliverer(audit.DelivererConfig{
-		Source: n.tlog, Sink: n.control, Audit: n.audit, Logger: n.log, Registerer: n.reg,
+		Log: n.tlog, Sink: n.control, Audit: n.audit, Logger: n.log, Registerer: n.reg,
 	})
 	return err
 }

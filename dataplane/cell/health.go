@@ -25,7 +25,7 @@ type check struct {
 func (n *Node) checks() []check {
 	var all []check
 	all = append(all, check{"policy", true, n.policyProblem()})
-	all = append(all, check{"audit", true, n.audit.Problem()})
+	all = append(all, check{"audit", true, n.audit.Problem()}, check{"audit_witness", false, n.deliverer.Problem()})
 	all = append(all, check{"identity", true, n.identityProblem()})
 	all = append(all, check{"session_keys", true, n.sessionProblem()})
 	var raft, leader, control error

@@ -244,6 +244,12 @@ func checkSubject(ctx context.Context, tx *store.Tx, subject string) error {
 	if subject == "everyone" {
 		return nil
 	}
+	if kind == "user" {
+		// The common case needs one row, not everybody.
+		if _, err := tx.UserByName(ctx, name); problem.CodeOf(err) != problem.NotFound {
+			return err
+		}
+	}
 	rows, err := tx.PolicyRows(ctx)
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 
 	"github.com/mcpvault/mcpvault/controlplane/store/storetest"
+	"github.com/mcpvault/mcpvault/kit/pgdev"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/kit/svid"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
@@ -261,6 +262,50 @@ func TestWithoutPostgreSQLItIsAliveAndNotReady(t *testing.T) {
 	stop()
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("it took %s to stop", took)
+	}
+}
+
+func TestItComesBackWithPostgreSQL(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	pg, err := pgdev.Start(t.Context(), pgdev.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := setup(t, pg.URL())
+	if err := pg.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.run(t)
+	b.await(t, "/livez", http.StatusOK)
+	b.await(t, "/readyz", http.StatusServiceUnavailable)
+	start := func() {
+		t.Helper()
+		if pg, err = pgdev.Start(t.Context(), pgdev.Config{Dir: dir}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start()
+	defer func() { _ = pg.Stop(context.WithoutCancel(t.Context())) }()
+	b.await(t, "/readyz", http.StatusOK)
+	client := b.admin(t)
+	pg.Kill()
+	<-pg.Done()
+	b.await(t, "/readyz", http.StatusServiceUnavailable)
+	health, err := adminv1connect.NewSystemServiceClient(client).CheckHealth(t.Context(), &adminv1.CheckHealthRequest{})
+	if err == nil && health.GetChecks()[0].GetOk() {
+		t.Errorf("it is well without PostgreSQL: %v", health)
+	}
+	start()
+	b.await(t, "/readyz", http.StatusOK)
+	user := &adminv1.CreateUserRequest{Name: "alice", Kind: adminv1.UserKind_USER_KIND_PERSON}
+	res, err := adminv1connect.NewDirectoryServiceClient(client).CreateUser(t.Context(), user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait := &adminv1.WaitRevisionRequest{Revision: res.GetRevision()}
+	if w, err := adminv1connect.NewSnapshotServiceClient(client).WaitRevision(t.Context(), wait); err != nil || !w.GetComplete() || w.GetGeneration() == 0 {
+		t.Errorf("got %v %v", w, err)
 	}
 }
 

@@ -180,21 +180,28 @@ func hostFor(c *contexts.Context, token string) string {
 	return c.Hosts[tenant]
 }
 
-// tenantOf reads the tenant that a token names. It is a hint for addressing only: the cell verifies.
-func tenantOf(token string) string {
+// tenantOf and subjectOf read what a token says. It is a hint for addressing and for words only: the cell verifies.
+func tenantOf(token string) string  { return claims(token).Tenant }
+func subjectOf(token string) string { return claims(token).Subject }
+
+type tokenClaims struct {
+	Subject string `json:"sub"`
+	Tenant  string `json:"tenant"`
+	Expires int64  `json:"exp"`
+}
+
+// claims reads a token without verifying it; one of another form says nothing.
+func claims(token string) tokenClaims {
+	var c tokenClaims
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
-		return ""
+		return c
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil {
-		return ""
+	if err != nil || json.Unmarshal(raw, &c) != nil {
+		return tokenClaims{}
 	}
-	var claims struct {
-		Tenant string `json:"tenant"`
-	}
-	_ = json.Unmarshal(raw, &claims) // A token of another form has no hint.
-	return claims.Tenant
+	return c
 }
 
 // client makes a client for one server of one node; "" means the aggregate of all servers.

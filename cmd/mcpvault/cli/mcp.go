@@ -126,7 +126,7 @@ func (a *App) mcpCallCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.printAnswer(answer)
+			return a.printAnswer(answer, explainWords(c, args, raw))
 		})
 	cmd.Flags().StringVar(&raw, "args", "", "the arguments as one JSON object")
 	a.callerFlags(cmd, &node, &era)
@@ -136,6 +136,33 @@ func (a *App) mcpCallCommand() *cobra.Command {
 func isObject(s string) bool {
 	var v map[string]json.RawMessage
 	return json.Unmarshal([]byte(s), &v) == nil && v != nil
+}
+
+// explainWords is what an administrator types to see why the call was decided as it was.
+func explainWords(c *caller, args []string, raw string) string {
+	who := c.who
+	if who == "" {
+		who = subjectOf(c.token)
+	}
+	if who == "" {
+		return ""
+	}
+	words := "mcpvault access explain " + who
+	for _, a := range args {
+		words += " " + shellWord(a)
+	}
+	if raw != "" {
+		words += " --args " + shellWord(raw)
+	}
+	return words
+}
+
+// shellWord writes a word as a shell takes it.
+func shellWord(s string) string {
+	if s != "" && !strings.ContainsAny(s, " \t\n\"'\\$`&|;<>()[]{}*?!#~") {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // callOnce asks for the tool's schema and calls it. A tool that is not shown to the caller is called all the same: it is
@@ -196,7 +223,7 @@ type decided struct {
 }
 
 // printAnswer prints what a call came to and returns its exit status.
-func (a *App) printAnswer(answer *mcpclient.Answer) error {
+func (a *App) printAnswer(answer *mcpclient.Answer, explain string) error {
 	if answer.Result == nil && answer.Error == nil {
 		return statusProblem(answer.Status)
 	}
@@ -225,7 +252,7 @@ func (a *App) printAnswer(answer *mcpclient.Answer) error {
 	}
 	switch {
 	case denied:
-		a.sayDenied(answer, hint)
+		a.sayDenied(answer, hint, explain)
 		return Exit(problem.Denied.Exit())
 	case answer.Error != nil:
 		return a.answerProblem(answer)
@@ -242,7 +269,7 @@ func orDash(s string) string {
 	return output.Clean(s)
 }
 
-func (a *App) sayDenied(answer *mcpclient.Answer, hint string) {
+func (a *App) sayDenied(answer *mcpclient.Answer, hint, explain string) {
 	what := answer.Text()
 	if answer.Error != nil {
 		what = answer.Error.Message
@@ -250,6 +277,9 @@ func (a *App) sayDenied(answer *mcpclient.Answer, hint string) {
 	fmt.Fprintf(a.cfg.Stderr, "denied: %s\n", output.Clean(what))
 	if hint != "" {
 		fmt.Fprintf(a.cfg.Stderr, "hint: %s\n", output.Clean(hint))
+	}
+	if explain != "" {
+		fmt.Fprintf(a.cfg.Stderr, "why: %s\n", output.Clean(explain))
 	}
 }
 

@@ -22,7 +22,7 @@ const orphanGrace = 5 * time.Second
 
 // Internal are the roles that `mcpvault dev` starts this program in again. They are no interface for people.
 func Internal(a *cli.App) *cobra.Command {
-	g := a.Group("internal", "Servers that mcpvault dev starts.", "  mcpvault internal cell --config FILE", roleCommand(a, "controlplane", runControlPlane), roleCommand(a, "cell", runCell))
+	g := a.Group("internal", "Servers that mcpvault dev starts.", "  mcpvault internal cell --config FILE", roleCommand(a, "controlplane", runControlPlane), roleCommand(a, "cell", runCell), benchPeer(a))
 	g.Hidden = true
 	return g
 }

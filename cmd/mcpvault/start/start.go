@@ -8,5 +8,5 @@ import (
 
 // Commands are what this package adds to the command line.
 func Commands() []func(*cli.App) *cobra.Command {
-	return []func(*cli.App) *cobra.Command{Dev, Demo, Config, Internal}
+	return []func(*cli.App) *cobra.Command{Dev, Demo, Config, Bench, Internal}
 }

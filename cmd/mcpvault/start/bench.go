@@ -1,0 +1,160 @@
+package start
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mcpvault/mcpvault/bench/authz"
+	"github.com/mcpvault/mcpvault/bench/cell"
+	"github.com/mcpvault/mcpvault/bench/measure"
+	"github.com/mcpvault/mcpvault/bench/peer"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
+	"github.com/mcpvault/mcpvault/kit/problem"
+)
+
+// benchReport is what a run prints; a part that was not asked for is absent.
+type benchReport struct {
+	Machine     string            `json:"machine"`
+	Authz       *authz.Figures    `json:"authz,omitempty"`
+	Call        []*cell.Call      `json:"call,omitempty"`
+	Propagation *cell.Propagation `json:"propagation,omitempty"`
+	Restart     *cell.Restart     `json:"restart,omitempty"`
+}
+
+type benchFlags struct {
+	users, rounds, edits, restarts int
+	c                              []int
+	round                          time.Duration
+}
+
+// Bench is `mcpvault bench`.
+func Bench(a *cli.App) *cobra.Command {
+	var f benchFlags
+	leaf := func(name, short string, run func(ctx context.Context, r *benchReport) error) *cobra.Command {
+		cmd := a.LongLeaf(name, short, "  mcpvault bench "+name+"\n  mcpvault bench "+name+" -o json", cli.Args(),
+			func(ctx context.Context, _ []string) error {
+				r := &benchReport{Machine: measure.Machine()}
+				if err := run(ctx, r); err != nil {
+					return err
+				}
+				return printBench(a, r)
+			})
+		return cmd
+	}
+	commands := []*cobra.Command{
+		leaf("authz", "Measures the decision alone, in this process.", f.authz),
+		leaf("call", "Measures a call through a cell beside a bare reverse proxy to the same upstream, in interleaved rounds.",
+			func(ctx context.Context, r *benchReport) error { return f.running(ctx, a, r, f.call) }),
+		leaf("propagation", "Measures the time from an edit's commit to the last node.",
+			func(ctx context.Context, r *benchReport) error { return f.running(ctx, a, r, f.propagation) }),
+		leaf("restart", "Measures the time from starting a killed node to its first decision.",
+			func(ctx context.Context, r *benchReport) error { return f.running(ctx, a, r, f.restart) }),
+		leaf("all", "Measures everything.", func(ctx context.Context, r *benchReport) error {
+			if err := f.authz(ctx, r); err != nil {
+				return err
+			}
+			return f.running(ctx, a, r, f.call, f.propagation, f.restart)
+		}),
+	}
+	for _, cmd := range commands {
+		cmd.Flags().IntVar(&f.users, "users", 10_000, "users of the measured tenant")
+		cmd.Flags().IntVar(&f.rounds, "rounds", 5, "interleaved rounds of calls")
+		cmd.Flags().DurationVar(&f.round, "round", 1500*time.Millisecond, "length of one round")
+		cmd.Flags().IntSliceVar(&f.c, "in-flight", []int{16, 64}, "calls kept in flight")
+		cmd.Flags().IntVar(&f.edits, "edits", 40, "edits whose propagation is measured")
+		cmd.Flags().IntVar(&f.restarts, "restarts", 5, "restarts of a node")
+	}
+	return a.Group("bench", "Measures MCPVault on this machine, in a throw-away installation.", "  mcpvault bench all\n  mcpvault bench call -o json", commands...)
+}
+
+func (f *benchFlags) authz(_ context.Context, r *benchReport) (err error) {
+	r.Authz, err = authz.Run(f.users)
+	return err
+}
+
+// running measures parts of an installation that is started for it.
+func (f *benchFlags) running(ctx context.Context, a *cli.App, r *benchReport, parts ...func(context.Context, *cell.Bench, *benchReport) error) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	a.Notef("starting a throw-away installation")
+	b, err := cell.Start(ctx, exe)
+	if err != nil {
+		return err
+	}
+	for _, part := range parts {
+		if err = part(ctx, b, r); err != nil {
+			break
+		}
+	}
+	return errors.Join(err, b.Stop())
+}
+
+func (f *benchFlags) call(ctx context.Context, b *cell.Bench, r *benchReport) error {
+	for _, c := range f.c {
+		got, err := b.Call(ctx, c, f.rounds, f.round)
+		if err != nil {
+			return err
+		}
+		r.Call = append(r.Call, got)
+	}
+	return nil
+}
+
+func (f *benchFlags) propagation(ctx context.Context, b *cell.Bench, r *benchReport) (err error) {
+	r.Propagation, err = b.Propagation(ctx, f.edits)
+	return err
+}
+
+func (f *benchFlags) restart(ctx context.Context, b *cell.Bench, r *benchReport) (err error) {
+	r.Restart, err = b.Restart(ctx, f.restarts)
+	return err
+}
+
+func printBench(a *cli.App, r *benchReport) error {
+	if f := a.Format(); f == output.JSON || f == output.YAML {
+		return output.Value(a.World().Stdout, f, r)
+	}
+	w := a.World().Stdout
+	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
+	line("machine      %s", r.Machine)
+	if x := r.Authz; x != nil {
+		line("decision     %d users, %d grants: live view p50 %d ns, p99 %d ns, mean %.0f ns, %.0f allocations; cold p50 %d ns, p99 %d ns",
+			x.Users, x.Grants, x.ViewP50, x.ViewP99, x.ViewMean, x.ViewAllocs, x.ColdP50, x.ColdP99)
+		line("             list of 50 tools %.0f ns; build %.1f ms, open and check %.1f ms, %d bytes", x.List50, x.BuildMS, x.OpenMS, x.IndexBytes)
+	}
+	for _, x := range r.Call {
+		line("call C=%-4d  against a bare reverse proxy: calls/s x%.2f, CPU a call x%.2f, p99 x%.2f; with effects, durable before and after: calls/s x%.2f",
+			x.C, x.RPSRatio, x.CPURatio, x.P99Ratio, x.SyncRPSRatio)
+		line("             %.0f calls/s (baseline %.0f), p50 %.0f us, p99 %.0f us, %d wrong answers", x.RPS, x.BaselineRPS, x.P50us, x.P99us, x.Wrong)
+	}
+	if x := r.Propagation; x != nil {
+		line("edit -> law  %d edits, %d nodes: commit to last node p50 %.1f ms, p99 %.1f ms, max %.1f ms", x.Edits, x.Nodes, x.P50, x.P99, x.Max)
+	}
+	if x := r.Restart; x != nil {
+		line("restart      %d kills: process start to first decision p50 %.0f ms, max %.0f ms", x.Restarts, x.P50, x.Max)
+	}
+	return nil
+}
+
+// benchPeer is one of the two processes that a cell is measured against.
+func benchPeer(a *cli.App) *cobra.Command {
+	var listen, target string
+	cmd := a.LongLeaf("bench-peer KIND", "Serves the bench upstream, or the baseline proxy.", "  mcpvault internal bench-peer upstream --listen 127.0.0.1:9000", cobra.ExactArgs(1),
+		func(ctx context.Context, args []string) error {
+			if listen == "" {
+				return problem.New(problem.Invalid, "--listen is required", "it is given by `mcpvault bench`")
+			}
+			return peer.Serve(ctx, args[0], listen, target)
+		})
+	cmd.Flags().StringVar(&listen, "listen", "", "address")
+	cmd.Flags().StringVar(&target, "target", "", "upstream of the proxy")
+	return cmd
+}

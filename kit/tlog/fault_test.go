@@ -224,7 +224,7 @@ func TestARealFullDisk(t *testing.T) {
 	if n < 50 || n == 1000 || !l.Stats().ReserveUsed {
 		t.Fatalf("%d records of 64 KiB fitted in 6 MiB", n)
 	}
-	if err := l.Prune(int64(n)); err != nil {
+	if err := l.Prune(int64(n), 0); err != nil {
 		t.Fatal(err)
 	}
 	commitAgain(t, l, rec)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -64,6 +65,14 @@ func Open(cfg Config) (*Log, Recovery, error) {
 		files: &files{fs: cfg.FS, dir: cfg.Dir},
 	}
 	rec, err := l.recover()
+	if errors.Is(err, syscall.ENOSPC) && cfg.FS.Remove(l.files.path(reserveFile)) == nil {
+		// The disk is full: recovery gets the reserve.
+		err = l.files.close()
+		l.files, l.tree = &files{fs: cfg.FS, dir: cfg.Dir}, Tree{}
+		if err == nil {
+			rec, err = l.recover()
+		}
+	}
 	if err != nil {
 		return nil, Recovery{}, errors.Join(err, l.files.close(), lock.Close())
 	}
@@ -105,7 +114,9 @@ func (l *Log) replay() (int64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 4*l.cfg.WriteTimeout)
 	defer cancel()
 	if err := l.Sync(ctx); err != nil {
-		return 0, fmt.Errorf("tlog: replay the ring: %w", err)
+		// They have their place in memory now, and the ring keeps them until a process finds a disk that takes them.
+		l.cfg.Logger.Warn("what the ring held is not on disk yet", slog.String("log", l.origin), slog.String("error", err.Error()))
+		return int64(len(recs)), nil
 	}
 	l.mu.Lock()
 	l.ring = ring

@@ -122,13 +122,16 @@ func (f *files) checkLeaves(from int64, recs [][]byte) error {
 	return nil
 }
 
-// Prune deletes segments whose records are all below the index. The hashes stay, so that proofs go on to work.
-func (l *Log) Prune(below int64) error {
+// Prune deletes segments whose records are all below the index, oldest first, while those that stay have at least keep
+// bytes. The hashes stay, so that proofs go on to work.
+func (l *Log) Prune(below, keep int64) error {
 	f := l.files
 	below = min(below, l.Durable())
+	rest := f.bytes()
 	f.mu.Lock()
 	n := 0
-	for n+1 < len(f.segs) && f.segs[n+1].first <= below && f.segs[n].w == nil {
+	for n+1 < len(f.segs) && f.segs[n+1].first <= below && f.segs[n].w == nil && rest-f.segs[n].size >= keep {
+		rest -= f.segs[n].size
 		n++
 	}
 	if n == 0 {

@@ -237,7 +237,7 @@ func TestPrunedSegmentsAreGoneAndProofsStay(t *testing.T) {
 	for i := 0; i < 1000; i += 100 {
 		appendAll(t, l, i, i+100)
 	}
-	if err := l.Prune(500); err != nil {
+	if err := l.Prune(500, 0); err != nil {
 		t.Fatal(err)
 	}
 	first := l.First()

@@ -126,18 +126,18 @@ func TestTheCellLinksNoControlPlane(t *testing.T) {
 func TestEachHeavyLibraryHasOneDoor(t *testing.T) {
 	t.Parallel()
 	doors := map[string][]string{
-		"github.com/jackc/pgx":                {"controlplane/store"},
-		"github.com/pressly/goose":            {"controlplane/store"},
-		"github.com/hashicorp/raft":           {"dataplane/consensus"},
-		"go.etcd.io/bbolt":                    {"dataplane/store", "dataplane/consensus"},
-		"github.com/dgraph-io/ristretto":      {"dataplane/authn", "dataplane/inject"},
-		"github.com/mark3labs/mcp-go":         {"dataplane/mcp", "controlplane/registry", "cmd/mcpvault"},
-		"github.com/spiffe/go-spiffe":         {"kit/svid"},
-		"github.com/go-jose/go-jose":          {"kit/jose"},
-		"github.com/cedar-policy/cedar-go":    {"controlplane/policy"},
-		"go.opentelemetry.io/otel/sdk":        {"kit/tele"},
-		"github.com/spf13/cobra":              {"cmd/mcpvault"},
-		"gopkg.in/yaml.v3":                    {"kit/conf", "cmd/mcpvault", "bench/outside"},
+		"github.com/jackc/pgx":             {"controlplane/store"},
+		"github.com/pressly/goose":         {"controlplane/store"},
+		"github.com/hashicorp/raft":        {"dataplane/consensus"},
+		"go.etcd.io/bbolt":                 {"dataplane/store", "dataplane/consensus"},
+		"github.com/dgraph-io/ristretto":   {"dataplane/authn", "dataplane/inject"},
+		"github.com/mark3labs/mcp-go":      {"dataplane/mcp", "controlplane/registry", "cmd/mcpvault"},
+		"github.com/spiffe/go-spiffe":      {"kit/svid"},
+		"github.com/go-jose/go-jose":       {"kit/jose"},
+		"github.com/cedar-policy/cedar-go": {"controlplane/policy"},
+		"go.opentelemetry.io/otel/sdk":     {"kit/tele"},
+		"github.com/spf13/cobra":           {"cmd/mcpvault"},
+		"gopkg.in/yaml.v3":                 {"kit/conf", "cmd/mcpvault", "bench/outside"},
 	}
 	for dir, imps := range imports(t, false) {
 		for _, imp := range imps {

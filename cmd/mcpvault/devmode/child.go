@@ -81,7 +81,7 @@ func (d *Dev) adopt(c *child) {
 		d.mu.Unlock()
 		close(c.done)
 		if !quiet {
-			d.log.Warn("child ended", "name", c.name, "pid", c.pid(), "error", err)
+			d.log.Info("child ended", "name", c.name, "pid", c.pid(), "error", err)
 			d.event("%s (pid %d) ended: %s; start it again with `mcpvault dev restart %s`", c.name, c.pid(), how(err), c.name)
 		}
 	})

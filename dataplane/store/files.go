@@ -15,69 +15,55 @@ import (
 // lockLimit is how long OpenDB waits for another process, which may be the one that this one replaces.
 const lockLimit = 2 * time.Second
 
-// OpenDB opens or makes a bbolt file, mode 0600, synced at each commit, and reads all its records once. mapSize is how
-// much is mapped at first: a map that need not grow is not moved under readers. The error wraps ErrCorrupt or ErrInUse.
+// OpenDB opens or makes a bbolt file, mode 0600, synced at each commit. All its pages are checked before bbolt follows any
+// of them. mapSize is how much is mapped at first: a map that need not grow is not moved under readers. The error wraps
+// ErrCorrupt or ErrInUse.
 func OpenDB(path string, mapSize int) (*bbolt.DB, error) {
-	var db *bbolt.DB
-	var file *os.File
-	err := Guard(func() (err error) {
-		db, err = bbolt.Open(path, 0o600, &bbolt.Options{
-			Timeout:         lockLimit,
-			FreelistType:    bbolt.FreelistMapType,
-			InitialMmapSize: mapSize,
-			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
-				f, err := os.OpenFile(name, flag, mode)
-				file = f
-				return f, err
-			},
-		})
-		return err
-	})
+	if info, err := os.Stat(path); err == nil && info.Size() > 0 {
+		// Opening to read takes the lock and looks at the head pages only.
+		db, err := openBolt(path, &bbolt.Options{ReadOnly: true})
+		if err != nil {
+			return nil, err
+		}
+		if err := errors.Join(checkPages(path, db.Info().PageSize), db.Close()); err != nil {
+			return nil, err
+		}
+	}
+	db, err := openBolt(path, &bbolt.Options{FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapSize})
 	if err != nil {
-		// After a panic inside Open the file would stay open. Its map, and with it the lock, does: a damaged file is to be
-		// moved away, not opened again.
-		if file != nil {
-			_ = file.Close()
-		}
-		switch {
-		case errors.Is(err, bolterrors.ErrTimeout):
-			return nil, ErrInUse
-		case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
-			return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
-		}
 		return nil, err
 	}
 	db.AllocSize = 1 << 20
-	if err := readAll(db, path); err != nil {
-		return nil, errors.Join(err, db.Close())
-	}
 	return db, nil
 }
 
-// readAll walks the pages here and not with bbolt's own check: that one runs in a goroutine of its own, where a fault
-// from a damaged page ends the process.
-func readAll(db *bbolt.DB, path string) error {
-	return Guard(func() error {
-		return db.View(func(tx *bbolt.Tx) error {
-			info, err := os.Stat(path)
-			if err != nil {
-				return err
-			}
-			// Reading beyond the end of a mapped file is a fault, not an error: look first.
-			if info.Size() < tx.Size() {
-				return fmt.Errorf("%w: %d bytes long instead of %d", ErrCorrupt, info.Size(), tx.Size())
-			}
-			var sum byte
-			return tx.ForEach(func(_ []byte, b *bbolt.Bucket) error {
-				return b.ForEach(func(_, v []byte) error {
-					if len(v) > 0 {
-						sum ^= v[0] ^ v[len(v)-1]
-					}
-					return nil
-				})
-			})
-		})
+func openBolt(path string, options *bbolt.Options) (db *bbolt.DB, err error) {
+	var file *os.File
+	options.Timeout = lockLimit
+	options.OpenFile = func(name string, flag int, mode os.FileMode) (*os.File, error) {
+		f, err := os.OpenFile(name, flag, mode)
+		file = f
+		return f, err
+	}
+	err = Guard(func() (err error) {
+		db, err = bbolt.Open(path, 0o600, options)
+		return err
 	})
+	if err == nil {
+		return db, nil
+	}
+	// After a panic inside Open the file would stay open. Its map, and with it the lock, does: a damaged file is to be
+	// moved away, not opened again.
+	if file != nil {
+		_ = file.Close()
+	}
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, ErrInUse
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return nil, err
 }
 
 // Guard turns the panics and memory faults that a damaged bbolt file causes into ErrCorrupt.

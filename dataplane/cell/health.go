@@ -155,27 +155,40 @@ func (n *Node) nodeStatus() *cellv1.NodeStatus {
 	return s
 }
 
-const statusEvery = 2 * time.Second
+const (
+	statusEvery = 2 * time.Second
+	// statusLook is how soon a change, such as a new leader, is told.
+	statusLook = 100 * time.Millisecond
+)
 
-// report tells the control plane how this node is, when there is one.
+// report tells the control plane how this node is, when there is one: at once when something changed, and now and then.
 func (n *Node) report(ctx context.Context) error {
-	tick := time.NewTicker(statusEvery)
+	tick := time.NewTicker(statusLook)
 	defer tick.Stop()
-	first := time.After(100 * time.Millisecond)
+	var told string
+	var at time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		case <-first:
 		}
 		if !n.feed.Connected() {
+			told = ""
+			continue
+		}
+		leader, _ := n.consensus.Leader()
+		now := fmt.Sprint(n.consensus.State(), leader, len(n.pdp.Current().Tenants()))
+		if now == told && time.Since(at) < statusEvery {
 			continue
 		}
 		rctx, cancel := context.WithTimeout(ctx, statusEvery)
-		if _, err := n.control.ReportStatus(rctx, &cellv1.ReportStatusRequest{Status: n.nodeStatus()}); err != nil && ctx.Err() == nil {
-			n.log.DebugContext(ctx, "status was not delivered", "err", err)
-		}
+		_, err := n.control.ReportStatus(rctx, &cellv1.ReportStatusRequest{Status: n.nodeStatus()})
 		cancel()
+		if err != nil {
+			n.log.DebugContext(ctx, "status was not delivered", "err", err)
+			continue
+		}
+		told, at = now, time.Now()
 	}
 }

@@ -24,19 +24,26 @@ type Body struct {
 	Timeout time.Duration
 }
 
-// Read reads the whole body. A stated length beyond the bound is refused before a byte is read. After an error the
-// connection cannot be used again.
+// Read reads the whole body. A stated length beyond the bound is refused before a byte is read. After an error the read
+// deadline stays: the connection cannot be used again, and a server that still wants to read the rest of the body before
+// it closes must not wait for it.
 func (b Body) Read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	rc := http.NewResponseController(w)
+	timed := b.Timeout > 0 && rc.SetReadDeadline(time.Now().Add(b.Timeout)) == nil
+	body, err := b.read(r)
+	if err == nil && timed {
+		_ = rc.SetReadDeadline(time.Time{})
+	}
+	return body, err
+}
+
+func (b Body) read(r *http.Request) ([]byte, error) {
 	if r.ContentLength > b.Max {
 		return nil, ErrTooLarge
 	}
-	rc := http.NewResponseController(w)
-	if b.Timeout > 0 && rc.SetReadDeadline(time.Now().Add(b.Timeout)) == nil {
-		defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
-	}
 	size := int64(512)
 	if r.ContentLength >= 0 {
-		size = r.ContentLength
+		size = min(r.ContentLength, 64<<10)
 	}
 	body := make([]byte, 0, size+1)
 	for {

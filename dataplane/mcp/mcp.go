@@ -140,6 +140,9 @@ func (m *Message) Raw(s Span) []byte {
 	return m.Body[s.Start:s.End]
 }
 
+// IDSpan is where the id is in the body.
+func (m *Message) IDSpan() Span { return m.id }
+
 // Text returns the decoded string of a span; it reports false when the value is absent or not a string.
 func (m *Message) Text(s Span) (string, bool) {
 	if !s.Present() || m.Body[s.Start] != '"' {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
@@ -58,9 +59,7 @@ func (x *exchange) bridgeModern() *answer {
 }
 
 func inOrder(s []veneer.Splice) []veneer.Splice {
-	if len(s) == 2 && s[1].At.Start < s[0].At.Start {
-		s[0], s[1] = s[1], s[0]
-	}
+	slices.SortFunc(s, func(a, b veneer.Splice) int { return a.At.Start - b.At.Start })
 	return s
 }
 
@@ -126,19 +125,6 @@ func (x *exchange) toLegacy(raw []byte, m *mcp.Message) ([]byte, *answer) {
 	return raw, nil
 }
 
-// toModern adds what a modern result must say.
-func toModern(raw []byte, m *mcp.Message) ([]byte, *answer) {
-	if !m.Result.Present() || m.ResultType.Present() || m.Body[m.Result.Start] != '{' {
-		return raw, nil
-	}
-	word := `"resultType":"complete",`
-	if rest := bytes.TrimLeft(raw[m.Result.Start+1:m.Result.End], " \t\r\n"); rest[0] == '}' {
-		word = word[:len(word)-1]
-	}
-	at := m.Result.Start + 1
-	return veneer.Apply(raw, veneer.Splice{At: mcp.Span{Start: at, End: at}, With: []byte(word)}), nil
-}
-
 func (x *exchange) bridgeLegacy() *answer {
 	key := x.tableKey()
 	up, err := x.p.table.Get(x.ctx, key, x.openUpstream)
@@ -150,20 +136,32 @@ func (x *exchange) bridgeLegacy() *answer {
 		return x.upstreamFailed(err)
 	}
 	merge(x.set, sessionHeader(up.ID, up.Revision))
-	how := streaming{
-		translate: func(raw []byte, m *mcp.Message) ([]byte, *answer) { return raw, nil },
-		asked:     x.decline,
-	}
-	splices := x.rename()
+	// Several callers' programs may share the session, and each counts its ids from one.
+	x.wireID = mcp.AppendString(nil, x.rec.GetId())
+	splices := append(x.rename(), veneer.Splice{At: x.msg.IDSpan(), With: x.wireID})
 	if x.era == mcp.EraModern {
-		how.translate = toModern
-		splices = inOrder(append(splices, veneer.Splice{At: x.msg.Meta, With: mcp.WithoutModernMeta(x.msg.Raw(x.msg.Meta))}))
+		splices = append(splices, veneer.Splice{At: x.msg.Meta, With: mcp.WithoutModernMeta(x.msg.Raw(x.msg.Meta))})
 	}
-	a := x.bridged(veneer.Apply(x.msg.Body, splices...), how)
+	how := streaming{translate: x.fromLegacy, asked: x.decline}
+	a := x.bridged(veneer.Apply(x.msg.Body, inOrder(splices)...), how)
 	if a != nil && a.reason == "upstream_session_lost" {
 		x.p.table.Drop(key, up)
 	}
 	return a
+}
+
+// fromLegacy gives an answer the caller's id, and a modern caller what a modern result must say.
+func (x *exchange) fromLegacy(raw []byte, m *mcp.Message) ([]byte, *answer) {
+	splices := []veneer.Splice{{At: m.IDSpan(), With: x.msg.ID}}
+	if x.era == mcp.EraModern && m.Result.Present() && !m.ResultType.Present() && raw[m.Result.Start] == '{' {
+		word := `"resultType":"complete",`
+		if rest := bytes.TrimLeft(raw[m.Result.Start+1:m.Result.End], " \t\r\n"); rest[0] == '}' {
+			word = word[:len(word)-1]
+		}
+		at := m.Result.Start + 1
+		splices = append(splices, veneer.Splice{At: mcp.Span{Start: at, End: at}, With: []byte(word)})
+	}
+	return veneer.Apply(raw, inOrder(splices)...), nil
 }
 
 // tableKey names the upstream session: one for each of a legacy client's sessions, and one for each modern caller.

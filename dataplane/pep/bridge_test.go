@@ -126,13 +126,15 @@ func TestAModernClientCallsALegacyServer(t *testing.T) {
 			_, _ = fmt.Fprint(w, "id: 1\ndata: \n\n", `data: {"jsonrpc":"2.0","method":"notifications/progress","params":{}}`, "\n\n",
 				`data: {"jsonrpc":"2.0","id":"s1","method":"sampling/createMessage","params":{}}`, "\n\n")
 			_ = http.NewResponseController(w).Flush()
-			_, _ = fmt.Fprint(w, `data: {"jsonrpc":"2.0","id":1,"result":{ "content":[],"big":9007199254740993}}`, "\n\n")
+			var m struct{ ID json.RawMessage }
+			_ = json.Unmarshal([]byte(body), &m)
+			_, _ = fmt.Fprintf(w, `data: {"jsonrpc":"2.0","id":%s,"result":{ "content":[],"big":9007199254740993}}`+"\n\n", m.ID)
 		default:
 			up.answer(w, body)
 		}
 	})
 	a := g.call("/mcp/pay", "root", "balance", "{}")
-	if string(a.Result) != `{"resultType":"complete", "content":[],"big":9007199254740993}` {
+	if string(a.ID) != "1" || string(a.Result) != `{"resultType":"complete", "content":[],"big":9007199254740993}` {
 		t.Errorf("%s", a.body)
 	}
 	if !strings.Contains(a.body, "notifications/progress") || strings.Contains(a.body, "sampling") {
@@ -196,5 +198,21 @@ func TestALegacyClientCallsAModernServer(t *testing.T) {
 	})
 	if a := g.post("/mcp/pay", "root", legacyCall, "Mcp-Session-Id", id); !strings.Contains(a.body, "era_mismatch") {
 		t.Errorf("%s", a.body)
+	}
+}
+
+func TestCallersThatShareAnUpstreamSessionDoNotShareIDs(t *testing.T) {
+	t.Parallel()
+	up := newScripted(t)
+	g := newGateway(t, pep.Config{}, nil, catalogueServer("pay", up.url, []string{"2025-11-25"}, plainTool("balance", read)))
+	seen := map[string]bool{}
+	for range 2 {
+		a := g.call("/mcp/pay", "root", "balance", "{}")
+		sent, _ := up.last()
+		var m struct{ ID json.RawMessage }
+		if err := json.Unmarshal([]byte(strings.TrimPrefix(sent, "POST ")), &m); err != nil || seen[string(m.ID)] || string(a.ID) != "1" {
+			t.Fatalf("B20: the upstream saw id %s again, the client got %s (%v)", m.ID, a.ID, err)
+		}
+		seen[string(m.ID)] = true
 	}
 }

@@ -53,8 +53,10 @@ type exchange struct {
 	// owned: the gateway leads this dialogue itself. shown is the name by which the caller knows the tool.
 	owned bool
 	shown string
-	set   http.Header
-	free  func()
+	// wireID is the id that the upstream is given in place of the caller's; nil for the same.
+	wireID []byte
+	set    http.Header
+	free   func()
 }
 
 // answer ends a request.

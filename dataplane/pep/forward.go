@@ -139,7 +139,11 @@ func (x *exchange) upstreamForgot() *answer {
 
 // answers reports whether a message is the response to this request, and nothing else.
 func (x *exchange) answers(m *mcp.Message) bool {
-	return m.Kind == mcp.KindResponse && sameID(m.ID, x.msg.ID)
+	id := x.msg.ID
+	if x.wireID != nil {
+		id = x.wireID
+	}
+	return m.Kind == mcp.KindResponse && sameID(m.ID, id)
 }
 
 // sameID compares raw ids; strings may be escaped differently.

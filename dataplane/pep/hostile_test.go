@@ -5,10 +5,12 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -225,5 +227,49 @@ func TestAShortBodyEndsTheConnection(t *testing.T) {
 	_, _ = io.Copy(io.Discard, resp.Body)
 	if up.calls() != 0 {
 		t.Error("A33: the second request was run")
+	}
+}
+
+func TestASlowBodyIsCutOff(t *testing.T) {
+	t.Parallel()
+	g := newGateway(t, pep.Config{BodyTimeout: 50 * time.Millisecond}, nil)
+	c, err := net.Dial("tcp", strings.TrimPrefix(g.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_, _ = fmt.Fprintf(c, "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nAccept: */*\r\nContent-Length: 100\r\n\r\n{")
+	r := bufio.NewReader(c)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil || resp.StatusCode != http.StatusRequestTimeout || !resp.Close {
+		t.Fatalf("A17: %v %v", resp, err)
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	if _, err := r.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("A17: the connection lives on: %v", err)
+	}
+}
+
+func TestLimitsHoldWhileOthersAreServed(t *testing.T) {
+	t.Parallel()
+	g, _ := payments(t)
+	for row, args := range map[string]string{
+		"B10": strings.Repeat(`{"a":`, 100) + "1" + strings.Repeat("}", 100),
+		"B11": `{"a":[` + strings.Repeat("1,", 200_000) + "1]}",
+		"B22": `{"a":"` + strings.Repeat("a", 1<<20+1) + `"}`,
+	} {
+		if a := g.call("/mcp/pay", "alice", "balance", args); a.status != http.StatusBadRequest {
+			t.Errorf("%s: %d", row, a.status)
+		}
+		if a := g.call("/mcp/pay", "alice", "balance", "{}"); string(a.Result) != oddResult {
+			t.Errorf("%s: the next call: %s", row, a.body)
+		}
+	}
+	for _, name := range []string{"balаnce", "bal​ance", "../balance", strings.Repeat("a", 129)} {
+		a := g.modern("/mcp/pay", "alice", "tools/call", "=?base64?"+base64.StdEncoding.EncodeToString([]byte(name))+"?=", `"name":"`+name+`"`)
+		if a.status != http.StatusOK || a.code() != -32602 {
+			t.Errorf("B23 %q: %d %s", name, a.status, a.body)
+		}
 	}
 }

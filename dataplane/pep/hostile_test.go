@@ -266,7 +266,7 @@ func TestLimitsHoldWhileOthersAreServed(t *testing.T) {
 			t.Errorf("%s: the next call: %s", row, a.body)
 		}
 	}
-	for _, name := range []string{"balаnce", "bal​ance", "../balance", strings.Repeat("a", 129)} {
+	for _, name := range []string{"bal\u0430nce", "bal\u200bance", "../balance", strings.Repeat("a", 129)} {
 		a := g.modern("/mcp/pay", "alice", "tools/call", "=?base64?"+base64.StdEncoding.EncodeToString([]byte(name))+"?=", `"name":"`+name+`"`)
 		if a.status != http.StatusOK || a.code() != -32602 {
 			t.Errorf("B23 %q: %d %s", name, a.status, a.body)

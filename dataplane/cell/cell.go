@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -43,6 +44,11 @@ type Node struct {
 	log     *slog.Logger
 	started time.Time
 	reg     *tele.Registry
+	clock   *clock
+	// clockSuspect mirrors what pdp was told, so that a change is logged once.
+	clockSuspect atomic.Bool
+	// damaged is set until the control plane has sent everything again that this node's disk had lost.
+	damaged atomic.Bool
 
 	identity  *svid.Source
 	store     *store.Store
@@ -129,6 +135,12 @@ func (n *Node) openStore(context.Context) error {
 	}
 	n.store = st
 	n.onClose(st.Close)
+	_, heartbeat := st.Heartbeat()
+	n.clock = newClock(time.Now, st.HighWater(), heartbeat)
+	if lost := st.Corrupt(); len(lost) > 0 {
+		n.damaged.Store(true)
+		n.log.Error("records on this disk are damaged: callers wait until the control plane has sent them again", "records", len(lost), "first", lost[0])
+	}
 	n.consensus, err = consensus.New(consensus.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, TrustDomain: n.cfg.TrustDomain,
 		Dir: filepath.Join(n.cfg.DataDir, "raft"), Bind: n.cfg.Listen.Raft, Peers: n.raftPeers(),
@@ -164,7 +176,7 @@ func (n *Node) openAudit(context.Context) error {
 	n.tlog = l
 	// One key on this node for hashing arguments, that opens nothing else.
 	mac := sha256.Sum256(append([]byte("mcpvault audit arguments\x00"), key[:]...))
-	n.audit, err = audit.New(audit.Config{Cell: n.cfg.Cell, Node: n.cfg.Node, Log: l, MACKey: mac[:], Logger: n.log, Registerer: n.reg})
+	n.audit, err = audit.New(audit.Config{Cell: n.cfg.Cell, Node: n.cfg.Node, Log: l, MACKey: mac[:], Now: n.clock.Now, Logger: n.log, Registerer: n.reg})
 	return err
 }
 
@@ -178,7 +190,7 @@ func (n *Node) openPolicy(context.Context) error {
 	})
 	n.feed = feed.New(feed.Config{
 		Cell: n.cfg.Cell, ControlPlane: n.control, Log: proposer{n}, Store: n.store,
-		Sources: []feed.Source{shards{n.control}, n.peers}, PDP: n.pdp, Trust: n.trust, Logger: n.log,
+		Sources: []feed.Source{shards{n.control}, n.peers}, PDP: n.pdp, Trust: n.trust, Logger: n.log, Now: n.clock.Now,
 	})
 	var err error
 	n.deliverer, err = audit.NewDeliverer(audit.DelivererConfig{

@@ -29,17 +29,17 @@ func (n *Node) openFront(context.Context) error {
 	}
 	up := upstream.New(upstream.Config{Dial: guard.DialContext})
 	n.onClose(func() error { up.Close(); return nil })
-	if n.authn, err = authn.New(authn.Config{Registerer: n.reg}); err != nil {
+	if n.authn, err = authn.New(authn.Config{Now: n.clock.Now, Registerer: n.reg}); err != nil {
 		return err
 	}
 	n.onClose(func() error { n.authn.Close(); return nil })
-	if n.sessions, err = session.New(session.Config{}); err != nil {
+	if n.sessions, err = session.New(session.Config{Now: n.clock.Now}); err != nil {
 		return err
 	}
 	n.takeSessionKeys()
 	cfg := pep.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, Hosts: n.publicHosts(), Loopback: n.cfg.Dev,
-		Version: run.Version().Version,
+		Version: run.Version().Version, Now: n.clock.Now,
 	}
 	if n.cfg.Dev {
 		cfg.MaxStreams = 4096
@@ -101,6 +101,7 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("peers", peerServer, time.Second)
 	g.Add("feed", n.feed, 2*time.Second)
 	g.Add("status", run.Func(n.report), time.Second)
+	g.Add("housekeeping", run.Func(n.keepHouse), time.Second)
 	g.Add("pep", n.pep, time.Second)
 	if n.cfg.Listen.Metrics != "" {
 		ln, err := net.Listen("tcp", n.cfg.Listen.Metrics)
@@ -141,13 +142,28 @@ func (n *Node) addFronts(g *run.Group) error {
 		if err != nil {
 			return fmt.Errorf("%s listener: %w", f.name, err)
 		}
-		s, err := edge.New(cfg, ln, n.pep, n.log)
+		s, err := edge.New(cfg, ln, n.whenWhole(n.pep), n.log)
 		if err != nil {
 			return err
 		}
 		g.Add("front "+f.name, s, cfg.Grace+2*time.Second)
 	}
 	return nil
+}
+
+// whenWhole keeps callers out while this node's disk is known to have lost records: one of them may have been a kill.
+func (n *Node) whenWhole(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if n.damaged.Load() {
+			if !n.feed.Connected() {
+				w.Header().Set("Retry-After", "2")
+				http.Error(w, "this node's disk was damaged: it serves again when the control plane has sent what it lost", http.StatusServiceUnavailable)
+				return
+			}
+			n.damaged.Store(false)
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 // peerServer serves the other members of this cell.

@@ -26,7 +26,7 @@ func (n *Node) checks() []check {
 	var all []check
 	all = append(all, check{"policy", true, n.policyProblem()})
 	all = append(all, check{"audit", true, n.audit.Problem()}, check{"audit_witness", false, n.deliverer.Problem()})
-	all = append(all, check{"identity", true, n.identityProblem()})
+	all = append(all, check{"identity", true, n.identityProblem()}, check{"clock", true, n.clockProblem()}, check{"store", true, n.storeProblem()})
 	all = append(all, check{"session_keys", true, n.sessionProblem()})
 	var raft, leader, control error
 	if raft = n.consensus.Problem(); raft == nil {
@@ -46,7 +46,7 @@ func (n *Node) policyProblem() error {
 	if len(tenants) == 0 {
 		return fmt.Errorf("no verified policy yet")
 	}
-	now := time.Now().UnixMilli()
+	now := n.clock.Now().UnixMilli()
 	for _, t := range tenants {
 		if state.Fresh(t, snapshotv1.Effect_EFFECT_READ, now) {
 			return nil
@@ -62,6 +62,20 @@ func (n *Node) identityProblem() error {
 	}
 	if time.Now().After(until) {
 		return fmt.Errorf("SVID expired at %s", until.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+func (n *Node) clockProblem() error {
+	if n.clockSuspect.Load() {
+		return fmt.Errorf("%s behind the newest signed heartbeat: what is leased is closed; set the clock", n.clock.behind().Round(time.Second))
+	}
+	return nil
+}
+
+func (n *Node) storeProblem() error {
+	if n.damaged.Load() && !n.feed.Connected() {
+		return fmt.Errorf("records are damaged, and the control plane is not there to send them again")
 	}
 	return nil
 }

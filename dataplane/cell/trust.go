@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/mcpvault/mcpvault/dataplane/feed"
+	"github.com/mcpvault/mcpvault/dataplane/store"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
@@ -31,7 +32,8 @@ func (n *Node) openTrust(context.Context) error {
 	}
 	n.trust = feed.NewTrust(env, trust, n.store.PutRoots)
 	if n.store.Roots() == nil {
-		if err := n.store.PutRoots(env); err != nil {
+		// The floor may remember newer roots that the disk has lost: these serve until somebody sends those again.
+		if err := n.store.PutRoots(env); err != nil && !errors.Is(err, store.ErrRollback) {
 			return fmt.Errorf("keep roots: %w", err)
 		}
 	} else if len(given) > 0 {

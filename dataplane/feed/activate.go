@@ -126,7 +126,7 @@ func (f *Feed) homed() map[snapshot.TenantID]bool {
 
 // open builds a tenant from shards on this disk; one that is missing or spoilt is fetched again.
 func (f *Feed) open(ctx context.Context, head *snapshotv1.Head, digest snapshot.Digest) (*pdp.Tenant, error) {
-	if err := seal.CheckTime(head, time.Now()); err != nil {
+	if err := seal.CheckTime(head, f.cfg.Now()); err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnfit, err)
 	}
 	var missing error

@@ -48,6 +48,8 @@ type Config struct {
 	PDP     *pdp.PDP
 	Trust   *Trust
 	Logger  *slog.Logger
+	// Now is the time that the node believes; the wall clock when nil.
+	Now func() time.Time
 }
 
 // Feed is the policy supply of one node.
@@ -79,6 +81,9 @@ type pendingHead struct {
 
 // New makes a feed.
 func New(cfg Config) *Feed {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	return &Feed{
 		cfg: cfg, log: cfg.Logger,
 		pending:  make(map[snapshot.TenantID]*pendingHead),

@@ -20,13 +20,15 @@ type PDP struct {
 	cur atomic.Pointer[State]
 	// leases holds, for each tenant, the time stated by the newest heartbeat that confirmed what is served; guarded by mu.
 	leases map[snapshot.TenantID]*atomic.Int64
+	// suspect is set while this node's clock is not to be believed.
+	suspect atomic.Bool
 }
 
 // New returns a PDP without any policy: every request finds no tenant. Requests whose host name is not mapped belong to
 // defaultTenant; "" gives them none.
 func New(defaultTenant string) *PDP {
 	p := &PDP{leases: make(map[snapshot.TenantID]*atomic.Int64)}
-	p.cur.Store(&State{defaultName: defaultTenant, replaced: make(chan struct{})})
+	p.cur.Store(&State{defaultName: defaultTenant, suspect: &p.suspect, replaced: make(chan struct{})})
 	return p
 }
 
@@ -75,6 +77,9 @@ func (p *PDP) RenewLease(id snapshot.TenantID, ms int64) {
 	}
 }
 
+// SuspectClock says that this node's clock cannot be believed: no lease is fresh until it is believed again.
+func (p *PDP) SuspectClock(v bool) { p.suspect.Store(v) }
+
 // lease needs mu.
 func (p *PDP) lease(id snapshot.TenantID) *atomic.Int64 {
 	l, ok := p.leases[id]
@@ -103,6 +108,7 @@ type State struct {
 	byName      map[string]*Tenant
 	byHost      map[string]*Tenant
 	kills       map[killKey]struct{}
+	suspect     *atomic.Bool
 	replaced    chan struct{}
 }
 
@@ -164,12 +170,12 @@ func (s *State) Kills() int { return len(s.kills) }
 
 // Fresh reports whether calls of this class are still within the tenant's staleness bound at nowMS. A class without an
 // effect is held to the bound of destructive calls.
-func (*State) Fresh(t *Tenant, effect snapshotv1.Effect, nowMS int64) bool {
+func (s *State) Fresh(t *Tenant, effect snapshotv1.Effect, nowMS int64) bool {
 	limit := t.Settings.GetMaxStalenessWriteMs()
 	if effect == snapshotv1.Effect_EFFECT_READ {
 		limit = t.Settings.GetMaxStalenessReadMs()
 	}
-	return nowMS-t.lease.Load() <= limit
+	return nowMS-t.lease.Load() <= limit && !s.suspect.Load()
 }
 
 func (s *State) setTenants(byID map[snapshot.TenantID]*Tenant) {

@@ -165,9 +165,10 @@ func TestTheRingGivesBackWhatIsNotWritten(t *testing.T) {
 	if _, err := os.Stat(dir); err != nil {
 		t.Skip("no tmpfs here")
 	}
-	name := filepath.Join(dir, RingFile(t.TempDir()))
+	logDir := t.TempDir()
+	name := filepath.Join(dir, RingFile(logDir))
 	defer os.Remove(name)
-	r, err := openRing(name, "origin")
+	r, err := openRing(dir, logDir, "origin")
 	if err != nil {
 		t.Skip(err)
 	}
@@ -189,21 +190,33 @@ func TestTheRingGivesBackWhatIsNotWritten(t *testing.T) {
 	if got := r.left(10); len(got) != 0 {
 		t.Fatalf("there is a gap, and yet: %v", got)
 	}
-	if err := unmap(r.mem); err != nil {
+	sweepRings(dir)
+	if err := r.close(false); err != nil {
 		t.Fatal(err)
 	}
-	if r, err = openRing(name, "origin"); err != nil {
+	if r, err = openRing(dir, logDir, "origin"); err != nil {
 		t.Fatal(err)
 	}
 	if got := r.left(17); len(got) != 3 {
 		t.Fatalf("the next process finds %v", got)
 	}
-	_ = unmap(r.mem)
-	if r, err = openRing(name, "another log"); err != nil {
+	_ = r.close(false)
+	if r, err = openRing(dir, logDir, "another log"); err != nil {
 		t.Fatal(err)
 	}
 	if got := r.left(17); len(got) != 0 {
 		t.Fatalf("another log finds %v", got)
 	}
-	_ = unmap(r.mem)
+	_ = r.close(false)
+	sweepRings(dir)
+	if _, err := os.Stat(name); err != nil {
+		t.Fatalf("the ring of a log that is there was swept away: %v", err)
+	}
+	if err := os.Remove(logDir); err != nil {
+		t.Fatal(err)
+	}
+	sweepRings(dir)
+	if _, err := os.Stat(name); err == nil {
+		t.Fatal("the ring of a log that is gone stayed")
+	}
 }

@@ -84,7 +84,8 @@ func Open(cfg Config) (*Log, Recovery, error) {
 		}
 	}
 	if cfg.RingDir != "-" {
-		if l.ring, err = openRing(filepath.Join(cfg.RingDir, RingFile(cfg.Dir)), l.origin); err != nil {
+		sweepRings(cfg.RingDir)
+		if l.ring, err = openRing(cfg.RingDir, cfg.Dir, l.origin); err != nil {
 			cfg.Logger.Warn("no ring: appended records do not survive SIGKILL until they are written",
 				slog.String("log", l.origin), slog.String("error", err.Error()))
 		}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -413,17 +412,8 @@ func (l *Log) Close() error {
 	} else if cerr := l.persist(); cerr != nil {
 		err = fmt.Errorf("last checkpoint: %w", cerr)
 	}
-	return errors.Join(err, l.closeRing(lost == 0), l.files.close(), l.lock.Close())
-}
-
-// closeRing unmaps the ring, and removes it when everything that was in it is on disk.
-func (l *Log) closeRing(done bool) error {
-	if l.ring == nil {
-		return nil
+	if l.ring != nil {
+		err = errors.Join(err, l.ring.close(lost == 0))
 	}
-	err := unmap(l.ring.mem)
-	if done {
-		err = errors.Join(err, os.Remove(l.ring.name))
-	}
-	return err
+	return errors.Join(err, l.files.close(), l.lock.Close())
 }

@@ -3,7 +3,10 @@ package tlog
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
 	"sort"
 )
@@ -12,14 +15,20 @@ import (
 // place, and leaves when the operating system has it, so that an append survives SIGKILL without a system call, and the
 // writer may gather what comes within gatherFor into one write. A tmpfs has no disk below it that could hang a copy.
 const (
-	ringSlots  = 16
-	ringSlot   = 256 << 10
-	slotHeader = 24 // first index, first bytes of the origin's hash, length of nothing: zeros
+	ringPrefix = "mcpvault-log-"
+	// The first page says whose ring it is: the length of the log's directory and its path.
+	ringHeader = 4096
+	ringSlots  = 8
+	// A slot takes the largest record.
+	ringSlot   = MaxRecord + 8<<10
+	ringSize   = ringHeader + ringSlots*ringSlot
+	slotHeader = 24 // first index, first bytes of the origin's hash
 )
 
 type ring struct {
 	name string
 	mem  []byte
+	keep io.Closer // holds the lock
 	free []int
 	id   [16]byte
 }
@@ -38,22 +47,80 @@ func RingFile(logDir string) string {
 		logDir = abs
 	}
 	h := leafHash([]byte(logDir))
-	return "mcpvault-log-" + hex.EncodeToString(h[:8])
+	return ringPrefix + hex.EncodeToString(h[:8])
 }
 
 // openRing maps a log's ring.
-func openRing(name, origin string) (*ring, error) {
-	mem, err := mapFile(name, ringSlots*ringSlot)
+func openRing(dir, logDir, origin string) (*ring, error) {
+	abs, err := filepath.Abs(logDir)
+	if err != nil || len(abs) > ringHeader-2 {
+		return nil, fmt.Errorf("tlog: ring: directory %q has no usable path", logDir)
+	}
+	name := filepath.Join(dir, RingFile(logDir))
+	mem, keep, err := mapFile(name, ringSize)
 	if err != nil {
 		return nil, fmt.Errorf("tlog: ring: %w", err)
 	}
-	r := &ring{name: name, mem: mem}
+	r := &ring{name: name, mem: mem, keep: keep}
+	binary.LittleEndian.PutUint16(mem, uint16(len(abs)))
+	copy(mem[2:], abs)
 	h := leafHash([]byte(origin))
 	copy(r.id[:], h[:])
 	for i := range ringSlots {
 		r.free = append(r.free, i)
 	}
 	return r, nil
+}
+
+// sweepRings removes the rings of logs whose directories are gone: their processes were killed, and nobody will open them
+// again.
+func sweepRings(dir string) {
+	names, err := filepath.Glob(filepath.Join(dir, ringPrefix+"*"))
+	if err != nil {
+		return
+	}
+	for _, name := range names {
+		sweepRing(name)
+	}
+}
+
+func sweepRing(name string) {
+	f, err := os.Open(name)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	var head [ringHeader]byte
+	if _, err := io.ReadFull(f, head[:]); err != nil {
+		return
+	}
+	n := int(binary.LittleEndian.Uint16(head[:]))
+	if n == 0 || n > ringHeader-2 {
+		return
+	}
+	logDir := string(head[2 : 2+n])
+	if filepath.Base(name) != RingFile(logDir) {
+		return
+	}
+	// The lock is tried last, because it would be in the way of an owner who is just starting.
+	if _, err := os.Lstat(logDir); errors.Is(err, os.ErrNotExist) && unused(f) {
+		_ = os.Remove(name)
+	}
+}
+
+// slotAt is the n-th slot's memory.
+func (r *ring) slotAt(n int) []byte {
+	at := ringHeader + n*ringSlot
+	return r.mem[at : at+ringSlot : at+ringSlot]
+}
+
+// close unmaps the ring, and removes it when nothing in it is needed any more.
+func (r *ring) close(done bool) error {
+	err := unmap(r.mem)
+	if done {
+		err = errors.Join(err, os.Remove(r.name))
+	}
+	return errors.Join(err, r.keep.Close())
 }
 
 // left returns what the last process left in the ring from the record at index on, as far as it goes without a gap.
@@ -64,7 +131,7 @@ func (r *ring) left(index int64) [][]byte {
 	}
 	var runs []run
 	for i := range ringSlots {
-		b := r.mem[i*ringSlot : (i+1)*ringSlot]
+		b := r.slotAt(i)
 		if string(b[8:24]) == string(r.id[:]) {
 			runs = append(runs, run{int64(binary.LittleEndian.Uint64(b)), b[slotHeader:]})
 		}
@@ -95,7 +162,7 @@ func (r *ring) take(first int64) *slot {
 	}
 	n := r.free[len(r.free)-1]
 	r.free = r.free[:len(r.free)-1]
-	s := &slot{n: n, mem: r.mem[n*ringSlot : (n+1)*ringSlot], used: slotHeader}
+	s := &slot{n: n, mem: r.slotAt(n), used: slotHeader}
 	clear(s.mem[:slotHeader+frameHeader])
 	binary.LittleEndian.PutUint64(s.mem, uint64(first))
 	copy(s.mem[8:], r.id[:])

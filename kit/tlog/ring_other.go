@@ -2,10 +2,16 @@
 
 package tlog
 
-import "errors"
+import (
+	"errors"
+	"io"
+	"os"
+)
 
 const defaultRing = ""
 
-func mapFile(string, int) ([]byte, error) { return nil, errors.ErrUnsupported }
+func mapFile(string, int) ([]byte, io.Closer, error) { return nil, nil, errors.ErrUnsupported }
 
 func unmap([]byte) error { return nil }
+
+func unused(*os.File) bool { return false }

@@ -32,6 +32,8 @@ type Config struct {
 	// PublicURLs are the addresses that clients type, the first is the canonical one.
 	PublicURLs []string `yaml:"public_urls"`
 
+	// AuthorizationServers are named in the protected resource documents (RFC 9728): where people log in.
+	AuthorizationServers []string `yaml:"authorization_servers"`
 	// DefaultTenant serves requests whose host name is not mapped; none when empty.
 	DefaultTenant string `yaml:"default_tenant"`
 	// EgressAllow lists private destinations that upstreams may have, as CIDR:port.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"time"
 
@@ -38,14 +37,16 @@ func (n *Node) openFront(context.Context) error {
 	}
 	n.takeSessionKeys()
 	cfg := pep.Config{
-		Cell: n.cfg.Cell, Node: n.cfg.Node, Hosts: n.publicHosts(), Loopback: n.cfg.Dev,
-		Version: run.Version().Version, Now: n.clock.Now,
+		Cell: n.cfg.Cell, Node: n.cfg.Node, PublicURLs: n.cfg.PublicURLs, Loopback: n.cfg.Dev,
+		AuthorizationServers: n.cfg.AuthorizationServers,
+		Version:              run.Version().Version, Now: n.clock.Now,
 	}
 	if n.cfg.Dev {
 		cfg.MaxStreams = 4096
 	}
 	n.pep = pep.New(cfg, pep.Parts{
 		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions,
+		Registerer: n.reg,
 	})
 	return n.registerMetrics()
 }
@@ -66,16 +67,6 @@ func (n *Node) takeSessionKeys() {
 	if err := n.sessions.Rotate(ring); err != nil {
 		n.log.Error("session keys", "err", err)
 	}
-}
-
-func (n *Node) publicHosts() []string {
-	var hosts []string
-	for _, raw := range n.cfg.PublicURLs {
-		if u, err := url.Parse(raw); err == nil {
-			hosts = append(hosts, u.Host)
-		}
-	}
-	return hosts
 }
 
 // mcpURL is where clients reach this node.
@@ -119,7 +110,7 @@ func (n *Node) parts() (*run.Group, error) {
 const productionGrace = 10 * time.Second
 
 func (n *Node) addFronts(g *run.Group) error {
-	cfg := edge.Config{Grace: productionGrace}
+	cfg := edge.Config{Grace: productionGrace, OnDrain: n.pep.Drain}
 	if n.cfg.Dev {
 		cfg.Grace, cfg.MaxConns = 300*time.Millisecond, 1<<14
 	}

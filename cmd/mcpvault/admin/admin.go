@@ -173,8 +173,9 @@ func defaultFix(c problem.Code) string {
 		return "the control plane's log says more; look with `mcpvault doctor`"
 	case problem.Unavailable, problem.Exhausted, problem.Timeout:
 		return "try again, or look with `mcpvault doctor`"
+	default:
+		return ""
 	}
-	return ""
 }
 
 // IsConflict reports whether the thing to be made is there already.

@@ -182,8 +182,11 @@ func (a *App) auditTail() *cobra.Command {
 				call, cancel := context.WithTimeout(ctx, a.flags.timeout)
 				rows, last, err := a.search(call, c, req)
 				cancel()
+				if ctx.Err() != nil {
+					return nil //nolint:nilerr // The person has seen enough.
+				}
 				if err != nil {
-					return stopped(ctx, err)
+					return err
 				}
 				if first || len(rows) > 0 {
 					if err := a.printTail(rows, first, follow); err != nil {
@@ -211,8 +214,7 @@ func (a *App) printTail(rows []recordView, first, follow bool) error {
 	if !follow {
 		return PrintList(a, rows, recordColumns()...)
 	}
-	switch a.format {
-	case output.JSON, output.YAML:
+	if a.format == output.JSON || a.format == output.YAML {
 		for _, r := range rows {
 			if err := output.Line(a.cfg.Stdout, r); err != nil {
 				return err
@@ -227,14 +229,6 @@ func (a *App) printTail(rows []recordView, first, follow bool) error {
 		}
 	}
 	return PrintList(a, rows, columns...)
-}
-
-// stopped is nil when the error is only that the person has seen enough.
-func stopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
 }
 
 func (a *App) auditGet() *cobra.Command {

@@ -75,16 +75,19 @@ func (a *App) Format() output.Format { return a.format }
 // World returns the surroundings that the program was given.
 func (a *App) World() Config { return a.cfg }
 
+// tell writes to stderr. When that is gone there is nobody left to tell so.
+func (a *App) tell(format string, args ...any) { _, _ = fmt.Fprintf(a.cfg.Stderr, format, args...) }
+
 // Notef tells the person something that is not data.
 func (a *App) Notef(format string, args ...any) {
 	if !a.flags.quiet {
-		fmt.Fprintf(a.cfg.Stderr, format+"\n", args...)
+		a.tell(format+"\n", args...)
 	}
 }
 
 // Warnf tells the person something that went wrong without failing the command.
 func (a *App) Warnf(format string, args ...any) {
-	fmt.Fprintf(a.cfg.Stderr, "warning: "+format+"\n", args...)
+	a.tell("warning: "+format+"\n", args...)
 }
 
 // exitError ends the program with a status after everything has been said.
@@ -111,12 +114,12 @@ func (a *App) fail(err error) int {
 	if !ok {
 		p = a.ordinary(err)
 	}
-	fmt.Fprintf(a.cfg.Stderr, "error: %s\n", output.Clean(p.What))
+	a.tell("error: %s\n", output.Clean(p.What))
 	if p.Cause != nil && a.Getenv("MCPVAULT_DEBUG") != "" {
-		fmt.Fprintf(a.cfg.Stderr, "cause: %s\n", output.Clean(p.Cause.Error()))
+		a.tell("cause: %s\n", output.Clean(p.Cause.Error()))
 	}
 	if p.Fix != "" {
-		fmt.Fprintf(a.cfg.Stderr, "hint: %s\n", output.Clean(p.Fix))
+		a.tell("hint: %s\n", output.Clean(p.Fix))
 	}
 	return p.Code.Exit()
 }
@@ -159,7 +162,7 @@ func (a *App) root() *cobra.Command {
 	a.globalFlags(root)
 	root.AddCommand(
 		a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.contextCommand(),
-		a.orgCommand(), a.teamCommand(), a.userCommand(), a.roleCommand(),
+		a.orgCommand(), a.unitCommand(), a.teamCommand(), a.userCommand(), a.roleCommand(),
 		a.grantCommand(), a.revokeCommand(), a.grantsCommand(), a.accessCommand(), a.killCommand(),
 		a.serverCommand(), a.tokenCommand(), a.mcpCommand(),
 		a.cellCommand(), a.snapshotCommand(), a.auditCommand(),

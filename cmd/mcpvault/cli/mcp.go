@@ -274,12 +274,12 @@ func (a *App) sayDenied(answer *mcpclient.Answer, hint, explain string) {
 	if answer.Error != nil {
 		what = answer.Error.Message
 	}
-	fmt.Fprintf(a.cfg.Stderr, "denied: %s\n", output.Clean(what))
+	a.tell("denied: %s\n", output.Clean(what))
 	if hint != "" {
-		fmt.Fprintf(a.cfg.Stderr, "hint: %s\n", output.Clean(hint))
+		a.tell("hint: %s\n", output.Clean(hint))
 	}
 	if explain != "" {
-		fmt.Fprintf(a.cfg.Stderr, "why: %s\n", output.Clean(explain))
+		a.tell("why: %s\n", output.Clean(explain))
 	}
 }
 

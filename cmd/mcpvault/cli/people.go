@@ -89,6 +89,44 @@ func mapped[T, U any](in []T, f func(T) U) []U {
 	return out
 }
 
+type unitView struct {
+	Name   string `json:"name"`
+	ID     string `json:"id"`
+	Parent string `json:"parent,omitempty"`
+}
+
+func viewUnit(u *adminv1.Unit) unitView { return unitView{u.GetName(), u.GetId(), u.GetParent()} }
+
+func unitColumns() []output.Column[unitView] {
+	return []output.Column[unitView]{
+		{Head: "NAME", Cell: func(v unitView) string { return v.Name }},
+		{Head: "PARENT", Cell: func(v unitView) string { return v.Parent }},
+		{Head: "ID", Cell: func(v unitView) string { return v.ID }, Wide: true},
+	}
+}
+
+func (a *App) unitCommand() *cobra.Command {
+	var parent string
+	create := a.AdminLeaf("create NAME", "Makes a unit.", "  mcpvault unit create emea --parent sales", Args("NAME"),
+		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+			resp, err := c.Directory.CreateUnit(ctx, &adminv1.CreateUnitRequest{Tenant: tenant, Name: args[0], Parent: parent})
+			if err != nil {
+				return err
+			}
+			return Print(a, viewUnit(resp.GetUnit()), unitColumns()...)
+		})
+	create.Flags().StringVar(&parent, "parent", "", "unit above it")
+	return a.Group("unit", "Units: the parts of an organisation.", "  mcpvault unit list",
+		a.AdminLeaf("list", "Lists the units.", "  mcpvault unit list", Args(),
+			func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
+				resp, err := c.Directory.ListUnits(ctx, &adminv1.ListUnitsRequest{Tenant: tenant})
+				if err != nil {
+					return err
+				}
+				return PrintList(a, mapped(resp.GetUnits(), viewUnit), unitColumns()...)
+			}), create)
+}
+
 type teamView struct {
 	Name    string   `json:"name"`
 	ID      string   `json:"id"`

@@ -161,7 +161,7 @@ func (a *App) readToken(path string) (string, error) {
 		if err != nil {
 			return "", problem.New(problem.NotFound, "the token cannot be read: "+err.Error(), "check --token-file")
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }()
 		in = f
 	}
 	raw, err := io.ReadAll(io.LimitReader(in, maxToken+1))

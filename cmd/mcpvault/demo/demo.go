@@ -64,6 +64,7 @@ func Run(ctx context.Context, cfg Config) (*Summary, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
+	person := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ready := make(chan *devmode.Info, 1)
@@ -75,10 +76,8 @@ func Run(ctx context.Context, cfg Config) (*Summary, error) {
 		cancel()
 		err = <-ended
 	case err = <-ended:
-		if err == nil {
-			err = ctx.Err()
-		}
 	}
+	err = errors.Join(err, person.Err())
 	t.sum.Seconds = time.Since(began).Seconds()
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
@@ -104,7 +103,9 @@ func (t *tour) install() (*devmode.Dev, error) {
 		DataDir: filepath.Join(t.dir, contexts.DevDataDir), Nodes: 3, Cells: 1, Ephemeral: true, Executable: t.cfg.Executable,
 		Env: t.cfg.Env, Logger: slog.New(slog.DiscardHandler),
 	}
-	base, err := devmode.FreeBase(cfg, func() int { return 20_000 + 200*rand.IntN(55) })
+	base, err := devmode.FreeBase(cfg, func() int {
+		return 20_000 + 200*rand.IntN(55) //nolint:gosec // Any free ports will do.
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +160,7 @@ func (t *tour) held(format string, args ...any) {
 
 func (t *tour) figure(name string, v float64) { t.step.Figures[name] = v }
 
-func (t *tour) say(format string, args ...any) { fmt.Fprintf(t.cfg.Out, format, args...) }
+func (t *tour) say(format string, args ...any) { _, _ = fmt.Fprintf(t.cfg.Out, format, args...) }
 
 func (t *tour) paint(code, s string) string {
 	if !t.cfg.Colour {

@@ -46,13 +46,14 @@ func (d *Dev) spawn(name, role, config string, fresh bool) (*child, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	defer out.Close()
+	defer func() { _ = out.Close() }()
 	theirs, ours, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	defer theirs.Close()
+	defer func() { _ = theirs.Close() }()
 	c := &child{name: name, logFile: logFile, lifeline: ours, done: make(chan struct{})}
+	//nolint:gosec,noctx // The program is this one; it ends when it is told to, or when the pipe closes.
 	c.cmd = exec.Command(d.cfg.Executable, "internal", role, "--config", config, "--parent-fd", fmt.Sprint(ParentFD))
 	c.cmd.Env = childEnv(d.cfg.Env)
 	c.cmd.Dir = d.plan.dir
@@ -139,7 +140,7 @@ func tail(path string) string {
 	if err != nil {
 		return ""
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if info, err := f.Stat(); err == nil && info.Size() > most {
 		_, _ = f.Seek(-most, io.SeekEnd) // Reading it all does no harm.
 	}

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mcpvault/mcpvault/kit/pgdev"
 	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
@@ -75,8 +76,11 @@ func (d *Dev) serveControl(bg *background) error {
 	}
 	// Nobody else may connect between the listening and the change of mode.
 	old := syscall.Umask(0o077)
-	l, err := net.Listen("unix", address)
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "unix", address)
 	syscall.Umask(old)
+	if err == nil {
+		err = os.Chmod(filepath.Join(d.plan.dir, "dev.sock"), 0o600)
+	}
 	if err != nil {
 		release()
 		return fmt.Errorf("open the control socket: %w", err)
@@ -106,7 +110,7 @@ func (d *Dev) serveControl(bg *background) error {
 }
 
 func (d *Dev) converse(ctx context.Context, conn net.Conn) {
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })
 	defer stop()
 	var cmd command
@@ -140,6 +144,8 @@ func (d *Dev) obey(ctx context.Context, cmd command) error {
 		halt()
 		return nil
 	}
+	d.ops.Lock()
+	defer d.ops.Unlock()
 	var names []string
 	for _, n := range cmd.Names {
 		name, err := d.plan.resolve(n)
@@ -194,7 +200,7 @@ func (d *Dev) end(ctx context.Context, name string, hard bool) error {
 			pg.Kill()
 			return nil
 		}
-		return pg.Stop(ctx)
+		return halt(ctx, pg)
 	}
 	d.mu.Lock()
 	c := d.children[name]
@@ -216,6 +222,17 @@ func (d *Dev) end(ctx context.Context, name string, hard bool) error {
 	return nil
 }
 
+// halt ends the database in order. Its own Stop would take an ephemeral one's data away as well.
+func halt(ctx context.Context, pg *pgdev.Server) error {
+	_ = syscall.Kill(pg.PID(), syscall.SIGINT) // It has ended already.
+	select {
+	case <-pg.Done():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("stop postgres: %w", context.Cause(ctx))
+	}
+}
+
 // Restart starts a process again, ending it first when it still runs, and returns when it serves.
 func (d *Dev) Restart(ctx context.Context, name string) error {
 	if name == postgres {
@@ -223,8 +240,11 @@ func (d *Dev) Restart(ctx context.Context, name string) error {
 		old := d.pg
 		d.pg = nil // Its end is wanted.
 		d.mu.Unlock()
-		old.Kill()
-		if _, err := d.startDatabase(ctx); err != nil {
+		err := halt(ctx, old)
+		if err == nil {
+			_, err = d.startDatabase(ctx)
+		}
+		if err != nil {
 			d.mu.Lock()
 			d.pg = old
 			d.mu.Unlock()
@@ -326,7 +346,7 @@ func Tell(ctx context.Context, dataDir, op string, names ...string) ([]Process, 
 	if err != nil {
 		return nil, nobody.Because(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	defer stop()
 	if err := json.NewEncoder(conn).Encode(command{op, names}); err != nil {

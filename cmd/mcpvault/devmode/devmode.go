@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -60,6 +59,8 @@ type Dev struct {
 	cfg  Config
 	plan *plan
 	log  *slog.Logger
+
+	ops sync.Mutex // Held while one command is carried out; taken before mu.
 
 	mu       sync.Mutex // Guards what is below.
 	children map[string]*child
@@ -168,7 +169,7 @@ func (d *Dev) startDemos(bg *background) error {
 		server *demoserver.Server
 		port   int
 	}{{demoserver.Demo(), d.plan.demoPort()}, {demoserver.Payments(), d.plan.paymentsPort()}} {
-		l, err := net.Listen("tcp", addr(s.port))
+		l, err := listen(s.port)
 		if err != nil {
 			return portTaken(s.port, err)
 		}
@@ -199,7 +200,7 @@ func (b *background) stop() error {
 }
 
 func (d *Dev) event(format string, args ...any) {
-	fmt.Fprintf(d.cfg.Events, format+"\n", args...)
+	_, _ = fmt.Fprintf(d.cfg.Events, format+"\n", args...) // Nobody is left to tell.
 }
 
 // open makes the data directory and locks it against a second dev.

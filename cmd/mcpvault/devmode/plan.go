@@ -1,6 +1,7 @@
 package devmode
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -121,13 +122,18 @@ func (p *plan) ports() []int {
 // checkPorts finds out before anything is started whether every port is free: an error of a child is harder to read.
 func (p *plan) checkPorts() error {
 	for _, port := range p.ports() {
-		l, err := net.Listen("tcp", addr(port))
+		l, err := listen(port)
 		if err != nil {
 			return portTaken(port, err)
 		}
 		_ = l.Close()
 	}
 	return nil
+}
+
+// listen takes a port on loopback.
+func listen(port int) (net.Listener, error) {
+	return (&net.ListenConfig{}).Listen(context.Background(), "tcp", addr(port))
 }
 
 func portTaken(port int, err error) error {

@@ -151,7 +151,8 @@ func headerText(raw json.RawMessage) (string, bool) {
 // revision's marks.
 func headerValue(s string) string {
 	const prefix, suffix = "=?base64?", "?="
-	plain := s == strings.TrimSpace(s) && !(strings.HasPrefix(s, prefix) && strings.HasSuffix(s, suffix)) &&
+	disguised := strings.HasPrefix(s, prefix) && strings.HasSuffix(s, suffix)
+	plain := s == strings.TrimSpace(s) && !disguised &&
 		!strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r > 0x7e })
 	if plain {
 		return s

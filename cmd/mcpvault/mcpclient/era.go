@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -116,8 +117,11 @@ func (c *Client) initialize(ctx context.Context) (*Answer, error) {
 	var result struct {
 		ProtocolVersion string `json:"protocolVersion"`
 	}
-	if err := json.Unmarshal(a.Result, &result); err != nil || result.ProtocolVersion == "" {
-		return nil, fmt.Errorf("open a session: the server names no protocol revision (%v)", err)
+	if err := json.Unmarshal(a.Result, &result); err != nil {
+		return nil, fmt.Errorf("open a session: %w", err)
+	}
+	if result.ProtocolVersion == "" {
+		return nil, errors.New("open a session: the server names no protocol revision")
 	}
 	c.version, c.session = result.ProtocolVersion, header.Get("Mcp-Session-Id")
 	note := []byte(`{"jsonrpc":"2.0","method":"notifications/initialized"}`)

@@ -75,7 +75,7 @@ func (c *Client) post(ctx context.Context, body []byte, headers map[string]strin
 	if err != nil {
 		return nil, nil, c.sendError(ctx, err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode == http.StatusUnauthorized {
 		return nil, nil, problem.New(problem.Unauthenticated, "the cell does not accept the token"+challenge(resp.Header),
 			"get a new one with `mcpvault token create`, or log in with `mcpvault login`")

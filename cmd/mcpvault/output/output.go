@@ -71,6 +71,7 @@ func List[T any](w io.Writer, f Format, rows []T, columns ...Column[T]) error {
 			}
 		}
 		return nil
+	default: // Tables.
 	}
 	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
 	line := func(cell func(Column[T]) string) {
@@ -80,7 +81,7 @@ func List[T any](w io.Writer, f Format, rows []T, columns ...Column[T]) error {
 				cells = append(cells, cell(c))
 			}
 		}
-		fmt.Fprintln(tw, strings.TrimRight(strings.Join(cells, "\t"), "\t "))
+		_, _ = fmt.Fprintln(tw, strings.TrimRight(strings.Join(cells, "\t"), "\t ")) // Flush has the error.
 	}
 	line(func(c Column[T]) string { return c.Head })
 	for _, r := range rows {
@@ -97,11 +98,12 @@ func One[T any](w io.Writer, f Format, v T, columns ...Column[T]) error {
 	case Name:
 		_, err := fmt.Fprintln(w, Clean(columns[0].Cell(v)))
 		return err
+	default: // Tables.
 	}
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	for _, c := range columns {
 		if !c.Wide || f == Wide {
-			fmt.Fprintf(tw, "%s:\t%s\n", strings.ToLower(c.Head), cell(c.Cell(v)))
+			_, _ = fmt.Fprintf(tw, "%s:\t%s\n", strings.ToLower(c.Head), cell(c.Cell(v))) // Flush has the error.
 		}
 	}
 	return tw.Flush()

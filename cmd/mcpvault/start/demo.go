@@ -43,8 +43,8 @@ func Demo(a *cli.App) *cobra.Command {
 			if !sum.OK {
 				return problem.New(problem.Internal, "not every promise held", "see the step marked above")
 			}
-			fmt.Fprintf(out, "\nevery step held, in %.1f s\n", sum.Seconds)
-			return nil
+			_, err = fmt.Fprintf(out, "\nevery step held, in %.1f s\n", sum.Seconds)
+			return err
 		})
 }
 

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -126,8 +127,10 @@ func devTell(a *cli.App, dataDir *string, op, short string, one bool) *cobra.Com
 
 // banner is what a person sees when everything serves.
 func banner(w io.Writer, info *devmode.Info, took time.Duration) {
-	row := func(name, value string) { fmt.Fprintf(w, "  %-16s %s\n", name, value) }
-	fmt.Fprintf(w, "\nDEV MODE - not for production                            ready in %.1f s\n\n", took.Seconds())
+	var b strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&b, format, args...) }
+	row := func(name, value string) { say("  %-14s %s\n", name, value) }
+	say("\nDEV MODE - not for production                                   ready in %.1f s\n\n", took.Seconds())
 	row("admin API", info.AdminURL)
 	for i, url := range info.MCPURLs {
 		row(fmt.Sprintf("MCP node n%d", i+1), url+"   "+info.MCPTLSURLs[i])
@@ -136,18 +139,28 @@ func banner(w io.Writer, info *devmode.Info, took time.Duration) {
 	row("certificates", info.CAFile)
 	row("data", info.DataDir)
 	row("admin token", info.AdminToken)
-	fmt.Fprint(w, "\n  alice is an analyst of acme, bob is her supervisor, mallory belongs to globex.\n")
+	say("\n  alice is an analyst of acme, bob is her supervisor, mallory belongs to globex.\n")
 	if info.Demo {
-		fmt.Fprint(w, "  alice may use everything of the server demo, and payments/balance.\n")
+		say("  alice may use everything of the server demo, and payments/balance.\n")
 	}
-	fmt.Fprintf(w, "\nTry, in another terminal:\n  export MCPVAULT_CONFIG=%s\n", info.CLIConfig)
-	if info.Demo {
-		fmt.Fprint(w, "  mcpvault mcp call demo/echo message=hi --as alice\n  mcpvault mcp call payments/refund amount=5 --as alice\n"+
-			"  mcpvault grant user:alice server:payments/refund --when 'context.args.amount < 100' --for 1h\n")
-	} else {
-		fmt.Fprint(w, "  mcpvault server add NAME --url URL\n  mcpvault server approve NAME --effect hints\n  mcpvault grant user:alice server:NAME\n")
+	say("\nTry, in another terminal:\n  export MCPVAULT_CONFIG=%s\n", info.CLIConfig)
+	for _, c := range nextCommands(info.Demo) {
+		say("  %s\n", c)
 	}
-	fmt.Fprint(w, "\nCtrl-C ends everything.\n")
+	say("\nCtrl-C ends everything.\n")
+	_, _ = io.WriteString(w, b.String()) // dev.json says it all again.
+}
+
+// nextCommands are what to try first.
+func nextCommands(demo bool) []string {
+	if demo {
+		return []string{
+			"mcpvault mcp call demo/echo message=hi --as alice",
+			"mcpvault mcp call payments/refund amount=5 --as alice",
+			"mcpvault grant user:alice server:payments/refund --when 'context.args.amount < 100' --for 1h",
+		}
+	}
+	return []string{"mcpvault server add NAME --url URL", "mcpvault server approve NAME --effect hints", "mcpvault grant user:alice server:NAME"}
 }
 
 func yesNo(b bool) string {

@@ -134,7 +134,9 @@ func (f *files) retire(current *segment) {
 
 // place gives the batch its segment and offset, beginning a new segment when the last one is full.
 func (f *files) place(b *batch, segmentBytes int64) error {
+	f.mu.Lock()
 	s := f.segs[len(f.segs)-1]
+	f.mu.Unlock()
 	if f.nextOff > SegmentHeader && f.nextOff+int64(len(b.frames)) > segmentBytes {
 		n, err := f.create(b.first)
 		if err != nil {
@@ -277,8 +279,10 @@ func (f *files) remember(s *segment, marks []int64, count int64) {
 	}
 }
 
-// close closes every handle.
+// close closes every handle. Who still reads gets errors.
 func (f *files) close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	var errs []error
 	for _, s := range f.segs {
 		if s.w != nil {

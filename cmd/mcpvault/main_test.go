@@ -44,7 +44,7 @@ func newWorld(t *testing.T) *world {
 	machine.Lock()
 	t.Cleanup(machine.Unlock)
 	home := t.TempDir()
-	return &world{t, home, []string{"HOME=" + home, "PATH=" + os.Getenv("PATH"), "NO_COLOR=1"}}
+	return &world{t, home, []string{"HOME=" + home, "PATH=" + os.Getenv("PATH"), "NO_COLOR=1", "GORACE=atexit_sleep_ms=0"}}
 }
 
 func (w *world) command(ctx context.Context, args ...string) *exec.Cmd {

@@ -56,6 +56,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("ADMIN", f.Contexts["test"].AdminURL)
 			env.Setenv("DEAD", dead)
 			env.Setenv("HOME", env.WorkDir)
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // A second for each command, otherwise.
 			return contexts.Save(config, f)
 		},
 	})

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mcpvault/mcpvault/kit/tlog"
@@ -15,12 +16,12 @@ import (
 func faulty(t *testing.T) (*tlog.Log, *tlogtest.FS, tlog.Config) {
 	disk := tlogtest.New(tlogtest.Quick{})
 	cfg := config(t.TempDir())
-	cfg.FS, cfg.WriteTimeout = disk, 500*time.Millisecond
+	cfg.FS, cfg.WriteTimeout, cfg.RingDir = disk, 500*time.Millisecond, "-"
 	l, _ := open(t, cfg)
 	return l, disk, cfg
 }
 
-// commitAgain commits the record until the disk takes it, and fails when that takes longer than two seconds.
+// commitAgain commits the record until the disk takes it. Within a bubble it fails when that takes longer than two seconds.
 func commitAgain(t *testing.T, l *tlog.Log, rec []byte) {
 	t.Helper()
 	began := time.Now()
@@ -38,40 +39,48 @@ func TestAFailedDiskRefusesCommitsAndKeepsAppends(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			l, disk, cfg := faulty(t)
-			commit(t, l, 0, 10)
-			fault(disk, syscall.EIO)
-			if _, err := l.Commit(t.Context(), record(10)); !errors.Is(err, tlog.ErrUnavailable) || !errors.Is(err, syscall.EIO) {
-				t.Fatalf("commit on a failing disk: %v", err)
-			}
-			// The record that failed has its place; from now on a commit takes none.
-			if i, err := l.Commit(t.Context(), record(99)); !errors.Is(err, tlog.ErrUnavailable) || i != -1 {
-				t.Fatalf("second commit: %d, %v", i, err)
-			}
-			for i := 11; i < 50; i++ {
-				if at, err := l.Append(record(i)); err != nil || at != int64(i) {
-					t.Fatalf("append %d: %d, %v", i, at, err)
-				}
-			}
-			if l.Durable() != 10 {
-				t.Fatalf("durable is %d", l.Durable())
-			}
-			fault(disk, nil)
-			commitAgain(t, l, record(50))
-			readAll(t, l, 51)
-			closeLog(t, l)
-			l, rec := open(t, cfg)
-			defer closeLog(t, l)
-			if rec.Size != 51 || len(rec.Torn) != 0 {
-				t.Fatalf("after restart: %+v", rec)
-			}
-			readAll(t, l, 51)
+			synctest.Test(t, func(t *testing.T) { failAndHeal(t, fault) })
 		})
 	}
 }
 
+func failAndHeal(t *testing.T, fault func(*tlogtest.FS, error)) {
+	l, disk, cfg := faulty(t)
+	commit(t, l, 0, 10)
+	fault(disk, syscall.EIO)
+	if _, err := l.Commit(t.Context(), record(10)); !errors.Is(err, tlog.ErrUnavailable) || !errors.Is(err, syscall.EIO) {
+		t.Fatalf("commit on a failing disk: %v", err)
+	}
+	// The record that failed has its place; from now on a commit takes none.
+	if i, err := l.Commit(t.Context(), record(99)); !errors.Is(err, tlog.ErrUnavailable) || i != -1 {
+		t.Fatalf("second commit: %d, %v", i, err)
+	}
+	for i := 11; i < 50; i++ {
+		if at, err := l.Append(record(i)); err != nil || at != int64(i) {
+			t.Fatalf("append %d: %d, %v", i, at, err)
+		}
+	}
+	if l.Durable() != 10 {
+		t.Fatalf("durable is %d", l.Durable())
+	}
+	fault(disk, nil)
+	commitAgain(t, l, record(50))
+	readAll(t, l, 51)
+	closeLog(t, l)
+	l, rec := open(t, cfg)
+	defer closeLog(t, l)
+	if rec.Size != 51 || len(rec.Torn) != 0 {
+		t.Fatalf("after restart: %+v", rec)
+	}
+	readAll(t, l, 51)
+}
+
 func TestAFullDiskIsAnErrorAndLosesNothing(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, aFullDiskIsAnErrorAndLosesNothing)
+}
+
+func aFullDiskIsAnErrorAndLosesNothing(t *testing.T) {
 	l, disk, cfg := faulty(t)
 	commit(t, l, 0, 10)
 	disk.Full(100) // the next record is cut in the middle
@@ -98,6 +107,10 @@ func TestAFullDiskIsAnErrorAndLosesNothing(t *testing.T) {
 
 func TestAHangingDiskIsAnErrorWithinTheTimeout(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, aHangingDiskIsAnErrorWithinTheTimeout)
+}
+
+func aHangingDiskIsAnErrorWithinTheTimeout(t *testing.T) {
 	l, disk, cfg := faulty(t)
 	commit(t, l, 0, 10)
 	release := disk.Hang()
@@ -131,6 +144,10 @@ func TestAHangingDiskIsAnErrorWithinTheTimeout(t *testing.T) {
 
 func TestTheRingIsBounded(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, theRingIsBounded)
+}
+
+func theRingIsBounded(t *testing.T) {
 	l, disk, _ := faulty(t)
 	disk.FailWrites(syscall.EIO)
 	n, err := 0, error(nil)
@@ -227,7 +244,7 @@ func TestARealFullDisk(t *testing.T) {
 	if err := l.Prune(int64(n), 0); err != nil {
 		t.Fatal(err)
 	}
-	commitAgain(t, l, rec)
+	waitFor(t, func() bool { _, err := l.Commit(t.Context(), rec); return err == nil })
 	closeLog(t, l)
 	l, r := open(t, cfg)
 	defer closeLog(t, l)

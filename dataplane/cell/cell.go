@@ -49,6 +49,7 @@ type Node struct {
 	clockSuspect atomic.Bool
 	// damaged is set until the control plane has sent everything again that this node's disk had lost.
 	damaged atomic.Bool
+	logged  loggedKills
 
 	identity  *svid.Source
 	store     *store.Store

@@ -146,7 +146,7 @@ func (n *Node) addFronts(g *run.Group) error {
 func (n *Node) whenWhole(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if n.damaged.Load() {
-			if !n.feed.Connected() {
+			if !n.feed.Complete() {
 				w.Header().Set("Retry-After", "2")
 				http.Error(w, "this node's disk was damaged: it serves again when the control plane has sent what it lost", http.StatusServiceUnavailable)
 				return

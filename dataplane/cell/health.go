@@ -74,7 +74,7 @@ func (n *Node) clockProblem() error {
 }
 
 func (n *Node) storeProblem() error {
-	if n.damaged.Load() && !n.feed.Connected() {
+	if n.damaged.Load() && !n.feed.Complete() {
 		return fmt.Errorf("records are damaged, and the control plane is not there to send them again")
 	}
 	return nil

@@ -26,6 +26,9 @@ func (p proposer) Leads() bool { return p.n.consensus.Leads() }
 func (p proposer) Propose(ctx context.Context, entry *cellv1.RaftEntry) error {
 	ctx, cancel := context.WithTimeout(ctx, proposeLimit)
 	defer cancel()
+	if p.n.inLog(entry) {
+		return nil
+	}
 	if p.Leads() {
 		_, err := p.n.consensus.Propose(ctx, entry)
 		if problem.CodeOf(err) == problem.Conflict {
@@ -63,6 +66,9 @@ func (s shards) Fetch(ctx context.Context, d snapshot.Digest, size int64) ([]byt
 
 // Propose, Blob and Status make the node a peer of the others.
 func (n *Node) Propose(ctx context.Context, e *cellv1.RaftEntry) (uint64, error) {
+	if n.consensus.Leads() && n.inLog(e) {
+		return n.consensus.AppliedIndex(), nil
+	}
 	i, err := n.consensus.Propose(ctx, e)
 	if problem.CodeOf(err) == problem.Conflict {
 		return n.consensus.AppliedIndex(), nil
@@ -76,7 +82,7 @@ func (n *Node) Blob(d snapshot.Digest) ([]byte, error) { return n.store.GetBlob(
 // Status says how this node is and what it would serve after a restart.
 func (n *Node) Status() *cellv1.GetStatusResponse {
 	hb, _ := n.store.Heartbeat()
-	return &cellv1.GetStatusResponse{Status: n.nodeStatus(), Update: n.store.LastUpdate(), Heartbeat: hb}
+	return &cellv1.GetStatusResponse{Status: n.nodeStatus(), Update: n.store.LastUpdate(), Heartbeat: hb, Kills: newestKills(n.store.Kills())}
 }
 
 // applied hears what the log has put on this node's disk.
@@ -85,6 +91,7 @@ func (n *Node) applied(a consensus.Applied) {
 	case *cellv1.RaftEntry_Kill:
 		if k, err := n.trust.Current().OpenKill(c.Kill); err == nil {
 			n.pdp.Kill(k)
+			n.logged.add(k.GetId())
 		}
 	case *cellv1.RaftEntry_SessionKey:
 		n.takeSessionKeys()
@@ -102,12 +109,21 @@ func (n *Node) catchUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, catchUpLimit)
 	defer cancel()
 	for _, r := range n.peers.Statuses(ctx) {
+		peer := r.GetStatus().GetNode()
 		u := r.GetUpdate()
-		if u == nil || len(u.GetManifest()) == 0 || (verifier{n}).VerifyUpdate(u) != nil {
+		if len(u.GetManifest()) > 0 {
+			// The roots first: what comes then may be signed by keys that only they name.
+			if err := (verifier{n}).VerifyUpdate(u); err != nil {
+				n.log.WarnContext(ctx, "a peer's policy does not verify", "peer", peer, "err", err)
+				u = nil
+			}
+		}
+		n.takeKills(ctx, peer, r.GetKills())
+		if len(u.GetManifest()) == 0 {
 			continue
 		}
 		if err := n.store.PutUpdate(u); err != nil {
-			n.log.InfoContext(ctx, "a peer has nothing newer", "peer", r.GetStatus().GetNode(), "err", err)
+			n.log.InfoContext(ctx, "a peer has nothing newer", "peer", peer, "err", err)
 			continue
 		}
 		if hb := r.GetHeartbeat(); hb != nil {

@@ -65,10 +65,13 @@ type Feed struct {
 
 	activate chan struct{}
 	acks     chan *cellv1.AcknowledgeRequest
+	// kills wait for the cell's log.
+	kills chan []byte
 
 	// connMu guards the state of the connection.
 	connMu    sync.Mutex
 	connected bool
+	complete  bool
 	heartbeat *snapshotv1.Heartbeat
 	refused   map[snapshot.Digest]string
 }
@@ -90,6 +93,7 @@ func New(cfg Config) *Feed {
 		wake:     make(chan struct{}, 1),
 		activate: make(chan struct{}, 1),
 		acks:     make(chan *cellv1.AcknowledgeRequest, 1024),
+		kills:    make(chan []byte, 1024),
 		refused:  make(map[snapshot.Digest]string),
 	}
 }
@@ -97,7 +101,7 @@ func New(cfg Config) *Feed {
 // Run watches, proposes, activates and acknowledges until ctx ends.
 func (f *Feed) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	for _, part := range []func(context.Context){f.watch, f.propose, f.activateLoop, f.acknowledge} {
+	for _, part := range []func(context.Context){f.watch, f.propose, f.activateLoop, f.acknowledge, f.spreadKills} {
 		wg.Go(func() { part(ctx) })
 	}
 	wg.Wait()
@@ -109,6 +113,14 @@ func (f *Feed) Connected() bool {
 	f.connMu.Lock()
 	defer f.connMu.Unlock()
 	return f.connected
+}
+
+// Complete reports whether the watch stream is open and has brought all that the control plane knows: a heartbeat comes
+// behind every kill and head that was there before it.
+func (f *Feed) Complete() bool {
+	f.connMu.Lock()
+	defer f.connMu.Unlock()
+	return f.complete
 }
 
 // Heartbeat is the newest heartbeat that was verified; nil when there was none.
@@ -185,9 +197,11 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 	case *cellv1.WatchResponse_Update:
 		err = f.takeUpdate(e.Update)
 	case *cellv1.WatchResponse_Heartbeat:
-		err = f.TakeHeartbeat(e.Heartbeat)
+		if err = f.TakeHeartbeat(e.Heartbeat); err == nil {
+			f.setComplete()
+		}
 	case *cellv1.WatchResponse_Kill:
-		err = f.TakeKill(ctx, e.Kill)
+		err = f.TakeKill(e.Kill)
 	}
 	if err != nil {
 		f.log.ErrorContext(ctx, "refused what the control plane sent", "err", err)
@@ -249,7 +263,7 @@ func (f *Feed) TakeHeartbeat(env []byte) error {
 
 // TakeKill verifies a kill, from whoever brought it, keeps it, lets it take effect and acknowledges. The log only makes
 // the set the same on every node.
-func (f *Feed) TakeKill(ctx context.Context, env []byte) error {
+func (f *Feed) TakeKill(env []byte) error {
 	kill, err := f.cfg.Trust.Current().OpenKill(env)
 	if err != nil {
 		return fmt.Errorf("kill: %w", err)
@@ -262,10 +276,8 @@ func (f *Feed) TakeKill(ctx context.Context, env []byte) error {
 	f.ack(&cellv1.AcknowledgeRequest{
 		TenantId: kill.GetTenantId(), KillId: kill.GetId(), Status: cellv1.AckStatus_ACK_STATUS_APPLIED,
 	})
-	if fresh && f.cfg.Log.Leads() {
-		if err := f.cfg.Log.Propose(ctx, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_Kill{Kill: env}}); err != nil {
-			f.log.WarnContext(ctx, "kill is in force here but not yet in the cell's log", "kill", kill.GetId(), "err", err)
-		}
+	if fresh {
+		f.spread(env)
 	}
 	return nil
 }
@@ -296,6 +308,13 @@ func (f *Feed) setConnected(v bool) {
 	f.connMu.Lock()
 	defer f.connMu.Unlock()
 	f.connected = v
+	f.complete = false
+}
+
+func (f *Feed) setComplete() {
+	f.connMu.Lock()
+	defer f.connMu.Unlock()
+	f.complete = true
 }
 
 func (f *Feed) appliedHeads() []*cellv1.AppliedHead {

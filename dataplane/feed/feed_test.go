@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -251,7 +250,7 @@ func startNode(t *testing.T, a *authority, dir string, sources ...feed.Source) *
 	n.feed = feed.New(feed.Config{
 		Cell: cellName, ControlPlane: client, Log: log, Store: st, Sources: sources, PDP: n.pdp,
 		Trust:  feed.NewTrust(a.roots, openRoots(t, a.roots), st.PutRoots),
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger: slog.New(slog.DiscardHandler),
 	})
 	log.feed = n.feed
 	ctx, cancel := context.WithCancel(context.Background())
@@ -419,14 +418,14 @@ func TestAKillIsInForceAtOnceAndSurvivesARestart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := n.feed.TakeKill(t.Context(), forged); err == nil || inForce(n) {
+		if err := n.feed.TakeKill(forged); err == nil || inForce(n) {
 			t.Fatal("a kill signed by a stranger was taken")
 		}
 		env, err := seal.SignKill(kill, a.kill)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := n.feed.TakeKill(t.Context(), env); err != nil || !inForce(n) {
+		if err := n.feed.TakeKill(env); err != nil || !inForce(n) {
 			t.Fatalf("the kill must hit alice and nobody else: %v", err)
 		}
 	})

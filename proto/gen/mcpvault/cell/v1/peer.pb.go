@@ -403,8 +403,10 @@ type GetStatusResponse struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Status *NodeStatus            `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
 	// What this node would serve after a restart: its manifest, heads and newest heartbeat.
-	Update        *Update `protobuf:"bytes,2,opt,name=update,proto3" json:"update,omitempty"`
-	Heartbeat     []byte  `protobuf:"bytes,3,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	Update    *Update `protobuf:"bytes,2,opt,name=update,proto3" json:"update,omitempty"`
+	Heartbeat []byte  `protobuf:"bytes,3,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	// DSSE envelopes of the newest snapshot.v1.Kills that this node knows, oldest first; at most 1 MiB of them.
+	Kills         [][]byte `protobuf:"bytes,4,rep,name=kills,proto3" json:"kills,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -460,6 +462,13 @@ func (x *GetStatusResponse) GetHeartbeat() []byte {
 	return nil
 }
 
+func (x *GetStatusResponse) GetKills() [][]byte {
+	if x != nil {
+		return x.Kills
+	}
+	return nil
+}
+
 var File_mcpvault_cell_v1_peer_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
@@ -485,11 +494,12 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\x06sha256\x18\x01 \x01(\fB\a\xbaH\x04z\x02h R\x06sha256\"(\n" +
 	"\x10ReadBlobResponse\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"\x12\n" +
-	"\x10GetStatusRequest\"\x99\x01\n" +
+	"\x10GetStatusRequest\"\xaf\x01\n" +
 	"\x11GetStatusResponse\x124\n" +
 	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusR\x06status\x120\n" +
 	"\x06update\x18\x02 \x01(\v2\x18.mcpvault.cell.v1.UpdateR\x06update\x12\x1c\n" +
-	"\theartbeat\x18\x03 \x01(\fR\theartbeat2\x92\x02\n" +
+	"\theartbeat\x18\x03 \x01(\fR\theartbeat\x12\x14\n" +
+	"\x05kills\x18\x04 \x03(\fR\x05kills2\x92\x02\n" +
 	"\vPeerService\x12N\n" +
 	"\aPropose\x12 .mcpvault.cell.v1.ProposeRequest\x1a!.mcpvault.cell.v1.ProposeResponse\x12X\n" +
 	"\bReadBlob\x12!.mcpvault.cell.v1.ReadBlobRequest\x1a\".mcpvault.cell.v1.ReadBlobResponse\"\x03\x90\x02\x010\x01\x12Y\n" +

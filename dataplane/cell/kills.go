@@ -1,0 +1,62 @@
+package cell
+
+import (
+	"context"
+	"sync"
+
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+)
+
+// loggedKills are the ids of the kills that the cell's log has brought. Every node hands in what it hears; once is enough.
+type loggedKills struct {
+	mu  sync.Mutex
+	ids map[string]struct{} // guarded by mu
+}
+
+func (l *loggedKills) add(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ids == nil {
+		l.ids = map[string]struct{}{}
+	}
+	l.ids[id] = struct{}{}
+}
+
+func (l *loggedKills) has(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := l.ids[id]
+	return ok
+}
+
+// inLog reports whether an entry is a kill that the log has.
+func (n *Node) inLog(e *cellv1.RaftEntry) bool {
+	env := e.GetKill()
+	if env == nil {
+		return false
+	}
+	k, err := n.trust.Current().OpenKill(env)
+	return err == nil && n.logged.has(k.GetId())
+}
+
+// killsBytes bounds the kills that one node tells another.
+const killsBytes = 1 << 20
+
+// newestKills are the last of all, in their order, as far as they fit.
+func newestKills(all [][]byte) [][]byte {
+	size, from := 0, len(all)
+	for from > 0 && size+len(all[from-1]) <= killsBytes {
+		from--
+		size += len(all[from])
+	}
+	return all[from:]
+}
+
+// takeKills puts into force what a peer knows of kills.
+func (n *Node) takeKills(ctx context.Context, peer string, kills [][]byte) {
+	for _, env := range kills {
+		if err := n.feed.TakeKill(env); err != nil {
+			n.log.WarnContext(ctx, "a peer's kill was not taken", "peer", peer, "err", err)
+		}
+	}
+}

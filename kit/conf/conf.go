@@ -9,6 +9,7 @@
 package conf
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -99,13 +100,13 @@ func (d *decoder) parse() *yaml.Node {
 	dec := yaml.NewDecoder(strings.NewReader(string(d.src.Data)))
 	var doc, next yaml.Node
 	switch err := dec.Decode(&doc); {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return nil
 	case err != nil:
 		d.issues = append(d.issues, strings.TrimPrefix(err.Error(), "yaml: "))
 		return nil
 	}
-	if err := dec.Decode(&next); err != io.EOF {
+	if err := dec.Decode(&next); !errors.Is(err, io.EOF) {
 		d.report(next.Line, "", "a second document is not read; remove it")
 	}
 	if len(doc.Content) != 1 || !d.plain(doc.Content[0], 0) {
@@ -158,6 +159,6 @@ func readBounded(path string, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	return io.ReadAll(io.LimitReader(f, limit+1))
 }

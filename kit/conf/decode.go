@@ -206,8 +206,9 @@ func wanted(t reflect.Type) string {
 		return "a number"
 	case reflect.String:
 		return "text"
+	default:
+		return "a value of type " + t.String()
 	}
-	return "a value of type " + t.String()
 }
 
 // secret reads the file that holds a value. The line break that editors add is not part of it.

@@ -53,7 +53,7 @@ func (h home) renew() error {
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	defer func() { _ = lock.Close() }()
 	for _, dir := range []string{"data", "data.new"} {
 		if err := os.RemoveAll(filepath.Join(h.base, dir)); err != nil {
 			return fmt.Errorf("remove the data of a directory that is gone: %w", err)

@@ -34,7 +34,7 @@ func FindBinaries() (string, error) {
 	if dir := firstWithBinaries(dirs); dir != "" {
 		return dir, nil
 	}
-	if out, err := exec.Command("pg_config", "--bindir").Output(); err == nil {
+	if out, err := exec.Command("pg_config", "--bindir").Output(); err == nil { //nolint:noctx // it prints a line and ends
 		if dir := firstWithBinaries([]string{strings.TrimSpace(string(out))}); dir != "" {
 			return dir, nil
 		}
@@ -46,11 +46,11 @@ func FindBinaries() (string, error) {
 // postgres alone may stand in a directory where its neighbours are missing.
 func firstWithBinaries(dirs []string) string {
 	for _, dir := range dirs {
-		real, err := filepath.EvalSymlinks(filepath.Join(dir, needed[1]))
+		target, err := filepath.EvalSymlinks(filepath.Join(dir, needed[1]))
 		if err != nil {
 			continue
 		}
-		for _, d := range []string{filepath.Dir(real), dir} {
+		for _, d := range []string{filepath.Dir(target), dir} {
 			if hasAll(d) {
 				return d
 			}

@@ -69,7 +69,7 @@ func place(dir string, who owner) (home, error) {
 		return home{}, fmt.Errorf("resolve %s: %w", dir, err)
 	}
 	// Passable, not readable: the unprivileged user must get through.
-	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil { //nolint:gosec // others pass through, they list nothing
 		return home{}, fmt.Errorf("make the directory above %s: %w", dir, err)
 	}
 	parent, err := filepath.EvalSymlinks(filepath.Dir(dir))
@@ -83,10 +83,10 @@ func place(dir string, who owner) (home, error) {
 	}
 	here := home{asked: dir, base: dir, owner: who}
 	// Data that once went elsewhere stays there, also when the way has been opened since.
-	if _, err := os.Lstat(here.note()); ok && err != nil {
-		return here, nil
+	if _, err := os.Lstat(here.note()); err == nil || !ok {
+		return placeElsewhere(dir, who)
 	}
-	return placeElsewhere(dir, who)
+	return here, nil
 }
 
 // lock takes the directory for this process; the kernel releases it however the process ends.

@@ -92,7 +92,7 @@ func (o owner) ownDir(path string) error {
 		return problem.Newf(problem.Conflict, "remove it, or choose another data directory",
 			"%s is not a directory that PostgreSQL can use", path).Because(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("look at %s: %w", path, err)

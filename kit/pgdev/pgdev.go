@@ -184,7 +184,7 @@ func timeLimit(d time.Duration) context.Context {
 // command is one of PostgreSQL's programs, run as the owner with an environment in which no PG* variable of the caller
 // can point it elsewhere.
 func (h home) command(ctx context.Context, bin, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, name), args...)
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, name), args...) //nolint:gosec // bin is where FindBinaries found PostgreSQL
 	cmd.Dir = h.base
 	cmd.Env = []string{"PATH=" + bin + ":/usr/bin:/bin", "LC_ALL=C", "TZ=UTC"}
 	if v := os.Getenv("LD_LIBRARY_PATH"); v != "" {

@@ -100,7 +100,7 @@ func (h home) launchOnce(bin string) (*process, int64, error) {
 		return nil, 0, err
 	}
 	// The child has its own copy of the descriptor.
-	defer logFile.Close()
+	defer func() { _ = logFile.Close() }()
 	logStart, err := logFile.Seek(0, io.SeekEnd)
 	if err != nil {
 		return nil, 0, fmt.Errorf("read postgresql's log: %w", err)

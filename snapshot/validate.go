@@ -78,8 +78,9 @@ func (c *Cond) validate(n *int, depth int) error {
 		return nil
 	case OpHas, OpEq, OpNe, OpLt, OpLe, OpGt, OpGe, OpIn:
 		return c.validateLeaf()
+	default:
+		return fmt.Errorf("unknown operator %d", c.Op)
 	}
-	return fmt.Errorf("unknown operator %d", c.Op)
 }
 
 func (c *Cond) validateLeaf() error {
@@ -106,6 +107,7 @@ func (c *Cond) validateLeaf() error {
 		if c.Value.Type != TypeNumber {
 			return fmt.Errorf("argument %q: order is for numbers only", c.Arg)
 		}
+	default: // equality is for every type
 	}
 	if err := c.Value.validate(); err != nil {
 		return fmt.Errorf("argument %q: %w", c.Arg, err)
@@ -125,8 +127,9 @@ func (v Value) validate() error {
 			return fmt.Errorf("constant is not valid UTF-8")
 		}
 		return nil
+	default:
+		return fmt.Errorf("constant of unknown type %d", v.Type)
 	}
-	return fmt.Errorf("constant of unknown type %d", v.Type)
 }
 
 // Validate checks everything that Build relies on and names the offender. A grant may name a server or a tool that is

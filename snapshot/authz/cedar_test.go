@@ -3,6 +3,7 @@ package authz_test
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"testing"
 
 	cedar "github.com/cedar-policy/cedar-go"
@@ -29,7 +30,7 @@ func newOracle(p *snapshot.Policy) *oracle {
 	o := &oracle{policies: cedar.NewPolicySet(), entities: cedar.EntityMap{}, deny: map[cedar.PolicyID]bool{}}
 	entity := func(u cedar.EntityUID, parents ...cedar.EntityUID) {
 		old := o.entities[u]
-		all := append(parents, old.Parents.Slice()...)
+		all := slices.Concat(parents, old.Parents.Slice())
 		o.entities[u] = cedar.Entity{UID: u, Parents: cedar.NewEntityUIDSet(all...)}
 	}
 	node := func(r snapshot.Ref) cedar.EntityUID { return uid("Node", string(r)) }
@@ -118,8 +119,9 @@ func cedarNode(c *snapshot.Cond) ast.Node {
 			members = append(members, cedarConst(v))
 		}
 		return ast.Set(members...).Contains(arg())
+	default:
+		panic("unknown operator")
 	}
-	panic("unknown operator")
 }
 
 func cedarConst(v snapshot.Value) ast.Node {
@@ -128,8 +130,9 @@ func cedarConst(v snapshot.Value) ast.Node {
 		return ast.Boolean(cedar.Boolean(v.Bool))
 	case snapshot.TypeString:
 		return ast.String(cedar.String(v.Str))
+	default:
+		return ast.Long(v.Int)
 	}
-	return ast.Long(v.Int)
 }
 
 func (o *oracle) allows(t *rapid.T, c snapshottest.Call) bool {

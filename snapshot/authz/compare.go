@@ -3,18 +3,18 @@ package authz
 import "math"
 
 // equalString compares a JSON string with a text: 0 when they are the same.
-func equalString(val, text []byte) (int, fault) {
+func equalString(val, text []byte) int {
 	if sameText(val[1:len(val)-1], text) {
-		return 0, faultNone
+		return 0
 	}
-	return 1, faultNone
+	return 1
 }
 
-func equalBool(val []byte, want bool) (int, fault) {
+func equalBool(val []byte, want bool) int {
 	if (val[0] == 't') == want {
-		return 0, faultNone
+		return 0
 	}
-	return 1, faultNone
+	return 1
 }
 
 // numberEnd returns the place after the JSON number at i, or -1 when there is none.

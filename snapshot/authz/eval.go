@@ -91,9 +91,11 @@ func (e *evaluator) leaf(p *index.Program, in index.Instr) outcome {
 	case snapshot.TypeNumber:
 		cmp, f = compareNumber(val, int64(in.Operand))
 	case snapshot.TypeString:
-		cmp, f = equalString(val, p.Text(in.Operand))
+		cmp = equalString(val, p.Text(in.Operand))
 	case snapshot.TypeBool:
-		cmp, f = equalBool(val, in.Operand != 0)
+		cmp = equalBool(val, in.Operand != 0)
+	default: // Open lets no such program in.
+		f = faultType
 	}
 	if f != faultNone {
 		e.fault = f
@@ -112,9 +114,11 @@ func (e *evaluator) in(p *index.Program, in index.Instr, val []byte) outcome {
 		case snapshot.TypeNumber:
 			cmp, f = compareNumber(val, int64(m))
 		case snapshot.TypeString:
-			cmp, f = equalString(val, p.Text(m))
+			cmp = equalString(val, p.Text(m))
 		case snapshot.TypeBool:
-			cmp, f = equalBool(val, m != 0)
+			cmp = equalBool(val, m != 0)
+		default: // Open lets no such program in.
+			f = faultType
 		}
 		if f != faultNone {
 			e.fault = f
@@ -141,8 +145,9 @@ func holds(op snapshot.Op, cmp int) bool {
 		return cmp > 0
 	case snapshot.OpGe:
 		return cmp >= 0
+	default:
+		return false
 	}
-	return false
 }
 
 // kindOf tells the scalar type of a JSON value by its first byte; TypeInvalid for null, objects and arrays.

@@ -105,8 +105,9 @@ func decided(reason Reason, g GrantOutcome, plain, denied bool) bool {
 		return g.Deny == denied && (g.Outcome == Matched) == denied
 	case ArgumentType:
 		return g.Deny == denied && g.Outcome == ConditionError
+	default:
+		return false
 	}
-	return false
 }
 
 func outcomeOf(x *index.Index, rule index.Rule, r *Request) GrantOutcome {
@@ -116,6 +117,7 @@ func outcomeOf(x *index.Index, rule index.Rule, r *Request) GrantOutcome {
 	}
 	e := evaluator{now: r.NowMS, raw: r.Args, x: x, args: args{room: make([]arg, maxRead)}}
 	switch e.run(rule.Cond - 1) {
+	case isTrue:
 	case isFalse:
 		g.Outcome = ConditionFalse
 	case isError:

@@ -72,6 +72,7 @@ func (c *compiler) collect(n *snapshot.Cond) {
 	switch n.Op {
 	case snapshot.OpHas, snapshot.OpEq, snapshot.OpNe, snapshot.OpLt, snapshot.OpLe, snapshot.OpGt, snapshot.OpGe, snapshot.OpIn:
 		c.args[n.Arg] = 0
+	default: // the others read no argument
 	}
 }
 
@@ -126,8 +127,9 @@ func (c *compiler) operand(v snapshot.Value) uint64 {
 			return 1
 		}
 		return 0
+	default:
+		return uint64(v.Int)
 	}
-	return uint64(v.Int)
 }
 
 func (c *compiler) instr(op snapshot.Op, t snapshot.Type, arg uint32, operand uint64) {

@@ -20,11 +20,14 @@ import (
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
-// The dense numbers of one index. They mean nothing in another.
+// Dense numbers of one index. They mean nothing in another.
 type (
+	// PrincipalID is the number of a principal.
 	PrincipalID uint32
-	ServerID    uint32
-	ItemID      uint32
+	// ServerID is the number of a server.
+	ServerID uint32
+	// ItemID is the number of an item.
+	ItemID uint32
 )
 
 // Index reads one opened block.

@@ -264,7 +264,7 @@ func TestOpenRefusesEveryFlippedByte(t *testing.T) {
 func TestOpenRefusesEveryLength(t *testing.T) {
 	t.Parallel()
 	b := small(t)
-	for n := range len(b) {
+	for n := range b {
 		if _, err := index.Open(b[:n]); err == nil {
 			t.Fatalf("%d of %d bytes accepted", n, len(b))
 		}

@@ -252,8 +252,9 @@ func (x *Index) instrOK(in Instr, pc, n, args int) bool {
 			}
 		}
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 func (x *Index) operandOK(t snapshot.Type, v uint64) bool {
@@ -264,8 +265,9 @@ func (x *Index) operandOK(t snapshot.Type, v uint64) bool {
 		return v <= 1
 	case snapshot.TypeString:
 		return uint64(uint32(v))+v>>32 <= uint64(len(x.heap))
+	default:
+		return false
 	}
-	return false
 }
 
 func (x *Index) checkConds() error {

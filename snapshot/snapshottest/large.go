@@ -11,7 +11,7 @@ import (
 // for every hundred users or so with 10 to 50 tools each, three grants for ten users, a third of them with a condition.
 // The same number gives the same policy.
 func Large(users int) *snapshot.Policy {
-	r := rand.New(rand.NewPCG(1, uint64(users)))
+	r := rand.New(rand.NewPCG(1, uint64(users))) //nolint:gosec // the same number gives the same policy
 	p := &snapshot.Policy{Tenant: "0198c0de-0000-7000-8000-000000000002"}
 	departments, teams, roles, servers := max(1, users/1000), max(2, users/25), max(3, users/200), max(4, users/100)
 	for i := range departments {

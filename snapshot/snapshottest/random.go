@@ -215,8 +215,9 @@ func value(t *rapid.T, name string, hostile bool) string {
 		return strconv.FormatInt(rapid.SampledFrom(ints).Draw(t, "int"), 10)
 	case snapshot.TypeBool:
 		return strconv.FormatBool(rapid.Bool().Draw(t, "bool"))
+	default:
+		return jsonText(rapid.SampledFrom(texts).Draw(t, "text"))
 	}
-	return jsonText(rapid.SampledFrom(texts).Draw(t, "text"))
 }
 
 func jsonText(s string) string {

@@ -174,8 +174,9 @@ func eval(c *snapshot.Cond, args []byte, now int64) result {
 			return no
 		case no:
 			return yes
+		default:
+			return fail
 		}
-		return fail
 	case snapshot.OpAnd:
 		for _, k := range c.Kids {
 			if r := eval(k, args, now); r != yes {
@@ -194,8 +195,9 @@ func eval(c *snapshot.Cond, args []byte, now int64) result {
 		return of(now < c.Value.Int)
 	case snapshot.OpAfter:
 		return of(now >= c.Value.Int)
+	default:
+		return leaf(c, args)
 	}
-	return leaf(c, args)
 }
 
 func leaf(c *snapshot.Cond, args []byte) result {
@@ -236,8 +238,9 @@ func leaf(c *snapshot.Cond, args []byte) result {
 		return of(cmp <= 0)
 	case snapshot.OpGt:
 		return of(cmp > 0)
+	default:
+		return of(cmp >= 0)
 	}
-	return of(cmp >= 0)
 }
 
 // find reads the object with a strict decoder. It is not ok when the object is not one, when a name that equals the
@@ -328,8 +331,9 @@ func possible(c *snapshot.Cond, now int64) outcomes {
 		return chain(c.Kids, now, yes)
 	case snapshot.OpOr:
 		return chain(c.Kids, now, no)
+	default:
+		return outcomes{true, true, true}
 	}
-	return outcomes{true, true, true}
 }
 
 // chain goes on to the next kid while the kids may come to the given result.

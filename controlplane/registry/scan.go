@@ -297,7 +297,7 @@ var errTooLarge = errors.New("the server's answers are larger than what a scan a
 // explain makes a sentence for a person of what went wrong.
 func explain(ctx context.Context, url string, err error) error {
 	if errors.Is(err, errTooLarge) {
-		return badSurface(fmt.Sprintf("it is larger than %d MiB", MaxScanBytes>>20)).(*problem.Problem).Because(err)
+		return badSurface(fmt.Sprintf("it is larger than %d MiB", MaxScanBytes>>20)).Because(err)
 	}
 	if errors.Is(err, egress.ErrBlocked) {
 		return problem.Newf(problem.Denied, "use a public address, or add it as CIDR:port to egress_allow of the control plane and of the cells",

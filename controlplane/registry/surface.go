@@ -137,7 +137,7 @@ func checkToolName(name string) error {
 	return nil
 }
 
-func badSurface(what string) error {
+func badSurface(what string) *problem.Problem {
 	return problem.New(problem.Invalid, "the server's answer cannot be used: "+what, "have the server corrected, then scan again")
 }
 

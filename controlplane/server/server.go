@@ -153,13 +153,15 @@ func serveUntil(ctx context.Context, srv *http.Server, serve func() error) error
 	shut := make(chan error, 1)
 	go func() { shut <- srv.Shutdown(end) }()
 	// Most requests are over in milliseconds; who waits for something is told that it is over.
+	var err error
 	select {
-	case <-shut:
+	case err = <-shut:
 	case <-time.After(200 * time.Millisecond):
 		cut()
-		if err := <-shut; err != nil {
-			_ = srv.Close()
-		}
+		err = <-shut
+	}
+	if err != nil {
+		_ = srv.Close()
 	}
 	if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
 		return err
@@ -224,7 +226,7 @@ func (s *server) openStore(ctx context.Context) (*store.Store, error) {
 			return st, nil
 		}
 		if ctx.Err() != nil {
-			return nil, nil
+			return nil, nil //nolint:nilerr // the end was asked for
 		}
 		if problem.CodeOf(err) == problem.Invalid {
 			return nil, err
@@ -287,7 +289,7 @@ func (s *server) bootstrap(ctx context.Context, people *directory.Service, issue
 		}
 	}
 	s.bootstrapped.Store(ctx.Err() == nil)
-	return nil
+	return nil //nolint:nilerr // the loop is over when it worked, or when the end was asked for
 }
 
 const (

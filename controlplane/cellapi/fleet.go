@@ -72,7 +72,8 @@ func (f *Fleet) answered(n Node, tenant controlplane.TenantID, a Answer) {
 	if f.answers[n] == nil {
 		f.answers[n] = map[controlplane.TenantID][]Answer{}
 	}
-	list := append(f.answers[n][tenant], a)
+	list := f.answers[n][tenant]
+	list = append(list, a)
 	f.answers[n][tenant] = list[max(0, len(list)-keepAnswers):]
 	f.wake()
 }

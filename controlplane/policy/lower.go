@@ -370,8 +370,9 @@ func word(t snapshot.Type) string {
 		return "boolean"
 	case snapshot.TypeNumber:
 		return "number"
+	default:
+		return "value"
 	}
-	return "value"
 }
 
 func list(names []string) string {

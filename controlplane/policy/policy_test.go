@@ -44,8 +44,9 @@ func show(c *snapshot.Cond) string {
 			vs = append(vs, showValue(v))
 		}
 		return c.Arg + " in " + strings.Join(vs, ",")
+	default:
+		return c.Arg + " " + signs[c.Op] + " " + showValue(c.Value)
 	}
-	return c.Arg + " " + signs[c.Op] + " " + showValue(c.Value)
 }
 
 func showValue(v snapshot.Value) string {
@@ -54,8 +55,9 @@ func showValue(v snapshot.Value) string {
 		return fmt.Sprintf("%q", v.Str)
 	case snapshot.TypeBool:
 		return fmt.Sprint(v.Bool)
+	default:
+		return fmt.Sprint(v.Int)
 	}
-	return fmt.Sprint(v.Int)
 }
 
 func TestLowerAcceptsTheClosedSubset(t *testing.T) {

@@ -158,7 +158,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 
 // drain waits until the listener has ended.
 func drain(c <-chan string) {
-	for range c { //nolint:revive // only the end matters
+	for range c { // only the end matters
 	}
 }
 

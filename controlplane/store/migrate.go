@@ -24,7 +24,7 @@ func Migrate(ctx context.Context, url string, log *slog.Logger) error {
 		return badURL(err)
 	}
 	db := stdlib.OpenDB(*cfg)
-	defer db.Close()
+	defer func() { _ = db.Close() }()
 	if err := db.PingContext(ctx); err != nil {
 		return translate(ctx, fmt.Errorf("migrate: %w", err))
 	}

@@ -410,6 +410,6 @@ func TestListenHearsAWriteAndEndsWithItsContext(t *testing.T) {
 		t.Errorf("heard %q", got)
 	}
 	cancel()
-	for range hints { //nolint:revive // until it is closed
+	for range hints { // until it is closed
 	}
 }

@@ -39,7 +39,7 @@ const (
 
 // Run builds the world and measures it.
 func Run(users int) (*Figures, error) {
-	rng := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a fixed seed: the same world on every machine
+	rng := rand.New(rand.NewPCG(1, 2)) // a fixed seed: the same world on every machine
 	world := World(users, rng)
 	begin := time.Now()
 	raw, err := index.Build(world)

@@ -147,8 +147,9 @@ func FreeAddr() (string, error) {
 
 // WaitListen returns when something accepts connections on the address.
 func WaitListen(ctx context.Context, addr string) error {
+	dialer := net.Dialer{Timeout: time.Second}
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline) && ctx.Err() == nil; {
-		c, err := net.DialTimeout("tcp", addr, time.Second)
+		c, err := dialer.DialContext(ctx, "tcp", addr)
 		if err == nil {
 			return c.Close()
 		}

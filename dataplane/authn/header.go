@@ -18,7 +18,7 @@ const (
 	TokenMalformed Reason = "token_malformed"
 	TokenInQuery   Reason = "token_in_query"
 	TokenTooLarge  Reason = "token_too_large"
-	TokenAlgorithm Reason = "token_algorithm"
+	TokenAlgorithm Reason = "token_algorithm" //nolint:gosec // a reason, no credential
 	TokenSignature Reason = "token_signature"
 	TokenIssuer    Reason = "token_issuer"
 	TokenAudience  Reason = "token_audience"

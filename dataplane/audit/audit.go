@@ -26,6 +26,9 @@ import (
 // ErrUnavailable says that the record was not kept: the disk is full, failing or hanging, or the spool's quota is used up.
 var ErrUnavailable = errors.New("audit: records are not taken")
 
+// errReserve keeps what is left of a full disk for the outcomes of calls under way.
+var errReserve = errors.New("the disk is full: the log lives on its reserve")
+
 const (
 	defaultQuota = 20 << 30
 	// slack is what records that need no durability may use above the quota.
@@ -115,11 +118,15 @@ func (a *Audit) Append(rec *auditv1.Record) error {
 	return nil
 }
 
-// Intent makes the record of a call durable before the call is forwarded. The error wraps ErrUnavailable, and the call must
+// Intent makes the record of a call durable before the call is forwarded. On a full disk it is refused while there is still
+// room for the outcomes of the calls that are under way. The error wraps ErrUnavailable, and the call must
 // not be forwarded then; a CALL record with the same id says what became of it.
 func (a *Audit) Intent(ctx context.Context, rec *auditv1.Record) error {
 	if a.look() > a.cfg.Quota {
 		return a.refuse(errors.New("the spool's quota is used up"))
+	}
+	if a.log.Stats().ReserveUsed {
+		return a.refuse(errReserve)
 	}
 	a.open.open(rec.GetId(), a.log.Size)
 	if err := a.commit(ctx, rec); err != nil {
@@ -203,6 +210,9 @@ func (a *Audit) Problem() error {
 	s := a.log.Stats()
 	if s.Failed != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, s.Failed)
+	}
+	if s.ReserveUsed {
+		return fmt.Errorf("%w: %w", ErrUnavailable, errReserve)
 	}
 	if n := s.Bytes; n > a.cfg.Quota {
 		return fmt.Errorf("%w: the spool has %d bytes, its quota is %d: the control plane must collect it", ErrUnavailable, n, a.cfg.Quota)

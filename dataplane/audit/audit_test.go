@@ -25,12 +25,13 @@ import (
 var key = []byte("0123456789abcdef0123456789abcdef")
 
 type bundle struct {
-	t     *testing.T
-	dir   string
-	disk  *tlogtest.FS
-	log   *tlog.Log
-	reg   *prometheus.Registry
-	audit *audit.Audit
+	t       *testing.T
+	dir     string
+	disk    *tlogtest.FS
+	log     *tlog.Log
+	reg     *prometheus.Registry
+	audit   *audit.Audit
+	reserve int64
 }
 
 func setup(t *testing.T) *bundle {
@@ -47,6 +48,7 @@ func (b *bundle) start(quota int64) {
 	var err error
 	b.log, _, err = tlog.Open(tlog.Config{
 		Dir: b.dir, Prefix: "mcpvault/audit/eu-1/n1", SegmentBytes: 32 << 10, FS: b.disk, WriteTimeout: 20 * time.Second,
+		Reserve: b.reserve,
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -320,6 +322,35 @@ func TestAFailedDiskRefusesEffectsAndKeepsReads(t *testing.T) {
 			t.Fatal("a call that was refused is said to be unknown")
 		}
 	}
+}
+
+// What the reserve gives back is for the outcomes of calls under way: were intents let in, the last of them would find no
+// room for its outcome.
+func TestTheReserveOfAFullDiskTakesNoNewIntents(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	if err := b.log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.reserve = 4 << 20
+	b.start(0)
+	under := b.intent()
+	b.disk.Full(0)
+	b.append()
+	waitFor(t, "the reserve is used", func() bool { return b.log.Stats().ReserveUsed })
+	b.disk.Full(1 << 20) // the removal of the reserve makes room, which the disk of the test does not know
+	waitFor(t, "the log goes on", func() bool { return b.log.Sync(t.Context()) == nil })
+	if err := b.audit.Intent(t.Context(), b.call(auditv1.RecordKind_RECORD_KIND_INTENT)); !errors.Is(err, audit.ErrUnavailable) {
+		t.Fatalf("an intent on the reserve: %v", err)
+	}
+	if b.audit.Problem() == nil {
+		t.Fatal("nobody would notice")
+	}
+	b.outcome(under)
+	b.append()
+	b.disk.Free()
+	waitFor(t, "the reserve is back", func() bool { return b.audit.Problem() == nil })
+	b.outcome(b.intent())
 }
 
 func TestRecoveryOnAFailedDiskLetsTheNodeStart(t *testing.T) {

@@ -249,9 +249,24 @@ func makeReserve(fsys FS, name string, size int64) error {
 		return err
 	}
 	defer f.Close()
-	if err := f.Allocate(size); err != nil {
+	err = f.Allocate(size)
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = fill(f, size)
+	}
+	if err != nil {
 		_ = fsys.Remove(name)
 		return err
+	}
+	return nil
+}
+
+// fill takes room on a file system that reserves none.
+func fill(f File, size int64) error {
+	zeros := make([]byte, 64<<10)
+	for at := int64(0); at < size; at += int64(len(zeros)) {
+		if _, err := f.WriteAt(zeros[:min(size-at, int64(len(zeros)))], at); err != nil {
+			return err
+		}
 	}
 	return nil
 }

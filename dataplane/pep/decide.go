@@ -327,6 +327,7 @@ func (x *exchange) intend() *answer {
 	if err := x.p.audit.Intent(x.ctx, x.rec); err != nil {
 		x.p.log.Error("audit intent lost", "error", err, "request_id", x.rec.GetId())
 		x.rec.Kind = auditv1.RecordKind_RECORD_KIND_CALL
+		x.denied("audit_unavailable")
 		return x.unaudited()
 	}
 	x.intended = true

@@ -39,6 +39,8 @@ type book struct {
 	broken  bool
 	// onIntent runs while an intent is on its way to the disk.
 	onIntent func()
+	// noIntents is how a disk is that has room left for outcomes only.
+	noIntents bool
 }
 
 var errDisk = errors.New("no space left on device")
@@ -63,6 +65,9 @@ func (b *book) Append(r *auditv1.Record) error {
 func (b *book) Intent(_ context.Context, r *auditv1.Record) error {
 	if b.onIntent != nil {
 		b.onIntent()
+	}
+	if b.noIntents {
+		return errDisk
 	}
 	return b.Append(r)
 }

@@ -134,6 +134,18 @@ func TestCallsWithEffectsAreRecordedBeforeAndAfter(t *testing.T) {
 	}
 }
 
+func TestACallRefusedForItsIntentIsRecordedAsRefused(t *testing.T) {
+	t.Parallel()
+	g, up := payments(t)
+	g.book.noIntents = true
+	a := g.call("/mcp/pay", "alice", "refund", `{"amount":5}`)
+	rec := g.book.of(a.decision())
+	if len(rec) != 1 || rec[0].GetKind() != auditv1.RecordKind_RECORD_KIND_CALL || rec[0].GetDecision() != auditv1.Decision_DECISION_DENY ||
+		rec[0].GetReason() != "audit_unavailable" || up.calls() != 0 {
+		t.Fatalf("%d calls, records %v", up.calls(), rec)
+	}
+}
+
 func TestAFullAuditDiskAllowsNothing(t *testing.T) {
 	t.Parallel()
 	g, up := payments(t)

@@ -46,7 +46,7 @@ func (e *explainer) run() {
 	p, ok := x.Principal(user)
 	if !ok {
 		e.say("unknown_principal", "%s does not exist in generation %d", user, e.view.generation)
-		e.fix("mcpvault user add %s", user)
+		e.fix("mcpvault user create %s", user)
 		return
 	}
 	srv, ok := x.Server(server)

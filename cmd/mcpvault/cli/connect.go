@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -19,17 +18,17 @@ import (
 	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
-// contextFile is where contexts are kept.
-func (a *App) contextFile() string {
+// ContextFile is where contexts are kept.
+func (a *App) ContextFile() string {
 	if a.flags.config != "" {
 		return a.flags.config
 	}
 	return contexts.Locate(a.Getenv, a.WorkDir())
 }
 
-// context returns the context in use, with what flags and environment put in place of its values.
-func (a *App) context() (*contexts.Context, error) {
-	file, err := contexts.Load(a.contextFile())
+// Context returns the context in use, with what flags and environment put in place of its values.
+func (a *App) Context() (*contexts.Context, error) {
+	file, err := contexts.Load(a.ContextFile())
 	if err != nil {
 		return nil, err
 	}
@@ -76,9 +75,9 @@ func personToken(c *contexts.Context, who string) (string, error) {
 	return "", problem.Newf(problem.Unauthenticated, fix, "the context has no token of %s", who)
 }
 
-// admin connects to the control plane.
-func (a *App) admin() (*admin.Client, *contexts.Context, error) {
-	c, err := a.context()
+// Admin connects to the control plane.
+func (a *App) Admin() (*admin.Client, *contexts.Context, error) {
+	c, err := a.Context()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -99,7 +98,7 @@ func (a *App) AdminLeaf(use, short, example string, args cobra.PositionalArgs,
 	run func(ctx context.Context, c *admin.Client, tenant string, args []string) error,
 ) *cobra.Command {
 	return a.Leaf(use, short, example, args, func(ctx context.Context, args []string) error {
-		client, c, err := a.admin()
+		client, c, err := a.Admin()
 		if err != nil {
 			return err
 		}
@@ -107,10 +106,10 @@ func (a *App) AdminLeaf(use, short, example string, args cobra.PositionalArgs,
 	})
 }
 
-// names completes words with what the control plane knows. A shell waits for it, so errors are silence.
-func (a *App) names(list func(ctx context.Context, c *admin.Client, tenant string) ([]string, error)) cobra.CompletionFunc {
+// Names completes words with what the control plane knows. A shell waits for it, so errors are silence.
+func (a *App) Names(list func(ctx context.Context, c *admin.Client, tenant string) ([]string, error)) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		client, c, err := a.admin()
+		client, c, err := a.Admin()
 		if err != nil || len(args) > 0 {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
@@ -139,7 +138,7 @@ type caller struct {
 // newCaller finds out as whom and through which nodes to call; node picks one by position (1 is the first), by address
 // or by name.
 func (a *App) newCaller(node, era string) (*caller, error) {
-	c, err := a.context()
+	c, err := a.Context()
 	if err != nil {
 		return nil, err
 	}
@@ -168,40 +167,7 @@ func (a *App) newCaller(node, era string) (*caller, error) {
 		return nil, err
 	}
 	base.DisableKeepAlives = true
-	return &caller{app: a, who: who, token: token, host: hostFor(c, token), nodes: nodes, http: mcpclient.NewHTTP(base), era: era}, nil
-}
-
-// hostFor names the tenant of the token to a cell that is reached by address, when it is not the context's own.
-func hostFor(c *contexts.Context, token string) string {
-	tenant := c.Tenant
-	if t := tenantOf(token); t != "" {
-		tenant = t
-	}
-	return c.Hosts[tenant]
-}
-
-// tenantOf and subjectOf read what a token says. It is a hint for addressing and for words only: the cell verifies.
-func tenantOf(token string) string  { return claims(token).Tenant }
-func subjectOf(token string) string { return claims(token).Subject }
-
-type tokenClaims struct {
-	Subject string `json:"sub"`
-	Tenant  string `json:"tenant"`
-	Expires int64  `json:"exp"`
-}
-
-// claims reads a token without verifying it; one of another form says nothing.
-func claims(token string) tokenClaims {
-	var c tokenClaims
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return c
-	}
-	raw, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil || json.Unmarshal(raw, &c) != nil {
-		return tokenClaims{}
-	}
-	return c
+	return &caller{app: a, who: who, token: token, host: c.HostFor(token), nodes: nodes, http: mcpclient.NewHTTP(base), era: era}, nil
 }
 
 // client makes a client for one server of one node; "" means the aggregate of all servers.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -228,4 +230,23 @@ func distance(a, b string) int {
 		}
 	}
 	return row[len(b)]
+}
+
+// Duration reads Go's form and days: 1h30m, 7d.
+func Duration(s string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil && n > 0 {
+			return time.Duration(n) * 24 * time.Hour, nil
+		}
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d <= 0 {
+		return 0, problem.Newf(problem.Invalid, "write it like 90m, 1h or 7d", "%q is not a length of time", s)
+	}
+	return d, nil
+}
+
+// Missing says that a thing does not exist and which command lists those that do.
+func Missing(noun, name, command string) error {
+	return problem.Newf(problem.NotFound, "see `mcpvault "+command+" list`", "%s %q does not exist", noun, name)
 }

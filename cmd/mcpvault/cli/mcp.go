@@ -3,15 +3,14 @@ package cli
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/contexts"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/mcpclient"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
 	"github.com/mcpvault/mcpvault/kit/problem"
@@ -85,9 +84,9 @@ func (a *App) mcpListCommand() *cobra.Command {
 				return a.answerProblem(answer)
 			}
 			if tools == nil && answer.Result == nil {
-				return statusProblem(answer.Status)
+				return mcpclient.StatusProblem(answer.Status)
 			}
-			return PrintList(a, mapped(tools, func(t mcpclient.Tool) listedTool { return listedTool{t.Name, t.Description, t.Raw} }),
+			return PrintList(a, output.Map(tools, func(t mcpclient.Tool) listedTool { return listedTool{t.Name, t.Description, t.Raw} }),
 				output.Column[listedTool]{Head: "TOOL", Cell: func(t listedTool) string { return t.Name }},
 				output.Column[listedTool]{Head: "DESCRIPTION", Cell: func(t listedTool) string { return t.Description }})
 		})
@@ -142,7 +141,7 @@ func isObject(s string) bool {
 func explainWords(c *caller, args []string, raw string) string {
 	who := c.who
 	if who == "" {
-		who = subjectOf(c.token)
+		who = contexts.ReadToken(c.token).Subject
 	}
 	if who == "" {
 		return ""
@@ -225,7 +224,7 @@ type decided struct {
 // printAnswer prints what a call came to and returns its exit status.
 func (a *App) printAnswer(answer *mcpclient.Answer, explain string) error {
 	if answer.Result == nil && answer.Error == nil {
-		return statusProblem(answer.Status)
+		return mcpclient.StatusProblem(answer.Status)
 	}
 	reason, hint, denied := answer.Denied()
 	d := decided{
@@ -248,7 +247,7 @@ func (a *App) printAnswer(answer *mcpclient.Answer, explain string) error {
 		}
 	}
 	if d.ID != "" {
-		a.Notef("decision %s %s %.3g ms snapshot=%s cell=%s", d.Effect, d.ID, d.MS, orDash(d.Snapshot), orDash(d.Cell))
+		a.Notef("decision %s %s %.3g ms snapshot=%s cell=%s", d.Effect, d.ID, d.MS, output.OrDash(d.Snapshot), output.OrDash(d.Cell))
 	}
 	switch {
 	case denied:
@@ -260,13 +259,6 @@ func (a *App) printAnswer(answer *mcpclient.Answer, explain string) error {
 		return Exit(problem.Internal.Exit())
 	}
 	return nil
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return output.Clean(s)
 }
 
 func (a *App) sayDenied(answer *mcpclient.Answer, hint, explain string) {
@@ -322,19 +314,4 @@ func (a *App) answerProblem(answer *mcpclient.Answer) error {
 		code = problem.Denied
 	}
 	return problem.Newf(code, fix, "%s (code %d)", answer.Error.Message, answer.Error.Code)
-}
-
-// statusProblem words an HTTP refusal that says nothing more.
-func statusProblem(status int) error {
-	switch {
-	case status == http.StatusForbidden:
-		return problem.New(problem.Denied, "the cell refuses the request (HTTP 403)", "check the address and the token's scope")
-	case status == http.StatusNotFound:
-		return problem.New(problem.NotFound, "there is no MCP endpoint (HTTP 404)", "check mcp_urls of the context: they end in /mcp")
-	case status == http.StatusTooManyRequests:
-		return problem.New(problem.Exhausted, "the cell takes no more requests of this caller now (HTTP 429)", "try again in a moment")
-	case status >= 500:
-		return problem.Newf(problem.Unavailable, "look with `mcpvault cell status`", "the cell cannot answer (HTTP %d)", status)
-	}
-	return problem.New(problem.Internal, fmt.Sprintf("the cell refuses the request (HTTP %d)", status), "").Because(errors.New("no JSON-RPC answer"))
 }

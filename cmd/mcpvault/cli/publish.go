@@ -14,22 +14,22 @@ import (
 // completionTime is how long a shell waits for names.
 const completionTime = 2 * time.Second
 
-// waiting is how long a write waits until the cells serve it.
-type waiting struct {
+// Waiting is how long a write waits until the cells serve it.
+type Waiting struct {
 	time time.Duration
 	off  bool
 }
 
-// publishes gives a command the flags of a write that changes what cells enforce.
-func (a *App) publishes(cmd *cobra.Command, w *waiting) *cobra.Command {
+// Publishes gives a command the flags of a write that changes what cells enforce.
+func (a *App) Publishes(cmd *cobra.Command, w *Waiting) *cobra.Command {
 	cmd.Flags().DurationVar(&w.time, "wait", 5*time.Second, "how long to wait until every connected node has applied it")
 	cmd.Flags().BoolVar(&w.off, "no-wait", false, "return when it is written, before the nodes have it")
 	return cmd
 }
 
-// published waits until the nodes serve a revision and says so. The write has been made: whatever happens here is a
+// Published waits until the nodes serve a revision and says so. The write has been made: whatever happens here is a
 // warning.
-func (a *App) published(ctx context.Context, c *admin.Client, tenant string, revision uint64, w waiting) {
+func (a *App) Published(ctx context.Context, c *admin.Client, tenant string, revision uint64, w Waiting) {
 	if w.off || w.time <= 0 || revision == 0 {
 		return
 	}

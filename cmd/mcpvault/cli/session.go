@@ -55,7 +55,7 @@ func (a *App) loginCommand() *cobra.Command {
 		`  mcpvault login --addr https://vault.example.com --token-file token.jwt
   printf %s "$TOKEN" | mcpvault login --addr https://vault.example.com --token-file - --name prod`, Args(),
 		func(ctx context.Context, _ []string) error {
-			path := a.contextFile()
+			path := a.ContextFile()
 			file, err := contexts.Load(path)
 			if err != nil {
 				return err
@@ -192,7 +192,7 @@ func (a *App) logoutCommand() *cobra.Command {
 
 // changeContexts changes the file of contexts.
 func (a *App) changeContexts(change func(*contexts.File) error) error {
-	path := a.contextFile()
+	path := a.ContextFile()
 	file, err := contexts.Load(path)
 	if err != nil {
 		return err
@@ -214,7 +214,7 @@ type contextView struct {
 
 func (a *App) contextCommand() *cobra.Command {
 	names := func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		f, err := contexts.Load(a.contextFile())
+		f, err := contexts.Load(a.ContextFile())
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}
@@ -241,13 +241,13 @@ func (a *App) contextCommand() *cobra.Command {
 func (a *App) listContexts() *cobra.Command {
 	return a.Leaf("list", "Lists the contexts.", "  mcpvault context list -o wide", Args(),
 		func(context.Context, []string) error {
-			f, err := contexts.Load(a.contextFile())
+			f, err := contexts.Load(a.ContextFile())
 			if err != nil {
 				return err
 			}
-			rows := mapped(f.Names(), func(n string) contextView {
+			rows := output.Map(f.Names(), func(n string) contextView {
 				c := f.Contexts[n]
-				return contextView{n, n == f.Current, c.AdminURL, c.Tenant, sortedKeys(c.Tokens), append([]string{}, c.MCPURLs...)}
+				return contextView{n, n == f.Current, c.AdminURL, c.Tenant, output.Keys(c.Tokens), append([]string{}, c.MCPURLs...)}
 			})
 			return PrintList(a, rows,
 				output.Column[contextView]{Head: "NAME", Cell: func(v contextView) string { return v.Name }},

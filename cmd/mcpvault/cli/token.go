@@ -2,8 +2,6 @@ package cli
 
 import (
 	"context"
-	"maps"
-	"slices"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -54,7 +52,7 @@ func (a *App) tokenCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return PrintList(a, mapped(resp.GetTokens(), viewToken), tokenColumns()...)
+				return PrintList(a, output.Map(resp.GetTokens(), viewToken), tokenColumns()...)
 			}),
 		a.AdminLeaf("revoke ID", "Makes a token worthless at once, everywhere.", "  mcpvault token revoke 01K8Z3V9QJ7W2M5T4R6Y8X0ABC", Args("ID"),
 			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
@@ -73,7 +71,7 @@ func (a *App) createToken() *cobra.Command {
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			req := &adminv1.CreateTokenRequest{Tenant: tenant, Principal: args[0]}
 			if ttl != "" {
-				d, err := duration(ttl)
+				d, err := Duration(ttl)
 				if err != nil {
 					return err
 				}
@@ -98,8 +96,4 @@ func (a *App) createToken() *cobra.Command {
 	cmd.Flags().StringVar(&ttl, "ttl", "", "how long it is valid, for example 8h or 30d; 24h when not given")
 	cmd.Flags().BoolVar(&save, "save", false, "keep it in the context instead of printing it")
 	return cmd
-}
-
-func sortedKeys(m map[string]string) []string {
-	return append([]string{}, slices.Sorted(maps.Keys(m))...)
 }

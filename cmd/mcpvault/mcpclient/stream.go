@@ -227,3 +227,18 @@ func (c *Client) event(data []byte, a *Answer, id int) (done bool, err error) {
 }
 
 func isID(raw json.RawMessage, id int) bool { return string(bytes.TrimSpace(raw)) == fmt.Sprint(id) }
+
+// StatusProblem words an HTTP refusal that says nothing more.
+func StatusProblem(status int) error {
+	switch {
+	case status == http.StatusForbidden:
+		return problem.New(problem.Denied, "the cell refuses the request (HTTP 403)", "check the address and the token's scope")
+	case status == http.StatusNotFound:
+		return problem.New(problem.NotFound, "there is no MCP endpoint (HTTP 404)", "check mcp_urls of the context: they end in /mcp")
+	case status == http.StatusTooManyRequests:
+		return problem.New(problem.Exhausted, "the cell takes no more requests of this caller now (HTTP 429)", "try again in a moment")
+	case status >= 500:
+		return problem.Newf(problem.Unavailable, "look with `mcpvault cell status`", "the cell cannot answer (HTTP %d)", status)
+	}
+	return problem.Newf(problem.Internal, "", "the cell refuses the request (HTTP %d)", status)
+}

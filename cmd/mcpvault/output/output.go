@@ -8,6 +8,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -190,6 +192,38 @@ func CleanText(s string) string {
 func hidden(r rune) bool {
 	return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == unicode.ReplacementChar
 }
+
+// Map turns each of what was received into what is printed; nothing becomes an empty list.
+func Map[T, U any](in []T, f func(T) U) []U {
+	out := make([]U, 0, len(in))
+	for _, v := range in {
+		out = append(out, f(v))
+	}
+	return out
+}
+
+// Keys are a map's keys, sorted; never nil, so that an empty list is printed as one.
+func Keys(m map[string]string) []string { return append([]string{}, slices.Sorted(maps.Keys(m))...) }
+
+// Word is the short form of an enumeration's value: EFFECT_READ without EFFECT_ is read.
+func Word(s, prefix string) string {
+	s = strings.ToLower(strings.TrimPrefix(s, prefix))
+	if s == "unspecified" {
+		return "unset"
+	}
+	return s
+}
+
+// YesNo prints a truth.
+func YesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// OrDash prints nothing as a dash, and anything else clean.
+func OrDash(s string) string { return cell(s) }
 
 // Time prints milliseconds since the epoch as RFC 3339 in UTC; "" for none.
 func Time(ms int64) string {

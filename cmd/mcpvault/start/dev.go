@@ -103,7 +103,7 @@ func printProcesses(a *cli.App, all []devmode.Process) error {
 	return cli.PrintList(a, all,
 		output.Column[devmode.Process]{Head: "NAME", Cell: func(p devmode.Process) string { return p.Name }},
 		output.Column[devmode.Process]{Head: "PID", Cell: func(p devmode.Process) string { return fmt.Sprint(p.PID) }},
-		output.Column[devmode.Process]{Head: "RUNNING", Cell: func(p devmode.Process) string { return yesNo(p.Running) }},
+		output.Column[devmode.Process]{Head: "RUNNING", Cell: func(p devmode.Process) string { return output.YesNo(p.Running) }},
 		output.Column[devmode.Process]{Head: "ENDED", Cell: func(p devmode.Process) string { return p.Ended }},
 		output.Column[devmode.Process]{Head: "LOG", Cell: func(p devmode.Process) string { return p.Log }, Wide: true})
 }
@@ -161,11 +161,4 @@ func nextCommands(demo bool) []string {
 		}
 	}
 	return []string{"mcpvault server add NAME --url URL", "mcpvault server approve NAME --effect hints", "mcpvault grant user:alice server:NAME"}
-}
-
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
 }

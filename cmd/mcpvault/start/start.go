@@ -1,12 +1,17 @@
 package start
 
 import (
+	"slices"
+
 	"github.com/spf13/cobra"
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/manage"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/observe"
 )
 
-// Commands are what this package adds to the command line.
+// Commands are the whole command line besides what package cli brings itself: the tour types them all, so that whoever
+// starts servers knows them.
 func Commands() []func(*cli.App) *cobra.Command {
-	return []func(*cli.App) *cobra.Command{Dev, Demo, Config, Bench, Internal}
+	return slices.Concat(manage.Commands(), observe.Commands(), []func(*cli.App) *cobra.Command{Dev, Demo, Config, Bench, Internal})
 }

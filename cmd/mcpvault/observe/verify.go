@@ -1,4 +1,4 @@
-package cli
+package observe
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/mcpvault/mcpvault/cmd/mcpvault/contexts"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/proof"
 	"github.com/mcpvault/mcpvault/kit/problem"
@@ -32,22 +32,22 @@ type verifiedSnapshot struct {
 	InForce  bool   `json:"in_force"`
 }
 
-func (a *App) verifySnapshot() *cobra.Command {
+func verifySnapshot(a *cli.App) *cobra.Command {
 	var roots, file, save string
 	cmd := a.Leaf("verify [GENERATION]", "Checks a generation against root keys that you have: signature, content, and that a cell can serve from it.",
 		`  mcpvault snapshot verify
   mcpvault snapshot verify 4 --save acme-4.snapshot
-  mcpvault snapshot verify --file acme-4.snapshot --roots roots.pb     # with no network at all`, Args("[GENERATION]"),
+  mcpvault snapshot verify --file acme-4.snapshot --roots roots.pb     # with no network at all`, cli.Args("[GENERATION]"),
 		func(ctx context.Context, args []string) error {
 			n, err := generationArg(args)
 			if err != nil {
 				return err
 			}
-			known, err := a.knownRoots(roots, file != "")
+			known, err := knownRoots(a, roots, file != "")
 			if err != nil {
 				return err
 			}
-			g, err := a.fetchGeneration(ctx, n, file)
+			g, err := fetchGeneration(ctx, a, n, file)
 			if err != nil {
 				return err
 			}
@@ -61,7 +61,7 @@ func (a *App) verifySnapshot() *cobra.Command {
 			if s.InForce != nil {
 				a.Warnf("it is genuine but not in force: %v", s.InForce)
 			}
-			return a.printVerified(s)
+			return printVerified(a, s)
 		})
 	cmd.Flags().StringVar(&roots, "roots", "", "file of root keys; the context's when not given")
 	cmd.Flags().StringVar(&file, "file", "", "a snapshot that was saved before, instead of asking the control plane")
@@ -69,14 +69,14 @@ func (a *App) verifySnapshot() *cobra.Command {
 	return cmd
 }
 
-func (a *App) printVerified(s *proof.Snapshot) error {
+func printVerified(a *cli.App, s *proof.Snapshot) error {
 	h := s.Head
 	v := verifiedSnapshot{
 		fmt.Sprintf("%d.%d", h.GetEpoch(), h.GetGeneration()), h.GetTenant(), s.Digest.String(), s.Roots,
 		s.Servers, s.Tools, output.Time(h.GetNotAfterMs()), s.InForce == nil,
 	}
 	a.Notef("verified: signed by a known key, and every part is what was signed")
-	return Print(a, v,
+	return cli.Print(a, v,
 		output.Column[verifiedSnapshot]{Head: "SNAPSHOT", Cell: func(v verifiedSnapshot) string { return v.Snapshot }},
 		output.Column[verifiedSnapshot]{Head: "ORG", Cell: func(v verifiedSnapshot) string { return v.Org }},
 		output.Column[verifiedSnapshot]{Head: "DIGEST", Cell: func(v verifiedSnapshot) string { return v.Digest }},
@@ -86,9 +86,9 @@ func (a *App) printVerified(s *proof.Snapshot) error {
 }
 
 // knownRoots reads the root keys that the reader trusts: the server's word on them would prove nothing.
-func (a *App) knownRoots(path string, offline bool) ([]byte, error) {
+func knownRoots(a *cli.App, path string, offline bool) ([]byte, error) {
 	if path == "" {
-		c, err := a.context()
+		c, err := a.Context()
 		if err != nil && !offline {
 			return nil, err
 		}
@@ -118,7 +118,7 @@ func readBounded(path string, limit int64) ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-func (a *App) fetchGeneration(ctx context.Context, n uint64, file string) (*adminv1.GetGenerationResponse, error) {
+func fetchGeneration(ctx context.Context, a *cli.App, n uint64, file string) (*adminv1.GetGenerationResponse, error) {
 	if file != "" {
 		raw, err := readBounded(file, maxBundle)
 		if err != nil {
@@ -130,7 +130,7 @@ func (a *App) fetchGeneration(ctx context.Context, n uint64, file string) (*admi
 		}
 		return g, nil
 	}
-	client, c, err := a.admin()
+	client, c, err := a.Admin()
 	if err != nil {
 		return nil, err
 	}
@@ -160,17 +160,17 @@ type verifiedLog struct {
 	Fault   string `json:"fault,omitempty"`
 }
 
-func (a *App) auditVerify() *cobra.Command {
+func auditVerify(a *cli.App) *cobra.Command {
 	var only, dir string
 	cmd := a.Leaf("verify", "Reads every log in full, computes its tree again and compares it with the signed checkpoints.",
 		`  mcpvault audit verify
   mcpvault audit verify --log mcpvault/audit/local/n1/5f3a9c -o json
-  mcpvault audit verify --dir /var/lib/mcpvault/audit      # a node's own log, without any server`, Args(),
+  mcpvault audit verify --dir /var/lib/mcpvault/audit      # a node's own log, without any server`, cli.Args(),
 		func(ctx context.Context, _ []string) error {
 			if dir != "" {
-				return a.verifyDir(dir)
+				return verifyDir(a, dir)
 			}
-			client, _, err := a.admin()
+			client, _, err := a.Admin()
 			if err != nil {
 				return err
 			}
@@ -196,7 +196,7 @@ func (a *App) auditVerify() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.printReports(reports, alarms)
+			return printReports(a, reports, alarms)
 		})
 	cmd.Flags().StringVar(&only, "log", "", "only the log with this id")
 	cmd.Flags().StringVar(&dir, "dir", "", "a node's audit directory, instead of what the control plane has")
@@ -205,7 +205,7 @@ func (a *App) auditVerify() *cobra.Command {
 
 // verifyDir proves a log where a node wrote it. The key is the directory's own: against somebody who wrote it all anew only
 // a checkpoint that was witnessed elsewhere helps, which is what verifying the control plane's copy compares with.
-func (a *App) verifyDir(dir string) error {
+func verifyDir(a *cli.App, dir string) error {
 	r, err := check.Dir(dir, check.Options{})
 	if err != nil {
 		return problem.New(problem.NotFound, "the log cannot be read: "+err.Error(), "name a node's audit directory with --dir")
@@ -213,7 +213,7 @@ func (a *App) verifyDir(dir string) error {
 	if r.OK() && r.Torn > 0 {
 		a.Notef("%d bytes at the end were never acknowledged and are no records", r.Torn)
 	}
-	return a.printReports([]check.Report{r}, nil)
+	return printReports(a, []check.Report{r}, nil)
 }
 
 func logOf(l *adminv1.AuditLog) check.Log {
@@ -224,9 +224,9 @@ func logOf(l *adminv1.AuditLog) check.Log {
 	return log
 }
 
-func (a *App) printReports(reports []check.Report, alarms map[string]string) error {
+func printReports(a *cli.App, reports []check.Report, alarms map[string]string) error {
 	faults := 0
-	rows := mapped(reports, func(r check.Report) verifiedLog {
+	rows := output.Map(reports, func(r check.Report) verifiedLog {
 		v := verifiedLog{r.Origin, r.OK(), r.Size, r.Signed, fmt.Sprintf("%x", r.Root[:]), ""}
 		if !r.OK() {
 			v.Fault = r.Fault.Error()
@@ -239,9 +239,9 @@ func (a *App) printReports(reports []check.Report, alarms map[string]string) err
 		}
 		return v
 	})
-	err := PrintList(a, rows,
+	err := cli.PrintList(a, rows,
 		output.Column[verifiedLog]{Head: "LOG", Cell: func(v verifiedLog) string { return v.Log }},
-		output.Column[verifiedLog]{Head: "INTACT", Cell: func(v verifiedLog) string { return yesNo(v.OK) }},
+		output.Column[verifiedLog]{Head: "INTACT", Cell: func(v verifiedLog) string { return output.YesNo(v.OK) }},
 		output.Column[verifiedLog]{Head: "RECORDS", Cell: func(v verifiedLog) string { return fmt.Sprint(v.Records) }},
 		output.Column[verifiedLog]{Head: "SIGNED", Cell: func(v verifiedLog) string { return fmt.Sprint(v.Signed) }},
 		output.Column[verifiedLog]{Head: "FAULT", Cell: func(v verifiedLog) string { return v.Fault }},
@@ -251,11 +251,4 @@ func (a *App) printReports(reports []check.Report, alarms map[string]string) err
 			"%d of %d logs do not verify", faults, len(reports))
 	}
 	return err
-}
-
-// doctorContext describes the file of contexts for the doctor.
-func (a *App) doctorContext() (path string, file *contexts.File, err error) {
-	path = a.contextFile()
-	file, err = contexts.Load(path)
-	return path, file, err
 }

@@ -1,4 +1,4 @@
-package cli
+package observe
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/contexts"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/mcpclient"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
@@ -39,12 +40,12 @@ func failed(check string, err error) finding {
 	return f
 }
 
-func (a *App) doctorCommand() *cobra.Command {
+func doctorCommand(a *cli.App) *cobra.Command {
 	return a.Leaf("doctor", "Looks at everything between here and a call, and says what to do about what is wrong. Exit status 1 when something failed.",
-		"  mcpvault doctor\n  mcpvault doctor -o json", Args(),
+		"  mcpvault doctor\n  mcpvault doctor -o json", cli.Args(),
 		func(ctx context.Context, _ []string) error {
-			found := a.examine(ctx)
-			err := PrintList(a, found,
+			found := examine(ctx, a)
+			err := cli.PrintList(a, found,
 				output.Column[finding]{Head: "CHECK", Cell: func(f finding) string { return f.Check }},
 				output.Column[finding]{Head: "STATE", Cell: func(f finding) string { return f.State }},
 				output.Column[finding]{Head: "DETAIL", Cell: func(f finding) string { return f.Detail }},
@@ -54,23 +55,24 @@ func (a *App) doctorCommand() *cobra.Command {
 			}
 			for _, f := range found {
 				if f.State == "failed" {
-					return Exit(problem.Internal.Exit())
+					return cli.Exit(problem.Internal.Exit())
 				}
 			}
 			return nil
 		})
 }
 
-func (a *App) examine(ctx context.Context) []finding {
-	path, file, err := a.doctorContext()
+func examine(ctx context.Context, a *cli.App) []finding {
+	path := a.ContextFile()
+	file, err := contexts.Load(path)
 	if err != nil {
 		return []finding{failed("context", err)}
 	}
-	c, err := a.context()
+	c, err := a.Context()
 	if err != nil {
 		return []finding{failed("context", err)}
 	}
-	name := a.flags.context
+	name := a.ContextName()
 	if name == "" {
 		name = file.Current
 	}
@@ -79,15 +81,15 @@ func (a *App) examine(ctx context.Context) []finding {
 		found = append(found, finding{"context file", "warning", "others on this machine can read the tokens in it", "chmod 600 " + path})
 	}
 	found = append(found, checkTokens(c, time.Now())...)
-	found = append(found, a.checkControlPlane(ctx)...)
-	return append(found, a.checkNodes(ctx, c)...)
+	found = append(found, checkControlPlane(ctx, a)...)
+	return append(found, checkNodes(ctx, a, c)...)
 }
 
 // checkTokens looks at when tokens end. What they say is not verified here: the servers do.
 func checkTokens(c *contexts.Context, now time.Time) []finding {
 	var found []finding
-	for _, who := range sortedKeys(c.Tokens) {
-		end, known := expiry(c.Tokens[who])
+	for _, who := range output.Keys(c.Tokens) {
+		end, known := contexts.ReadToken(c.Tokens[who]).End()
 		switch {
 		case !known:
 		case now.After(end):
@@ -101,13 +103,8 @@ func checkTokens(c *contexts.Context, now time.Time) []finding {
 	return found
 }
 
-func expiry(token string) (time.Time, bool) {
-	end := claims(token).Expires
-	return time.Unix(end, 0), end > 0
-}
-
-func (a *App) checkControlPlane(ctx context.Context) []finding {
-	client, _, err := a.admin()
+func checkControlPlane(ctx context.Context, a *cli.App) []finding {
+	client, _, err := a.Admin()
 	if err != nil {
 		return []finding{failed("control plane", err)}
 	}
@@ -129,18 +126,18 @@ func (a *App) checkControlPlane(ctx context.Context) []finding {
 }
 
 // checkNodes asks every node, at once, what it would show to a caller.
-func (a *App) checkNodes(ctx context.Context, c *contexts.Context) []finding {
+func checkNodes(ctx context.Context, a *cli.App, c *contexts.Context) []finding {
 	found := make([]finding, len(c.MCPURLs))
 	base, err := admin.HTTPTransport(c.CAFile)
 	if err != nil {
 		return []finding{failed("cell", err)}
 	}
-	token := a.probeToken(c)
+	token := probeToken(a, c)
 	var wg sync.WaitGroup
 	for i, url := range c.MCPURLs {
 		wg.Go(func() {
 			found[i] = checkNode(ctx, fmt.Sprintf("node n%d", i+1), mcpclient.Config{
-				URL: url, Host: hostFor(c, token), Token: token, HTTP: mcpclient.NewHTTP(base), ClientVersion: a.cfg.Version,
+				URL: url, Host: c.HostFor(token), Token: token, HTTP: mcpclient.NewHTTP(base), ClientVersion: a.World().Version,
 			})
 		})
 	}
@@ -149,9 +146,9 @@ func (a *App) checkNodes(ctx context.Context, c *contexts.Context) []finding {
 }
 
 // probeToken is the token to look with: an honest question is better than a refusal, which alarms somebody.
-func (a *App) probeToken(c *contexts.Context) string {
-	for _, who := range append([]string{a.flags.as, c.As}, sortedKeys(c.Tokens)...) {
-		end, known := expiry(c.Tokens[who])
+func probeToken(a *cli.App, c *contexts.Context) string {
+	for _, who := range append([]string{a.As(), c.As}, output.Keys(c.Tokens)...) {
+		end, known := contexts.ReadToken(c.Tokens[who]).End()
 		if t := c.Tokens[who]; t != "" && (!known || time.Now().Before(end)) {
 			return t
 		}
@@ -178,7 +175,7 @@ func checkNode(ctx context.Context, name string, cfg mcpclient.Config) finding {
 	case answer.Error != nil:
 		return finding{name, "failed", answer.Error.Message, "look with `mcpvault cell status`"}
 	case answer.Result == nil && answer.Status != http.StatusOK:
-		return failed(name, statusProblem(answer.Status))
+		return failed(name, mcpclient.StatusProblem(answer.Status))
 	}
-	return ok(name, fmt.Sprintf("%s shows %d tools, snapshot %s, %s", cfg.URL, len(tools), orDash(answer.Decision.Snapshot), answer.Took.Round(time.Millisecond)))
+	return ok(name, fmt.Sprintf("%s shows %d tools, snapshot %s, %s", cfg.URL, len(tools), output.OrDash(answer.Decision.Snapshot), answer.Took.Round(time.Millisecond)))
 }

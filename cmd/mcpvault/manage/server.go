@@ -1,4 +1,4 @@
-package cli
+package manage
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
@@ -62,26 +63,17 @@ func viewServer(s *adminv1.Server, v *adminv1.ServerVersion) serverView {
 
 func viewVersion(v *adminv1.ServerVersion) versionView {
 	return versionView{
-		v.GetNumber(), v.GetDigest(), word(v.GetState().String(), "VERSION_STATE_"),
+		v.GetNumber(), v.GetDigest(), output.Word(v.GetState().String(), "VERSION_STATE_"),
 		strings.TrimSpace(v.GetServerName() + " " + v.GetServerVersion()), append([]string{}, v.GetProtocolVersions()...),
 		output.Time(v.GetCreatedMs()), output.Time(v.GetApprovedMs()), v.GetApprovedBy(),
-		mapped(v.GetTools(), func(t *adminv1.Tool) toolView {
+		output.Map(v.GetTools(), func(t *adminv1.Tool) toolView {
 			raw := json.RawMessage(t.GetRaw())
 			if !json.Valid(raw) {
 				raw = nil
 			}
-			return toolView{t.GetName(), word(t.GetEffect().String(), "EFFECT_"), t.GetChange(), t.GetDescription(), raw}
+			return toolView{t.GetName(), output.Word(t.GetEffect().String(), "EFFECT_"), t.GetChange(), t.GetDescription(), raw}
 		}),
 	}
-}
-
-// word is the short form of an enumeration's value.
-func word(s, prefix string) string {
-	s = strings.ToLower(strings.TrimPrefix(s, prefix))
-	if s == "unspecified" {
-		return "unset"
-	}
-	return s
 }
 
 func schemaOf(v *adminv1.ServerVersion, tool string) json.RawMessage {
@@ -127,43 +119,43 @@ func toolColumns() []output.Column[toolView] {
 }
 
 // printServer prints a server and the tools of its version.
-func (a *App) printServer(s *adminv1.Server, v *adminv1.ServerVersion) error {
+func printServer(a *cli.App, s *adminv1.Server, v *adminv1.ServerVersion) error {
 	view := viewServer(s, v)
-	if err := Print(a, view, serverColumns()...); err != nil || view.Version == nil || (a.format != output.Table && a.format != output.Wide) {
+	if err := cli.Print(a, view, serverColumns()...); err != nil || view.Version == nil || (a.Format() != output.Table && a.Format() != output.Wide) {
 		return err
 	}
-	if _, err := fmt.Fprintf(a.cfg.Stdout, "\nversion %d (%s), %s\n", view.Version.Number, view.Version.State, view.Version.Digest); err != nil {
+	if _, err := fmt.Fprintf(a.World().Stdout, "\nversion %d (%s), %s\n", view.Version.Number, view.Version.State, view.Version.Digest); err != nil {
 		return err
 	}
-	return PrintList(a, view.Version.Tools, toolColumns()...)
+	return cli.PrintList(a, view.Version.Tools, toolColumns()...)
 }
 
-func (a *App) serverCommand() *cobra.Command {
+func serverCommand(a *cli.App) *cobra.Command {
 	return a.Group("server", "MCP servers behind the vault, and the versions of them that were approved.", "  mcpvault server list",
-		a.addServer(), a.listServers(),
-		a.completed(a.AdminLeaf("get NAME", "Shows a server and the tools of its published version.", "  mcpvault server get payments", Args("NAME"),
+		addServer(a), listServers(a),
+		completed(a, a.AdminLeaf("get NAME", "Shows a server and the tools of its published version.", "  mcpvault server get payments", cli.Args("NAME"),
 			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 				resp, err := c.Registry.GetServer(ctx, &adminv1.GetServerRequest{Tenant: tenant, Name: args[0]})
 				if err != nil {
 					return err
 				}
-				return a.printServer(resp.GetServer(), resp.GetVersion())
+				return printServer(a, resp.GetServer(), resp.GetVersion())
 			})),
-		a.completed(a.serverVersions()), a.completed(a.scanServer()), a.completed(a.approveServer()), a.completed(a.removeServer()))
+		completed(a, serverVersions(a)), completed(a, scanServer(a)), completed(a, approveServer(a)), completed(a, removeServer(a)))
 }
 
-func (a *App) completed(cmd *cobra.Command) *cobra.Command {
-	cmd.ValidArgsFunction = a.names(func(ctx context.Context, c *admin.Client, tenant string) ([]string, error) {
+func completed(a *cli.App, cmd *cobra.Command) *cobra.Command {
+	cmd.ValidArgsFunction = a.Names(func(ctx context.Context, c *admin.Client, tenant string) ([]string, error) {
 		resp, err := c.Registry.ListServers(ctx, &adminv1.ListServersRequest{Tenant: tenant})
-		return mapped(resp.GetServers(), (*adminv1.Server).GetName), err
+		return output.Map(resp.GetServers(), (*adminv1.Server).GetName), err
 	})
 	return cmd
 }
 
-func (a *App) addServer() *cobra.Command {
+func addServer(a *cli.App) *cobra.Command {
 	var address, description string
 	cmd := a.AdminLeaf("add NAME", "Registers a server and reads its tools. Nobody is served before a version is approved.",
-		"  mcpvault server add jira --url https://jira.example.com/mcp", Args("NAME"),
+		"  mcpvault server add jira --url https://jira.example.com/mcp", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			if address == "" {
 				return problem.New(problem.Invalid, "mcpvault server add needs --url", "for example: `mcpvault server add jira --url https://jira.example.com/mcp`")
@@ -177,32 +169,32 @@ func (a *App) addServer() *cobra.Command {
 			} else {
 				a.Notef("approve it with `mcpvault server approve %s --effect hints`", args[0])
 			}
-			return a.printServer(resp.GetServer(), resp.GetVersion())
+			return printServer(a, resp.GetServer(), resp.GetVersion())
 		})
 	cmd.Flags().StringVar(&address, "url", "", "address of its Streamable HTTP endpoint")
 	cmd.Flags().StringVar(&description, "description", "", "what it is for")
 	return cmd
 }
 
-func (a *App) listServers() *cobra.Command {
-	return a.AdminLeaf("list", "Lists the servers.", "  mcpvault server list -o wide", Args(),
+func listServers(a *cli.App) *cobra.Command {
+	return a.AdminLeaf("list", "Lists the servers.", "  mcpvault server list -o wide", cli.Args(),
 		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
 			resp, err := c.Registry.ListServers(ctx, &adminv1.ListServersRequest{Tenant: tenant})
 			if err != nil {
 				return err
 			}
-			return PrintList(a, mapped(resp.GetServers(), func(s *adminv1.Server) serverView { return viewServer(s, nil) }), serverColumns()...)
+			return cli.PrintList(a, output.Map(resp.GetServers(), func(s *adminv1.Server) serverView { return viewServer(s, nil) }), serverColumns()...)
 		})
 }
 
-func (a *App) serverVersions() *cobra.Command {
-	return a.AdminLeaf("versions NAME", "Lists the versions of a server: each is one state of its tools.", "  mcpvault server versions payments", Args("NAME"),
+func serverVersions(a *cli.App) *cobra.Command {
+	return a.AdminLeaf("versions NAME", "Lists the versions of a server: each is one state of its tools.", "  mcpvault server versions payments", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			resp, err := c.Registry.ListVersions(ctx, &adminv1.ListVersionsRequest{Tenant: tenant, Name: args[0]})
 			if err != nil {
 				return err
 			}
-			return PrintList(a, mapped(resp.GetVersions(), viewVersion),
+			return cli.PrintList(a, output.Map(resp.GetVersions(), viewVersion),
 				output.Column[versionView]{Head: "VERSION", Cell: func(v versionView) string { return number(v.Number) }},
 				output.Column[versionView]{Head: "STATE", Cell: func(v versionView) string { return v.State }},
 				output.Column[versionView]{Head: "TOOLS", Cell: func(v versionView) string { return strconv.Itoa(len(v.Tools)) }},
@@ -214,8 +206,8 @@ func (a *App) serverVersions() *cobra.Command {
 		})
 }
 
-func (a *App) scanServer() *cobra.Command {
-	return a.AdminLeaf("scan NAME", "Reads a server's tools again.", "  mcpvault server scan payments", Args("NAME"),
+func scanServer(a *cli.App) *cobra.Command {
+	return a.AdminLeaf("scan NAME", "Reads a server's tools again.", "  mcpvault server scan payments", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			resp, err := c.Registry.ScanServer(ctx, &adminv1.ScanServerRequest{Tenant: tenant, Name: args[0]})
 			if err != nil {
@@ -229,18 +221,18 @@ func (a *App) scanServer() *cobra.Command {
 			default:
 				a.Notef("nothing has changed")
 			}
-			return a.printServer(resp.GetServer(), resp.GetVersion())
+			return printServer(a, resp.GetServer(), resp.GetVersion())
 		})
 }
 
-func (a *App) approveServer() *cobra.Command {
-	var w waiting
+func approveServer(a *cli.App) *cobra.Command {
+	var w cli.Waiting
 	var version uint32
 	var effect string
 	var tools []string
 	cmd := a.AdminLeaf("approve NAME", "Publishes the newest version of a server and says what each of its tools can do to the world.",
 		`  mcpvault server approve payments --effect hints --tool refund=destructive
-  mcpvault server approve wiki --effect read`, Args("NAME"),
+  mcpvault server approve wiki --effect read`, cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			req := &adminv1.ApproveVersionRequest{Tenant: tenant, Name: args[0], Version: version}
 			if err := effects(req, effect, tools); err != nil {
@@ -250,13 +242,13 @@ func (a *App) approveServer() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.published(ctx, c, tenant, resp.GetRevision(), w)
-			return a.printServer(resp.GetServer(), resp.GetVersion())
+			a.Published(ctx, c, tenant, resp.GetRevision(), w)
+			return printServer(a, resp.GetServer(), resp.GetVersion())
 		})
 	cmd.Flags().Uint32Var(&version, "version", 0, "number of the version; the newest when not given")
 	cmd.Flags().StringVar(&effect, "effect", "", "class of every tool not named by --tool: read, write, destructive, or hints to take what the server says; destructive when not given")
 	cmd.Flags().StringArrayVar(&tools, "tool", nil, "TOOL=CLASS: the class of one tool; may be given again")
-	return a.publishes(cmd, &w)
+	return a.Publishes(cmd, &w)
 }
 
 // effects reads the effect classes that an approver gave.
@@ -303,16 +295,16 @@ func effectClass(s string) (snapshotv1.Effect, error) {
 	return 0, problem.Newf(problem.Invalid, "use read, write or destructive", "%q is not a class of effects", s)
 }
 
-func (a *App) removeServer() *cobra.Command {
-	var w waiting
-	cmd := a.AdminLeaf("rm NAME", "Takes a server away.", "  mcpvault server rm jira", Args("NAME"),
+func removeServer(a *cli.App) *cobra.Command {
+	var w cli.Waiting
+	cmd := a.AdminLeaf("rm NAME", "Takes a server away.", "  mcpvault server rm jira", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			resp, err := c.Registry.RemoveServer(ctx, &adminv1.RemoveServerRequest{Tenant: tenant, Name: args[0]})
 			if err != nil {
 				return err
 			}
-			a.published(ctx, c, tenant, resp.GetRevision(), w)
+			a.Published(ctx, c, tenant, resp.GetRevision(), w)
 			return nil
 		})
-	return a.publishes(cmd, &w)
+	return a.Publishes(cmd, &w)
 }

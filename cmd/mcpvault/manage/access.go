@@ -1,17 +1,16 @@
-package cli
+package manage
 
 import (
 	"context"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/mcpclient"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
 	"github.com/mcpvault/mcpvault/kit/problem"
@@ -71,15 +70,15 @@ func target(s string) string {
 	return "server:" + s
 }
 
-func (a *App) grantCommand() *cobra.Command {
-	var w waiting
+func grantCommand(a *cli.App) *cobra.Command {
+	var w cli.Waiting
 	var deny bool
 	var when, reason, lasting string
 	cmd := a.AdminLeaf("grant SUBJECT TARGET", "Lets a user, team, role or everyone use a server or one of its tools.",
 		`  mcpvault grant user:alice server:payments/refund --when 'context.args.amount < 100' --for 1h --reason "ticket 4711"
   mcpvault grant role:analyst server:demo
   mcpvault grant everyone server:payments/refund --deny
-  mcpvault grant alice demo/echo                # short for user:alice server:demo/echo`, Args("SUBJECT", "TARGET"),
+  mcpvault grant alice demo/echo                # short for user:alice server:demo/echo`, cli.Args("SUBJECT", "TARGET"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			req := &adminv1.CreateGrantRequest{
 				Tenant: tenant, Subject: subject(args[0]), Target: target(args[1]), Condition: when, Reason: reason,
@@ -89,7 +88,7 @@ func (a *App) grantCommand() *cobra.Command {
 				req.Effect = adminv1.GrantEffect_GRANT_EFFECT_DENY
 			}
 			if lasting != "" {
-				d, err := duration(lasting)
+				d, err := cli.Duration(lasting)
 				if err != nil {
 					return err
 				}
@@ -99,38 +98,24 @@ func (a *App) grantCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.published(ctx, c, tenant, resp.GetRevision(), w)
-			return Print(a, viewGrant(resp.GetGrant()), grantColumns()...)
+			a.Published(ctx, c, tenant, resp.GetRevision(), w)
+			return cli.Print(a, viewGrant(resp.GetGrant()), grantColumns()...)
 		})
 	cmd.Flags().BoolVar(&deny, "deny", false, "forbid instead; what is forbidden no other grant allows")
 	cmd.Flags().StringVar(&when, "when", "", "condition on the call's arguments, in Cedar")
 	cmd.Flags().StringVar(&lasting, "for", "", "how long it lasts, for example 90m, 1h or 7d; for ever when not given")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for whoever reviews it")
-	return a.publishes(cmd, &w)
+	return a.Publishes(cmd, &w)
 }
 
-// duration reads Go's form and days: 1h30m, 7d.
-func duration(s string) (time.Duration, error) {
-	if days, ok := strings.CutSuffix(s, "d"); ok {
-		if n, err := strconv.ParseUint(days, 10, 16); err == nil && n > 0 {
-			return time.Duration(n) * 24 * time.Hour, nil
-		}
-	}
-	d, err := time.ParseDuration(s)
-	if err != nil || d <= 0 {
-		return 0, problem.Newf(problem.Invalid, "write it like 90m, 1h or 7d", "%q is not a length of time", s)
-	}
-	return d, nil
-}
-
-func (a *App) revokeCommand() *cobra.Command {
-	var w waiting
+func revokeCommand(a *cli.App) *cobra.Command {
+	var w cli.Waiting
 	var deny bool
 	var when, id string
 	cmd := a.AdminLeaf("revoke SUBJECT TARGET", "Takes away grants that were given with the same words.",
 		`  mcpvault revoke user:alice server:payments/refund
   mcpvault revoke everyone server:payments/refund --deny
-  mcpvault revoke --id 0197f3c2-5d7e-7c3b-9a51-2f6f1d1f8a10`, Args("[SUBJECT]", "[TARGET]"),
+  mcpvault revoke --id 0197f3c2-5d7e-7c3b-9a51-2f6f1d1f8a10`, cli.Args("[SUBJECT]", "[TARGET]"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			req := &adminv1.DeleteGrantsRequest{Tenant: tenant, Id: id, Condition: when}
 			switch {
@@ -151,20 +136,20 @@ func (a *App) revokeCommand() *cobra.Command {
 			if len(resp.GetDeleted()) == 0 {
 				return problem.New(problem.NotFound, "no grant has these words", "see `mcpvault grants list`")
 			}
-			a.published(ctx, c, tenant, resp.GetRevision(), w)
-			return PrintList(a, mapped(resp.GetDeleted(), viewGrant), grantColumns()...)
+			a.Published(ctx, c, tenant, resp.GetRevision(), w)
+			return cli.PrintList(a, output.Map(resp.GetDeleted(), viewGrant), grantColumns()...)
 		})
 	cmd.Flags().BoolVar(&deny, "deny", false, "take away what forbids")
 	cmd.Flags().StringVar(&when, "when", "", "only the grants with this condition")
 	cmd.Flags().StringVar(&id, "id", "", "the one grant with this id")
 	cmd.Flags().String("for", "", "accepted so that the words of grant can be repeated; has no meaning here")
 	cmd.Flags().String("reason", "", "accepted so that the words of grant can be repeated; has no meaning here")
-	return a.publishes(cmd, &w)
+	return a.Publishes(cmd, &w)
 }
 
-func (a *App) grantsCommand() *cobra.Command {
+func grantsCommand(a *cli.App) *cobra.Command {
 	var who, what string
-	list := a.AdminLeaf("list", "Lists the grants.", "  mcpvault grants list --subject role:analyst", Args(),
+	list := a.AdminLeaf("list", "Lists the grants.", "  mcpvault grants list --subject role:analyst", cli.Args(),
 		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
 			req := &adminv1.ListGrantsRequest{Tenant: tenant}
 			if who != "" {
@@ -177,19 +162,19 @@ func (a *App) grantsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return PrintList(a, mapped(resp.GetGrants(), viewGrant), grantColumns()...)
+			return cli.PrintList(a, output.Map(resp.GetGrants(), viewGrant), grantColumns()...)
 		})
 	list.Flags().StringVar(&who, "subject", "", "only grants to this user, team or role")
 	list.Flags().StringVar(&what, "target", "", "only grants on this server or tool")
 	return a.Group("grants", "What has been granted.", "  mcpvault grants list", list)
 }
 
-func (a *App) killCommand() *cobra.Command {
+func killCommand(a *cli.App) *cobra.Command {
 	var reason string
 	cmd := a.AdminLeaf("kill KIND SUBJECT", "Denies a user, token, session, server, version or tool at once, everywhere. It is not taken back.",
 		`  mcpvault kill user mallory --reason "stolen laptop"
   mcpvault kill tool payments/refund
-  mcpvault kill token 01K8Z3V9QJ7W2M5T4R6Y8X0ABC`, Args("KIND", "SUBJECT"),
+  mcpvault kill token 01K8Z3V9QJ7W2M5T4R6Y8X0ABC`, cli.Args("KIND", "SUBJECT"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			resp, err := c.Access.Kill(ctx, &adminv1.KillRequest{Tenant: tenant, Kind: args[0], Subject: args[1], Reason: reason})
 			if err != nil {
@@ -200,7 +185,7 @@ func (a *App) killCommand() *cobra.Command {
 				Kind    string `json:"kind"`
 				Subject string `json:"subject"`
 			}
-			return Print(a, kill{resp.GetId(), args[0], args[1]},
+			return cli.Print(a, kill{resp.GetId(), args[0], args[1]},
 				output.Column[kill]{Head: "ID", Cell: func(v kill) string { return v.ID }},
 				output.Column[kill]{Head: "KIND", Cell: func(v kill) string { return v.Kind }},
 				output.Column[kill]{Head: "SUBJECT", Cell: func(v kill) string { return v.Subject }})
@@ -210,9 +195,9 @@ func (a *App) killCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *App) accessCommand() *cobra.Command {
+func accessCommand(a *cli.App) *cobra.Command {
 	return a.Group("access", "Who may do what, and why.", "  mcpvault access explain alice payments/refund amount=500",
-		a.explainCommand(), a.whoCanCommand())
+		explainCommand(a), whoCanCommand(a))
 }
 
 type explanation struct {
@@ -231,17 +216,17 @@ type explainedGrant struct {
 	Outcome string `json:"outcome"`
 }
 
-func (a *App) explainCommand() *cobra.Command {
+func explainCommand(a *cli.App) *cobra.Command {
 	var raw string
 	cmd := a.AdminLeaf("explain PRINCIPAL SERVER/TOOL [KEY=VALUE...]", "Decides as a cell would, and says why and what would change it. Exit status 4 when it is denied.",
 		`  mcpvault access explain alice payments/refund amount=500
-  mcpvault access explain alice demo/echo -o json`, Args("PRINCIPAL", "SERVER/TOOL", "[KEY=VALUE...]"),
+  mcpvault access explain alice demo/echo -o json`, cli.Args("PRINCIPAL", "SERVER/TOOL", "[KEY=VALUE...]"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			server, tool, err := mcpclient.SplitTool(strings.TrimPrefix(args[1], "server:"))
 			if err != nil {
 				return err
 			}
-			arguments, err := a.explainArguments(ctx, c, tenant, server, tool, args[2:], raw)
+			arguments, err := explainArguments(ctx, c, tenant, server, tool, args[2:], raw)
 			if err != nil {
 				return err
 			}
@@ -252,11 +237,11 @@ func (a *App) explainCommand() *cobra.Command {
 				return err
 			}
 			e := viewExplanation(resp)
-			if err := a.printExplanation(e); err != nil {
+			if err := printExplanation(a, e); err != nil {
 				return err
 			}
 			if !e.Allowed {
-				return Exit(problem.Denied.Exit())
+				return cli.Exit(problem.Denied.Exit())
 			}
 			return nil
 		})
@@ -265,7 +250,7 @@ func (a *App) explainCommand() *cobra.Command {
 }
 
 // explainArguments types key=value words by the schema of the published version.
-func (a *App) explainArguments(ctx context.Context, c *admin.Client, tenant, server, tool string, words []string, raw string) (string, error) {
+func explainArguments(ctx context.Context, c *admin.Client, tenant, server, tool string, words []string, raw string) (string, error) {
 	if raw != "" || len(words) == 0 {
 		return raw, nil
 	}
@@ -280,18 +265,18 @@ func (a *App) explainArguments(ctx context.Context, c *admin.Client, tenant, ser
 func viewExplanation(r *adminv1.ExplainResponse) explanation {
 	return explanation{
 		Allowed: r.GetAllowed(), Visible: r.GetVisible(), Reason: r.GetReason(), Sentence: r.GetSentence(),
-		Grants: mapped(r.GetGrants(), func(g *adminv1.ExplainedGrant) explainedGrant {
+		Grants: output.Map(r.GetGrants(), func(g *adminv1.ExplainedGrant) explainedGrant {
 			return explainedGrant{viewGrant(g.GetGrant()), g.GetPath(), g.GetOutcome()}
 		}),
 		Fixes: append([]string{}, r.GetFixes()...), Snapshot: fmt.Sprintf("%d.%d", r.GetEpoch(), r.GetGeneration()),
 	}
 }
 
-func (a *App) printExplanation(e explanation) error {
-	if a.format != output.Table && a.format != output.Wide {
-		return Print(a, e, output.Column[explanation]{Head: "REASON", Cell: func(e explanation) string { return e.Reason }})
+func printExplanation(a *cli.App, e explanation) error {
+	if a.Format() != output.Table && a.Format() != output.Wide {
+		return cli.Print(a, e, output.Column[explanation]{Head: "REASON", Cell: func(e explanation) string { return e.Reason }})
 	}
-	w := &lines{w: a.cfg.Stdout}
+	w := &lines{w: a.World().Stdout}
 	verdict := "denied"
 	if e.Allowed {
 		verdict = "allowed"
@@ -332,19 +317,19 @@ type holderView struct {
 	Conditions []string `json:"conditions"`
 }
 
-func (a *App) whoCanCommand() *cobra.Command {
+func whoCanCommand(a *cli.App) *cobra.Command {
 	return a.AdminLeaf("who-can SERVER[/TOOL]", "Lists everybody who may use a server or tool, and by which way.",
-		"  mcpvault access who-can payments/refund", Args("SERVER[/TOOL]"),
+		"  mcpvault access who-can payments/refund", cli.Args("SERVER[/TOOL]"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			server, tool, _ := strings.Cut(strings.TrimPrefix(args[0], "server:"), "/")
 			resp, err := c.Access.WhoCan(ctx, &adminv1.WhoCanRequest{Tenant: tenant, Server: server, Tool: tool})
 			if err != nil {
 				return err
 			}
-			rows := mapped(resp.GetHolders(), func(h *adminv1.Holder) holderView {
+			rows := output.Map(resp.GetHolders(), func(h *adminv1.Holder) holderView {
 				return holderView{h.GetUser(), h.GetAccess(), append([]string{}, h.GetPaths()...), append([]string{}, h.GetConditions()...)}
 			})
-			return PrintList(a, rows,
+			return cli.PrintList(a, rows,
 				output.Column[holderView]{Head: "USER", Cell: func(v holderView) string { return v.User }},
 				output.Column[holderView]{Head: "ACCESS", Cell: func(v holderView) string { return v.Access }},
 				output.Column[holderView]{Head: "THROUGH", Cell: func(v holderView) string { return strings.Join(v.Paths, "; ") }},

@@ -1,4 +1,4 @@
-package cli
+package observe
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/proof"
 	"github.com/mcpvault/mcpvault/kit/problem"
@@ -48,10 +49,10 @@ type recordView struct {
 
 func viewRecord(r *proof.Record) recordView {
 	v := recordView{
-		ID: r.GetId(), Time: output.Time(r.GetTimeMs()), Kind: word(r.GetKind().String(), "RECORD_KIND_"), Code: r.GetCode(),
+		ID: r.GetId(), Time: output.Time(r.GetTimeMs()), Kind: output.Word(r.GetKind().String(), "RECORD_KIND_"), Code: r.GetCode(),
 		Org: r.GetTenant(), Principal: r.GetPrincipal().GetName(), Actor: r.GetActor().GetName(), Method: r.GetMethod(),
-		Server: r.GetServer(), Target: r.GetTarget(), Effect: word(r.GetEffect().String(), "EFFECT_"),
-		Decision: word(r.GetDecision().String(), "DECISION_"), Reason: r.GetReason(), Outcome: r.GetOutcome(), Grants: r.GetGrants(),
+		Server: r.GetServer(), Target: r.GetTarget(), Effect: output.Word(r.GetEffect().String(), "EFFECT_"),
+		Decision: output.Word(r.GetDecision().String(), "DECISION_"), Reason: r.GetReason(), Outcome: r.GetOutcome(), Grants: r.GetGrants(),
 		Snapshot: fmt.Sprintf("%d.%d", r.GetEpoch(), r.GetGeneration()), Node: r.GetCell() + "/" + r.GetNode(), IntentID: r.GetIntentId(),
 		RequestID: r.GetRequestId(), LatencyUS: r.GetLatencyUs(), Detail: r.GetDetail(), Log: r.LogID, Index: r.Index,
 		Client: strings.TrimSpace(r.GetClient().GetName() + " " + r.GetClient().GetVersion()),
@@ -117,7 +118,7 @@ func (f *filter) request(tenant string) (*adminv1.SearchRecordsRequest, error) {
 		req.SinceMs = t.UnixMilli()
 		return req, nil
 	}
-	d, err := duration(f.since)
+	d, err := cli.Duration(f.since)
 	if err != nil {
 		return nil, problem.Newf(problem.Invalid, "write it like 1h, 7d or 2026-11-22T10:00:00Z", "%q is not a time", f.since)
 	}
@@ -125,30 +126,30 @@ func (f *filter) request(tenant string) (*adminv1.SearchRecordsRequest, error) {
 	return req, nil
 }
 
-func (a *App) auditCommand() *cobra.Command {
+func auditCommand(a *cli.App) *cobra.Command {
 	return a.Group("audit", "What happened: every request, decided or refused, in logs that cannot be changed unnoticed.", "  mcpvault audit tail -f",
-		a.auditTail(), a.auditSearch(), a.auditGet(), a.auditVerify(), a.auditChanges())
+		auditTail(a), auditSearch(a), auditGet(a), auditVerify(a), auditChanges(a))
 }
 
-func (a *App) auditSearch() *cobra.Command {
+func auditSearch(a *cli.App) *cobra.Command {
 	f := &filter{}
-	cmd := a.AdminLeaf("search", "Finds records.", "  mcpvault audit search --principal alice --decision deny --since 24h", Args(),
+	cmd := a.AdminLeaf("search", "Finds records.", "  mcpvault audit search --principal alice --decision deny --since 24h", cli.Args(),
 		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
 			req, err := f.request(tenant)
 			if err != nil {
 				return err
 			}
-			rows, _, err := a.search(ctx, c, req)
+			rows, _, err := search(ctx, a, c, req)
 			if err != nil {
 				return err
 			}
-			return PrintList(a, rows, recordColumns()...)
+			return cli.PrintList(a, rows, recordColumns()...)
 		})
 	f.flags(cmd)
 	return cmd
 }
 
-func (a *App) search(ctx context.Context, c *admin.Client, req *adminv1.SearchRecordsRequest) ([]recordView, int64, error) {
+func search(ctx context.Context, a *cli.App, c *admin.Client, req *adminv1.SearchRecordsRequest) ([]recordView, int64, error) {
 	resp, err := c.Audit.SearchRecords(ctx, req)
 	if err != nil {
 		return nil, 0, err
@@ -165,12 +166,12 @@ func (a *App) search(ctx context.Context, c *admin.Client, req *adminv1.SearchRe
 	return rows, resp.GetLast(), nil
 }
 
-func (a *App) auditTail() *cobra.Command {
+func auditTail(a *cli.App) *cobra.Command {
 	f := &filter{}
 	var follow bool
-	cmd := a.LongLeaf("tail", "Shows the newest records, and with -f those that come.", "  mcpvault audit tail -f --principal alice", Args(),
+	cmd := a.LongLeaf("tail", "Shows the newest records, and with -f those that come.", "  mcpvault audit tail -f --principal alice", cli.Args(),
 		func(ctx context.Context, _ []string) error {
-			c, used, err := a.admin()
+			c, used, err := a.Admin()
 			if err != nil {
 				return err
 			}
@@ -179,8 +180,8 @@ func (a *App) auditTail() *cobra.Command {
 				return err
 			}
 			for first := true; ; first = false {
-				call, cancel := context.WithTimeout(ctx, a.flags.timeout)
-				rows, last, err := a.search(call, c, req)
+				call, cancel := context.WithTimeout(ctx, a.Timeout())
+				rows, last, err := search(a, call, c, req)
 				cancel()
 				if ctx.Err() != nil {
 					return nil //nolint:nilerr // The person has seen enough.
@@ -189,7 +190,7 @@ func (a *App) auditTail() *cobra.Command {
 					return err
 				}
 				if first || len(rows) > 0 {
-					if err := a.printTail(rows, first, follow); err != nil {
+					if err := printTail(a, rows, first, follow); err != nil {
 						return err
 					}
 				}
@@ -210,13 +211,13 @@ func (a *App) auditTail() *cobra.Command {
 }
 
 // printTail prints a page. While following, JSON is one record a line, so that a program can read it as it comes.
-func (a *App) printTail(rows []recordView, first, follow bool) error {
+func printTail(a *cli.App, rows []recordView, first, follow bool) error {
 	if !follow {
-		return PrintList(a, rows, recordColumns()...)
+		return cli.PrintList(a, rows, recordColumns()...)
 	}
-	if a.format == output.JSON || a.format == output.YAML {
+	if a.Format() == output.JSON || a.Format() == output.YAML {
 		for _, r := range rows {
-			if err := output.Line(a.cfg.Stdout, r); err != nil {
+			if err := output.Line(a.World().Stdout, r); err != nil {
 				return err
 			}
 		}
@@ -228,12 +229,12 @@ func (a *App) printTail(rows []recordView, first, follow bool) error {
 			columns[i].Head = "" // The heads stand above already.
 		}
 	}
-	return PrintList(a, rows, columns...)
+	return cli.PrintList(a, rows, columns...)
 }
 
-func (a *App) auditGet() *cobra.Command {
+func auditGet(a *cli.App) *cobra.Command {
 	return a.AdminLeaf("get ID", "Shows every record of one decision, with the proof that it is in its log.",
-		"  mcpvault audit get 01K8Z3V9QJ7W2M5T4R6Y8X0ABC -o json", Args("ID"),
+		"  mcpvault audit get 01K8Z3V9QJ7W2M5T4R6Y8X0ABC -o json", cli.Args("ID"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			resp, err := c.Audit.GetRecord(ctx, &adminv1.GetRecordRequest{Tenant: tenant, Id: args[0]})
 			if err != nil {
@@ -248,7 +249,7 @@ func (a *App) auditGet() *cobra.Command {
 				rows = append(rows, viewRecord(r))
 			}
 			columns := append(recordColumns(), output.Column[recordView]{Head: "PROOF", Cell: func(v recordView) string { return v.Proof }})
-			return PrintList(a, rows, columns...)
+			return cli.PrintList(a, rows, columns...)
 		})
 }
 
@@ -263,18 +264,18 @@ type changeView struct {
 	Revision uint64 `json:"revision"`
 }
 
-func (a *App) auditChanges() *cobra.Command {
+func auditChanges(a *cli.App) *cobra.Command {
 	var limit uint32
-	cmd := a.AdminLeaf("changes", "Lists who changed what in the control plane, newest first.", "  mcpvault audit changes --limit 10", Args(),
+	cmd := a.AdminLeaf("changes", "Lists who changed what in the control plane, newest first.", "  mcpvault audit changes --limit 10", cli.Args(),
 		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
 			resp, err := c.Audit.ListChanges(ctx, &adminv1.ListChangesRequest{Tenant: tenant, Limit: limit})
 			if err != nil {
 				return err
 			}
-			rows := mapped(resp.GetChanges(), func(c *adminv1.Change) changeView {
+			rows := output.Map(resp.GetChanges(), func(c *adminv1.Change) changeView {
 				return changeView{c.GetSequence(), output.Time(c.GetAtMs()), c.GetActor(), c.GetAction(), c.GetObject(), c.GetDetail(), c.GetHash(), c.GetRevision()}
 			})
-			return PrintList(a, rows,
+			return cli.PrintList(a, rows,
 				output.Column[changeView]{Head: "SEQUENCE", Cell: func(v changeView) string { return fmt.Sprint(v.Sequence) }},
 				output.Column[changeView]{Head: "TIME", Cell: func(v changeView) string { return v.At }},
 				output.Column[changeView]{Head: "ACTOR", Cell: func(v changeView) string { return v.Actor }},

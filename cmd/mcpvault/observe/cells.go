@@ -1,4 +1,4 @@
-package cli
+package observe
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
@@ -40,7 +41,7 @@ type nodeView struct {
 }
 
 func viewCell(c *adminv1.Cell) cellView {
-	return cellView{c.GetName(), append([]string{}, c.GetTenants()...), mapped(c.GetNodes(), func(n *adminv1.CellNode) nodeView { return viewNode(c, n) })}
+	return cellView{c.GetName(), append([]string{}, c.GetTenants()...), output.Map(c.GetNodes(), func(n *adminv1.CellNode) nodeView { return viewNode(c, n) })}
 }
 
 func viewNode(c *adminv1.Cell, n *adminv1.CellNode) nodeView {
@@ -76,27 +77,27 @@ func (c cellView) leader() string {
 	return ""
 }
 
-func (a *App) cells(ctx context.Context, c *admin.Client) ([]cellView, error) {
+func cells(ctx context.Context, c *admin.Client) ([]cellView, error) {
 	resp, err := c.Cells.ListCells(ctx, &adminv1.ListCellsRequest{})
-	return mapped(resp.GetCells(), viewCell), err
+	return output.Map(resp.GetCells(), viewCell), err
 }
 
-func (a *App) cellCommand() *cobra.Command {
-	list := a.AdminLeaf("list", "Lists the cells.", "  mcpvault cell list", Args(),
+func cellCommand(a *cli.App) *cobra.Command {
+	list := a.AdminLeaf("list", "Lists the cells.", "  mcpvault cell list", cli.Args(),
 		func(ctx context.Context, c *admin.Client, _ string, _ []string) error {
-			rows, err := a.cells(ctx, c)
+			rows, err := cells(ctx, c)
 			if err != nil {
 				return err
 			}
-			return PrintList(a, rows,
+			return cli.PrintList(a, rows,
 				output.Column[cellView]{Head: "CELL", Cell: func(v cellView) string { return v.Name }},
 				output.Column[cellView]{Head: "CONNECTED", Cell: cellView.connected},
 				output.Column[cellView]{Head: "LEADER", Cell: cellView.leader},
 				output.Column[cellView]{Head: "ORGS", Cell: func(v cellView) string { return strings.Join(v.Tenants, ",") }})
 		})
-	status := a.AdminLeaf("status [CELL]", "Shows each node: what it serves, how fresh it is, what is wrong with it.", "  mcpvault cell status local -o wide", Args("[CELL]"),
+	status := a.AdminLeaf("status [CELL]", "Shows each node: what it serves, how fresh it is, what is wrong with it.", "  mcpvault cell status local -o wide", cli.Args("[CELL]"),
 		func(ctx context.Context, c *admin.Client, _ string, args []string) error {
-			rows, err := a.cells(ctx, c)
+			rows, err := cells(ctx, c)
 			if err != nil {
 				return err
 			}
@@ -107,9 +108,9 @@ func (a *App) cellCommand() *cobra.Command {
 				}
 			}
 			if !found && len(args) > 0 {
-				return missing("cell", args[0], "cell")
+				return cli.Missing("cell", args[0], "cell")
 			}
-			return PrintList(a, nodes, nodeColumns()...)
+			return cli.PrintList(a, nodes, nodeColumns()...)
 		})
 	return a.Group("cell", "Cells: the places where calls are decided.", "  mcpvault cell status", list, status)
 }
@@ -118,11 +119,11 @@ func nodeColumns() []output.Column[nodeView] {
 	text := func(f func(nodeView) string) func(nodeView) string { return f }
 	return []output.Column[nodeView]{
 		{Head: "NODE", Cell: func(v nodeView) string { return v.Cell + "/" + v.Node }},
-		{Head: "CONNECTED", Cell: func(v nodeView) string { return yesNo(v.Connected) }},
+		{Head: "CONNECTED", Cell: func(v nodeView) string { return output.YesNo(v.Connected) }},
 		{Head: "RAFT", Cell: func(v nodeView) string { return v.Raft }},
 		{Head: "SNAPSHOTS", Cell: text(func(v nodeView) string {
 			var all []string
-			for _, t := range sortedKeys(v.Applied) {
+			for _, t := range output.Keys(v.Applied) {
 				all = append(all, v.Applied[t])
 			}
 			return strings.Join(all, ",")
@@ -136,13 +137,6 @@ func nodeColumns() []output.Column[nodeView] {
 		{Head: "SVID UNTIL", Cell: func(v nodeView) string { return v.SVIDUntil }, Wide: true},
 		{Head: "VERSION", Cell: func(v nodeView) string { return v.Version }, Wide: true},
 	}
-}
-
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "no"
 }
 
 type generationView struct {
@@ -166,7 +160,7 @@ type ackView struct {
 func viewGeneration(g *adminv1.Generation) generationView {
 	return generationView{
 		g.GetTenant(), g.GetEpoch(), g.GetGeneration(), g.GetRevision(), g.GetDigest(), g.GetBytes(), output.Time(g.GetCreatedMs()),
-		mapped(g.GetAcks(), func(k *adminv1.NodeAck) ackView {
+		output.Map(g.GetAcks(), func(k *adminv1.NodeAck) ackView {
 			return ackView{k.GetCell() + "/" + k.GetNode(), k.GetStatus(), k.GetReason(), output.Time(k.GetAtMs())}
 		}),
 	}
@@ -194,18 +188,18 @@ func generationColumns() []output.Column[generationView] {
 	}
 }
 
-func (a *App) snapshotCommand() *cobra.Command {
+func snapshotCommand(a *cli.App) *cobra.Command {
 	var limit uint32
-	list := a.AdminLeaf("list", "Lists what was published, newest first.", "  mcpvault snapshot list --limit 5", Args(),
+	list := a.AdminLeaf("list", "Lists what was published, newest first.", "  mcpvault snapshot list --limit 5", cli.Args(),
 		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
 			resp, err := c.Snapshots.ListGenerations(ctx, &adminv1.ListGenerationsRequest{Tenant: tenant, Limit: limit})
 			if err != nil {
 				return err
 			}
-			return PrintList(a, mapped(resp.GetGenerations(), viewGeneration), generationColumns()...)
+			return cli.PrintList(a, output.Map(resp.GetGenerations(), viewGeneration), generationColumns()...)
 		})
 	list.Flags().Uint32Var(&limit, "limit", 20, "how many")
-	get := a.AdminLeaf("get [GENERATION]", "Shows a generation, the newest when none is given.", "  mcpvault snapshot get 4 -o json", Args("[GENERATION]"),
+	get := a.AdminLeaf("get [GENERATION]", "Shows a generation, the newest when none is given.", "  mcpvault snapshot get 4 -o json", cli.Args("[GENERATION]"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			n, err := generationArg(args)
 			if err != nil {
@@ -215,9 +209,9 @@ func (a *App) snapshotCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return Print(a, viewGeneration(resp.GetGeneration()), generationColumns()...)
+			return cli.Print(a, viewGeneration(resp.GetGeneration()), generationColumns()...)
 		})
-	return a.Group("snapshot", "Snapshots: compiled policy, signed and numbered.", "  mcpvault snapshot list", list, get, a.verifySnapshot())
+	return a.Group("snapshot", "Snapshots: compiled policy, signed and numbered.", "  mcpvault snapshot list", list, get, verifySnapshot(a))
 }
 
 func generationArg(args []string) (uint64, error) {

@@ -1,4 +1,4 @@
-package cli
+package manage
 
 import (
 	"context"
@@ -7,8 +7,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
-	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
 )
 
@@ -33,60 +33,48 @@ func orgColumns() []output.Column[orgView] {
 	}
 }
 
-func (a *App) orgCommand() *cobra.Command {
+func orgCommand(a *cli.App) *cobra.Command {
 	var hosts []string
-	create := a.AdminLeaf("create NAME", "Makes an organisation.", "  mcpvault org create globex --host globex.example.com", Args("NAME"),
+	create := a.AdminLeaf("create NAME", "Makes an organisation.", "  mcpvault org create globex --host globex.example.com", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, _ string, args []string) error {
 			resp, err := c.Organisations.CreateTenant(ctx, &adminv1.CreateTenantRequest{Name: args[0], Hosts: hosts})
 			if err != nil {
 				return err
 			}
-			return Print(a, viewOrg(resp.GetTenant()), orgColumns()...)
+			return cli.Print(a, viewOrg(resp.GetTenant()), orgColumns()...)
 		})
 	create.Flags().StringSliceVar(&hosts, "host", nil, "public host name that leads to it; may be given again")
 	all := func(ctx context.Context, c *admin.Client) ([]orgView, error) {
 		resp, err := c.Organisations.ListTenants(ctx, &adminv1.ListTenantsRequest{})
-		return mapped(resp.GetTenants(), viewOrg), err
+		return output.Map(resp.GetTenants(), viewOrg), err
 	}
 	return a.Group("org", "Organisations: the tenants of the installation.", "  mcpvault org list",
-		a.AdminLeaf("list", "Lists the organisations.", "  mcpvault org list -o wide", Args(),
+		a.AdminLeaf("list", "Lists the organisations.", "  mcpvault org list -o wide", cli.Args(),
 			func(ctx context.Context, c *admin.Client, _ string, _ []string) error {
 				rows, err := all(ctx, c)
 				if err != nil {
 					return err
 				}
-				return PrintList(a, rows, orgColumns()...)
+				return cli.PrintList(a, rows, orgColumns()...)
 			}),
-		a.AdminLeaf("get NAME", "Shows an organisation.", "  mcpvault org get acme", Args("NAME"),
+		a.AdminLeaf("get NAME", "Shows an organisation.", "  mcpvault org get acme", cli.Args("NAME"),
 			func(ctx context.Context, c *admin.Client, _ string, args []string) error {
 				rows, err := all(ctx, c)
 				if err != nil {
 					return err
 				}
-				return a.printNamed(rows, args[0], "organisation", "org")
+				return printNamed(a, rows, args[0], "organisation", "org")
 			}),
 		create)
 }
 
-func (a *App) printNamed(rows []orgView, name, noun, command string) error {
+func printNamed(a *cli.App, rows []orgView, name, noun, command string) error {
 	for _, r := range rows {
 		if r.Name == name {
-			return Print(a, r, orgColumns()...)
+			return cli.Print(a, r, orgColumns()...)
 		}
 	}
-	return missing(noun, name, command)
-}
-
-func missing(noun, name, command string) error {
-	return problem.Newf(problem.NotFound, "see `mcpvault "+command+" list`", "%s %q does not exist", noun, name)
-}
-
-func mapped[T, U any](in []T, f func(T) U) []U {
-	out := make([]U, 0, len(in))
-	for _, v := range in {
-		out = append(out, f(v))
-	}
-	return out
+	return cli.Missing(noun, name, command)
 }
 
 type unitView struct {
@@ -105,25 +93,25 @@ func unitColumns() []output.Column[unitView] {
 	}
 }
 
-func (a *App) unitCommand() *cobra.Command {
+func unitCommand(a *cli.App) *cobra.Command {
 	var parent string
-	create := a.AdminLeaf("create NAME", "Makes a unit.", "  mcpvault unit create emea --parent sales", Args("NAME"),
+	create := a.AdminLeaf("create NAME", "Makes a unit.", "  mcpvault unit create emea --parent sales", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			resp, err := c.Directory.CreateUnit(ctx, &adminv1.CreateUnitRequest{Tenant: tenant, Name: args[0], Parent: parent})
 			if err != nil {
 				return err
 			}
-			return Print(a, viewUnit(resp.GetUnit()), unitColumns()...)
+			return cli.Print(a, viewUnit(resp.GetUnit()), unitColumns()...)
 		})
 	create.Flags().StringVar(&parent, "parent", "", "unit above it")
 	return a.Group("unit", "Units: the parts of an organisation.", "  mcpvault unit list",
-		a.AdminLeaf("list", "Lists the units.", "  mcpvault unit list", Args(),
+		a.AdminLeaf("list", "Lists the units.", "  mcpvault unit list", cli.Args(),
 			func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
 				resp, err := c.Directory.ListUnits(ctx, &adminv1.ListUnitsRequest{Tenant: tenant})
 				if err != nil {
 					return err
 				}
-				return PrintList(a, mapped(resp.GetUnits(), viewUnit), unitColumns()...)
+				return cli.PrintList(a, output.Map(resp.GetUnits(), viewUnit), unitColumns()...)
 			}), create)
 }
 
@@ -147,43 +135,43 @@ func teamColumns() []output.Column[teamView] {
 	}
 }
 
-func (a *App) teamCommand() *cobra.Command {
+func teamCommand(a *cli.App) *cobra.Command {
 	var unit string
-	var w waiting
-	create := a.AdminLeaf("create NAME", "Makes a team.", "  mcpvault team create analysts", Args("NAME"),
+	var w cli.Waiting
+	create := a.AdminLeaf("create NAME", "Makes a team.", "  mcpvault team create analysts", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			resp, err := c.Directory.CreateTeam(ctx, &adminv1.CreateTeamRequest{Tenant: tenant, Name: args[0], Unit: unit})
 			if err != nil {
 				return err
 			}
-			return Print(a, viewTeam(resp.GetTeam()), teamColumns()...)
+			return cli.Print(a, viewTeam(resp.GetTeam()), teamColumns()...)
 		})
 	create.Flags().StringVar(&unit, "unit", "", "unit that it belongs to")
 	list := func(ctx context.Context, c *admin.Client, tenant string) ([]teamView, error) {
 		resp, err := c.Directory.ListTeams(ctx, &adminv1.ListTeamsRequest{Tenant: tenant})
-		return mapped(resp.GetTeams(), viewTeam), err
+		return output.Map(resp.GetTeams(), viewTeam), err
 	}
 	member := func(verb, short string, remove bool) *cobra.Command {
-		return a.publishes(a.AdminLeaf(verb+" TEAM USER", short, "  mcpvault team "+verb+" analysts alice", Args("TEAM", "USER"),
+		return a.Publishes(a.AdminLeaf(verb+" TEAM USER", short, "  mcpvault team "+verb+" analysts alice", cli.Args("TEAM", "USER"),
 			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 				resp, err := c.Directory.SetTeamMember(ctx, &adminv1.SetTeamMemberRequest{Tenant: tenant, Team: args[0], User: args[1], Remove: remove})
 				if err != nil {
 					return err
 				}
-				a.published(ctx, c, tenant, resp.GetRevision(), w)
+				a.Published(ctx, c, tenant, resp.GetRevision(), w)
 				return nil
 			}), &w)
 	}
 	return a.Group("team", "Teams: people who work together.", "  mcpvault team list",
-		a.AdminLeaf("list", "Lists the teams.", "  mcpvault team list", Args(),
+		a.AdminLeaf("list", "Lists the teams.", "  mcpvault team list", cli.Args(),
 			func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
 				rows, err := list(ctx, c, tenant)
 				if err != nil {
 					return err
 				}
-				return PrintList(a, rows, teamColumns()...)
+				return cli.PrintList(a, rows, teamColumns()...)
 			}),
-		a.AdminLeaf("get NAME", "Shows a team.", "  mcpvault team get analysts", Args("NAME"),
+		a.AdminLeaf("get NAME", "Shows a team.", "  mcpvault team get analysts", cli.Args("NAME"),
 			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 				rows, err := list(ctx, c, tenant)
 				if err != nil {
@@ -191,10 +179,10 @@ func (a *App) teamCommand() *cobra.Command {
 				}
 				for _, r := range rows {
 					if r.Name == args[0] {
-						return Print(a, r, teamColumns()...)
+						return cli.Print(a, r, teamColumns()...)
 					}
 				}
-				return missing("team", args[0], "team")
+				return cli.Missing("team", args[0], "team")
 			}),
 		create,
 		member("add-member", "Puts a person into a team.", false),
@@ -245,52 +233,55 @@ func userColumns() []output.Column[userView] {
 	}
 }
 
-func (a *App) userCommand() *cobra.Command {
-	var w waiting
+func userCommand(a *cli.App) *cobra.Command {
+	var w cli.Waiting
 	disable := func(verb, short string, disabled bool) *cobra.Command {
-		return a.publishes(a.AdminLeaf(verb+" NAME", short, "  mcpvault user "+verb+" mallory", Args("NAME"),
+		return a.Publishes(a.AdminLeaf(verb+" NAME", short, "  mcpvault user "+verb+" mallory", cli.Args("NAME"),
 			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 				resp, err := c.Directory.SetUserDisabled(ctx, &adminv1.SetUserDisabledRequest{Tenant: tenant, Name: args[0], Disabled: disabled})
 				if err != nil {
 					return err
 				}
-				a.published(ctx, c, tenant, resp.GetRevision(), w)
+				a.Published(ctx, c, tenant, resp.GetRevision(), w)
 				return nil
 			}), &w)
 	}
 	return a.Group("user", "People and service accounts.", "  mcpvault user list",
-		a.AdminLeaf("list", "Lists the users.", "  mcpvault user list -o wide", Args(), a.listUsers),
-		a.AdminLeaf("get NAME", "Shows a user.", "  mcpvault user get alice", Args("NAME"),
+		listUsers(a),
+		a.AdminLeaf("get NAME", "Shows a user.", "  mcpvault user get alice", cli.Args("NAME"),
 			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 				resp, err := c.Directory.GetUser(ctx, &adminv1.GetUserRequest{Tenant: tenant, Name: args[0]})
 				if err != nil {
 					return err
 				}
-				return Print(a, viewUser(resp.GetUser()), userColumns()...)
+				return cli.Print(a, viewUser(resp.GetUser()), userColumns()...)
 			}),
-		a.createUser(),
+		createUser(a),
 		disable("disable", "Takes away everything that a user may do.", true),
 		disable("enable", "Gives a disabled user everything back.", false))
 }
 
-func (a *App) listUsers(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
-	var rows []userView
-	for page := ""; ; {
-		resp, err := c.Directory.ListUsers(ctx, &adminv1.ListUsersRequest{Tenant: tenant, PageSize: 1000, PageToken: page})
-		if err != nil {
-			return err
-		}
-		rows = append(rows, mapped(resp.GetUsers(), viewUser)...)
-		if page = resp.GetNextPageToken(); page == "" {
-			return PrintList(a, rows, userColumns()...)
-		}
-	}
+func listUsers(a *cli.App) *cobra.Command {
+	return a.AdminLeaf("list", "Lists the users.", "  mcpvault user list -o wide", cli.Args(),
+		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
+			var rows []userView
+			for page := ""; ; {
+				resp, err := c.Directory.ListUsers(ctx, &adminv1.ListUsersRequest{Tenant: tenant, PageSize: 1000, PageToken: page})
+				if err != nil {
+					return err
+				}
+				rows = append(rows, output.Map(resp.GetUsers(), viewUser)...)
+				if page = resp.GetNextPageToken(); page == "" {
+					return cli.PrintList(a, rows, userColumns()...)
+				}
+			}
+		})
 }
 
-func (a *App) createUser() *cobra.Command {
+func createUser(a *cli.App) *cobra.Command {
 	var unit, display, supervisor string
 	var service bool
-	create := a.AdminLeaf("create NAME", "Makes a user.", "  mcpvault user create carol --supervisor bob", Args("NAME"),
+	create := a.AdminLeaf("create NAME", "Makes a user.", "  mcpvault user create carol --supervisor bob", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			kind := adminv1.UserKind_USER_KIND_PERSON
 			if service {
@@ -302,7 +293,7 @@ func (a *App) createUser() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return Print(a, viewUser(resp.GetUser()), userColumns()...)
+			return cli.Print(a, viewUser(resp.GetUser()), userColumns()...)
 		})
 	create.Flags().StringVar(&unit, "unit", "", "unit that the user belongs to")
 	create.Flags().StringVar(&display, "display-name", "", "name as people write it")
@@ -336,33 +327,33 @@ func roleColumns() []output.Column[roleView] {
 	}
 }
 
-func (a *App) roleCommand() *cobra.Command {
-	var w waiting
+func roleCommand(a *cli.App) *cobra.Command {
+	var w cli.Waiting
 	list := func(ctx context.Context, c *admin.Client, tenant string) ([]roleView, error) {
 		resp, err := c.Directory.ListRoles(ctx, &adminv1.ListRolesRequest{Tenant: tenant})
-		return mapped(resp.GetRoles(), viewRole), err
+		return output.Map(resp.GetRoles(), viewRole), err
 	}
 	assign := func(verb, short string, remove bool) *cobra.Command {
-		return a.publishes(a.AdminLeaf(verb+" ROLE MEMBER", short, "  mcpvault role "+verb+" analyst user:alice", Args("ROLE", "MEMBER"),
+		return a.Publishes(a.AdminLeaf(verb+" ROLE MEMBER", short, "  mcpvault role "+verb+" analyst user:alice", cli.Args("ROLE", "MEMBER"),
 			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 				resp, err := c.Directory.SetRoleMember(ctx, &adminv1.SetRoleMemberRequest{Tenant: tenant, Role: args[0], Member: subject(args[1]), Remove: remove})
 				if err != nil {
 					return err
 				}
-				a.published(ctx, c, tenant, resp.GetRevision(), w)
+				a.Published(ctx, c, tenant, resp.GetRevision(), w)
 				return nil
 			}), &w)
 	}
 	return a.Group("role", "Roles: what people are allowed because of what they do.", "  mcpvault role list",
-		a.AdminLeaf("list", "Lists the roles.", "  mcpvault role list", Args(),
+		a.AdminLeaf("list", "Lists the roles.", "  mcpvault role list", cli.Args(),
 			func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
 				rows, err := list(ctx, c, tenant)
 				if err != nil {
 					return err
 				}
-				return PrintList(a, rows, roleColumns()...)
+				return cli.PrintList(a, rows, roleColumns()...)
 			}),
-		a.AdminLeaf("get NAME", "Shows a role.", "  mcpvault role get analyst", Args("NAME"),
+		a.AdminLeaf("get NAME", "Shows a role.", "  mcpvault role get analyst", cli.Args("NAME"),
 			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 				rows, err := list(ctx, c, tenant)
 				if err != nil {
@@ -370,26 +361,26 @@ func (a *App) roleCommand() *cobra.Command {
 				}
 				for _, r := range rows {
 					if r.Name == args[0] {
-						return Print(a, r, roleColumns()...)
+						return cli.Print(a, r, roleColumns()...)
 					}
 				}
-				return missing("role", args[0], "role")
+				return cli.Missing("role", args[0], "role")
 			}),
-		a.createRole(),
+		createRole(a),
 		assign("assign", "Gives a role to a user or a team.", false),
 		assign("unassign", "Takes a role from a user or a team.", true))
 }
 
-func (a *App) createRole() *cobra.Command {
+func createRole(a *cli.App) *cobra.Command {
 	var description string
 	var inherits []string
-	create := a.AdminLeaf("create NAME", "Makes a role.", "  mcpvault role create lead --inherits analyst", Args("NAME"),
+	create := a.AdminLeaf("create NAME", "Makes a role.", "  mcpvault role create lead --inherits analyst", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			resp, err := c.Directory.CreateRole(ctx, &adminv1.CreateRoleRequest{Tenant: tenant, Name: args[0], Description: description, Inherits: inherits})
 			if err != nil {
 				return err
 			}
-			return Print(a, viewRole(resp.GetRole()), roleColumns()...)
+			return cli.Print(a, viewRole(resp.GetRole()), roleColumns()...)
 		})
 	create.Flags().StringVar(&description, "description", "", "what the role is for")
 	create.Flags().StringSliceVar(&inherits, "inherits", nil, "role whose grants this one has too; may be given again")

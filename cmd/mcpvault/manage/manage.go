@@ -1,0 +1,17 @@
+// Package manage holds the commands that change what is law: people, what they are granted, and the servers that they are
+// granted. A change that cells have to enforce is reported only when they do.
+package manage
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
+)
+
+// Commands are what this package adds to the command line.
+func Commands() []func(*cli.App) *cobra.Command {
+	return []func(*cli.App) *cobra.Command{
+		orgCommand, unitCommand, teamCommand, userCommand, roleCommand,
+		grantCommand, revokeCommand, grantsCommand, accessCommand, killCommand, serverCommand,
+	}
+}

@@ -181,7 +181,7 @@ func auditTail(a *cli.App) *cobra.Command {
 			}
 			for first := true; ; first = false {
 				call, cancel := context.WithTimeout(ctx, a.Timeout())
-				rows, last, err := search(a, call, c, req)
+				rows, last, err := search(call, a, c, req)
 				cancel()
 				if ctx.Err() != nil {
 					return nil //nolint:nilerr // The person has seen enough.

@@ -145,7 +145,7 @@ func TestTreeAgreesWithTheLibrary(t *testing.T) {
 		return out, nil
 	})
 	var tree Tree
-	for n := int64(0); n < 1100; n++ {
+	for n := range int64(1100) {
 		if root, err := TreeRoot(n, read); err != nil || root != tree.Root() {
 			t.Fatalf("root of %d: %v", n, err)
 		}

@@ -359,7 +359,7 @@ func (r *recoverer) sealed(s *segment) error {
 	if err != nil {
 		return missing(SegmentName(s.first), err)
 	}
-	defer w.Close()
+	defer func() { _ = w.Close() }()
 	if err := r.header(w, s); err != nil {
 		return err
 	}
@@ -386,7 +386,7 @@ func (r *recoverer) tornHeader(s *segment) bool {
 	if err != nil {
 		return false
 	}
-	defer w.Close()
+	defer func() { _ = w.Close() }()
 	size, err := w.Size()
 	if err != nil || size > SegmentHeader {
 		return false

@@ -46,7 +46,7 @@ func (f *files) readSegment(from, to int64, limit int, atLeastOne bool) (recs []
 	if err != nil {
 		return nil, 0, fmt.Errorf("open segment %s: %w", name, err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	r := newFrameReader(file, off, at, readChunk)
 	w := walk{s: s, fresh: at == s.first}
 	for r.index < min(to, end) {

@@ -89,7 +89,7 @@ func sweepRing(name string) {
 	if err != nil {
 		return
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	var head [ringHeader]byte
 	if _, err := io.ReadFull(f, head[:]); err != nil {
 		return

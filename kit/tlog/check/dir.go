@@ -61,7 +61,7 @@ func (d *dirCheck) run(opts Options) error {
 	if err := d.open(opts); err != nil {
 		return err
 	}
-	defer d.hashes.Close()
+	defer func() { _ = d.hashes.Close() }()
 	firsts, err := d.segments()
 	if err != nil {
 		return err
@@ -163,7 +163,7 @@ func (d *dirCheck) small(name string) ([]byte, error) {
 	if err != nil {
 		return nil, gone(name, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	return io.ReadAll(io.LimitReader(f, 2*tlog.MaxCheckpoint))
 }
 

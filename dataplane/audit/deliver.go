@@ -141,7 +141,7 @@ func (d *Deliverer) Run(ctx context.Context) error {
 			d.known = false
 			d.cfg.Logger.Debug("audit records wait for the control plane", slog.String("error", err.Error()),
 				slog.Int64("records", d.log.Size()-d.delivered.Load()))
-			d.sleep(ctx, wait/2+rand.N(wait/2))
+			d.sleep(ctx, wait/2+rand.N(wait/2)) //nolint:gosec // spreads the nodes, hides nothing
 			wait = min(2*wait, mostWait)
 		}
 	}

@@ -162,6 +162,7 @@ func openSince(ctx context.Context, h *tlog.Log, from int64) (map[string]int64, 
 			delete(open, s.intent)
 		case auditv1.RecordKind_RECORD_KIND_CALL:
 			delete(open, s.id) // the intent was refused before it was forwarded
+		default: // the others settle nothing
 		}
 	})
 	return open, err

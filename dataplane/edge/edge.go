@@ -118,7 +118,7 @@ func (s *Server) Run(ctx context.Context) error {
 		s.drain()
 		_ = s.http.Close()
 	}
-	<-failed
+	_ = <-failed // that it was closed
 	return nil
 }
 
@@ -170,7 +170,7 @@ func (l *counted) Accept() (net.Conn, error) {
 		}
 		ap, err := netip.ParseAddrPort(c.RemoteAddr().String())
 		if err != nil {
-			return c, nil
+			return c, nil //nolint:nilerr // no address of IP: there is nobody to count it for
 		}
 		from := ap.Addr().Unmap()
 		if !l.enter(from) {

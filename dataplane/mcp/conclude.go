@@ -87,7 +87,7 @@ func (s *scanner) concludeCall() {
 
 func (s *scanner) readName() {
 	m := &s.m
-	span := Span{}
+	var span Span
 	member := Named(m.Method)
 	switch member {
 	case "name":

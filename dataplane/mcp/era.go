@@ -56,7 +56,8 @@ func Unsupported(version string) *Refusal {
 	}
 	data = append(data, `],"requested":`...)
 	data = AppendString(data, Echo(version))
-	r.Data = append(data, '}')
+	data = append(data, '}')
+	r.Data = data
 	return r
 }
 

@@ -90,6 +90,7 @@ func (s *scanner) slot(w where, key []byte) (*Span, where) {
 			slot = &m.ResultType
 		}
 		return slot, inOther
+	case inOther:
 	}
 	if slot == nil && s.strict && foldsToProtocolKey(w, key) {
 		s.note(CodeInvalidRequest, "case_variant_key", "the body spells a protocol key in another case")
@@ -179,6 +180,7 @@ func protocolKeys(w where) []string {
 		}
 	case inInfo:
 		return []string{"name", "version"}
+	default:
+		return nil
 	}
-	return nil
 }

@@ -217,9 +217,6 @@ func allowed(a *answer) bool { return a.status == 200 && a.msg.Result != nil && 
 // hidden reports whether the answer is the one for a tool that does not exist.
 func hidden(a *answer) bool { return a.msg.Error != nil && a.msg.Error.Code == -32602 }
 
-// refused reports whether the answer is a visible denial.
-func refused(a *answer) bool { return a.msg.Result != nil && a.msg.Result.IsError }
-
 func devTLS(t *testing.T, d *devrun.Dev) *tls.Config {
 	t.Helper()
 	pem, err := os.ReadFile(d.CAFile)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,6 +82,7 @@ func (w *world) dev(args ...string) (*exec.Cmd, *devmode.Info) {
 	if err := cmd.Start(); err != nil {
 		w.t.Fatal(err)
 	}
+	var info *devmode.Info
 	ended := make(chan struct{})
 	go func() {
 		_ = cmd.Wait()
@@ -89,11 +91,13 @@ func (w *world) dev(args ...string) (*exec.Cmd, *devmode.Info) {
 	w.t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		<-ended
+		if info != nil {
+			forget(w.t, info.DatabaseURL)
+		}
 		if w.t.Failed() {
 			w.t.Log(out.String())
 		}
 	})
-	var info *devmode.Info
 	w.eventually("dev is ready", func() bool {
 		select {
 		case <-ended:
@@ -104,6 +108,23 @@ func (w *world) dev(args ...string) (*exec.Cmd, *devmode.Info) {
 		return info != nil
 	})
 	return cmd, info
+}
+
+// forget removes the database's files where they could not live in the test's own directory: as root, the server's user
+// cannot reach that.
+func forget(t *testing.T, databaseURL string) {
+	t.Helper()
+	u, err := url.Parse(databaseURL)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	home := filepath.Dir(u.Query().Get("host"))
+	if strings.HasPrefix(home, "/var/tmp/mcpvault-pg-") {
+		if err := os.RemoveAll(home); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func (w *world) base() string {

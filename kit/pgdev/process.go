@@ -116,6 +116,8 @@ func (h home) launchOnce(bin string) (*process, int64, error) {
 		{"full_page_writes", "on"},
 		{"max_connections", "200"},
 		{"shared_buffers", "64MB"},
+		// In the data directory: POSIX shared memory outlives a server that was killed and never started again.
+		{"dynamic_shared_memory_type", "mmap"},
 		{"max_wal_size", "256MB"},
 		{"jit", "off"},
 		{"timezone", "UTC"},

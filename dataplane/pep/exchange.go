@@ -89,17 +89,17 @@ func (p *PEP) open(w http.ResponseWriter, r *http.Request) *exchange {
 // close is what happens to every request at the end, panics included.
 func (x *exchange) close() {
 	if v := recover(); v != nil {
-		if v != http.ErrAbortHandler {
+		if err, ok := v.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 			x.p.log.Error("request panicked", "panic", v, "request_id", x.rec.GetId())
 		}
 		if x.started {
-			x.record("internal", "unknown", 0)
+			x.lastRecord("internal", "unknown", 0)
 		} else {
 			x.finish(x.fail(mcp.CodeInternal, "internal", "internal error, request "+x.rec.GetId(), false))
 		}
 	}
 	if !x.recorded {
-		x.record("canceled", "canceled", 0)
+		x.lastRecord("canceled", "canceled", 0)
 	}
 	x.timer.Stop()
 	x.cancel(nil)
@@ -135,7 +135,7 @@ func (x *exchange) finish(a *answer) {
 	x.started = true
 	x.w.WriteHeader(a.status)
 	if a.body != nil {
-		_, _ = x.w.Write(a.body)
+		_, _ = x.w.Write(a.body) //nolint:gosec // JSON or events, never HTML
 	}
 }
 

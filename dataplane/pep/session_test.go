@@ -88,7 +88,7 @@ func TestAnUpstreamThatForgotTheSessionEndsOurs(t *testing.T) {
 	t.Parallel()
 	g, up := payments(t)
 	id := g.legacy("/mcp/pay", "alice")
-	up.script(func(w http.ResponseWriter, _ *http.Request, _ string) { http.Error(w, "session not found", 404) })
+	up.script(func(w http.ResponseWriter, _ *http.Request, _ string) { http.Error(w, "session not found", http.StatusNotFound) })
 	if a := g.post("/mcp/pay", "alice", legacyCall, "Mcp-Session-Id", id); a.status != 404 || a.Result != nil {
 		t.Errorf("%d %s", a.status, a.body)
 	}
@@ -165,7 +165,7 @@ func TestALeavingClientCancelsTheUpstream(t *testing.T) {
 	req := g.request(ctx, http.MethodPost, "/mcp/pay", "alice", body, "MCP-Protocol-Version", "2026-07-28", "Mcp-Method", "tools/call", "Mcp-Name", "balance")
 	go func() {
 		defer close(done)
-		_, _ = http.DefaultClient.Do(req) //nolint:bodyclose // there is none
+		_, _ = http.DefaultClient.Do(req)
 	}()
 	<-entered
 	cancel()
@@ -193,7 +193,7 @@ func TestACallThatIsNotAnsweredTimesOut(t *testing.T) {
 	}
 	up.script(func(w http.ResponseWriter, r *http.Request, _ string) {
 		w.Header().Set("Content-Type", "text/event-stream")
-		w.WriteHeader(200)
+		w.WriteHeader(http.StatusOK)
 		for r.Context().Err() == nil {
 			if _, err := io.WriteString(w, "d"); err != nil || http.NewResponseController(w).Flush() != nil {
 				return

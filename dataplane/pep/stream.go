@@ -214,23 +214,29 @@ func (x *exchange) streamEnded(out *sseWriter, err error, how streaming) {
 	if how.long {
 		return
 	}
-	if x.ctx.Err() != nil {
+	switch {
+	case x.ctx.Err() != nil:
 		err = x.ctx.Err()
-	} else if x.era == mcp.EraLegacy && how.translate == nil && out.resumable {
+	case x.era == mcp.EraLegacy && how.translate == nil && out.resumable:
 		// The server may close a stream that the client can resume: that is no failure.
 		x.endStream("", "unknown")
 		return
-	} else if !errors.Is(err, mcp.ErrEventTooLarge) {
+	case !errors.Is(err, mcp.ErrEventTooLarge):
 		err = upstream.ErrBroken
 	}
 	x.failStream(out, err, how)
 }
 
 func (x *exchange) endStream(reason, outcome string) bool {
-	if err := x.record(reason, outcome, http.StatusOK); err != nil {
+	x.lastRecord(reason, outcome, http.StatusOK)
+	return true
+}
+
+// lastRecord closes the record of a request whose caller can no longer be told that it was lost.
+func (x *exchange) lastRecord(reason, outcome string, status int) {
+	if err := x.record(reason, outcome, status); err != nil {
 		x.p.log.Error("audit record lost", "error", err, "request_id", x.rec.GetId())
 	}
-	return true
 }
 
 // sseWriter writes to the caller's stream.
@@ -256,7 +262,7 @@ func (s *sseWriter) send(raw []byte) bool {
 	if !s.resumable && (bytes.HasPrefix(raw, []byte("id:")) || bytes.Contains(raw, []byte("\nid:"))) {
 		s.resumable = true
 	}
-	if _, err := s.w.Write(raw); err != nil {
+	if _, err := s.w.Write(raw); err != nil { //nolint:gosec // events, never HTML
 		return false
 	}
 	if s.rc.Flush() != nil {

@@ -36,6 +36,7 @@ const (
 	sqlInsertCell   = `INSERT INTO cells (name) VALUES ($1) ON CONFLICT DO NOTHING`
 	sqlCells        = `SELECT name FROM cells ORDER BY name`
 	sqlNextManifest = `UPDATE cells SET manifest_sequence = manifest_sequence + 1 WHERE name = $1 RETURNING manifest_sequence`
+	sqlManifests    = `SELECT name, manifest_sequence FROM cells`
 	sqlHome         = `INSERT INTO cell_tenants (cell, tenant_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`
 	sqlUnhome       = `DELETE FROM cell_tenants WHERE cell = $1 AND tenant_id = $2`
 	sqlCellTenants  = `SELECT cell, tenant_id::text FROM cell_tenants ORDER BY cell, tenant_id`
@@ -66,6 +67,19 @@ func (tx *Tx) Cells(ctx context.Context) ([]string, error) {
 func (tx *Tx) NextManifest(ctx context.Context, cell string) (uint64, error) {
 	n, err := one(ctx, tx, scanValue[int64], sqlNextManifest, cell)
 	return uint64(n), missing(err, "cell %s does not exist", cell)
+}
+
+// Manifests are the numbers of the cells' newest manifests: one that goes up tells that somebody published.
+func (tx *Tx) Manifests(ctx context.Context) (map[string]uint64, error) {
+	numbers := map[string]uint64{}
+	_, err := all(ctx, tx, func(row pgx.CollectableRow) (n struct{}, err error) {
+		var cell string
+		var number int64
+		err = row.Scan(&cell, &number)
+		numbers[cell] = uint64(number)
+		return n, err
+	}, sqlManifests)
+	return numbers, err
 }
 
 // Home homes a tenant in a cell.

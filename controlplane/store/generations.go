@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/mcpvault/mcpvault/controlplane"
+	"github.com/mcpvault/mcpvault/snapshot"
 )
 
 // Generation is one published policy of a tenant.
@@ -40,7 +41,8 @@ const (
 
 	sqlInsertGeneration = `INSERT INTO generations (tenant_id, epoch, generation, revision, envelope, payload_sha256, size, created_at, committed_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`
-	sqlInsertBlob  = `INSERT INTO blobs (sha256, bytes, size) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
+	// A shard that is there already is written to all the same, which locks it: SweepBlobs must not take it away meanwhile.
+	sqlInsertBlob  = `INSERT INTO blobs (sha256, bytes, size) VALUES ($1, $2, $3) ON CONFLICT (sha256) DO UPDATE SET size = excluded.size`
 	sqlInsertShard = `INSERT INTO generation_shards (tenant_id, epoch, generation, sha256) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`
 	sqlBlob        = `SELECT bytes FROM blobs WHERE sha256 = $1`
 	sqlSetError    = `UPDATE generations SET error = $2 WHERE tenant_id = $1 AND (epoch, generation) =
@@ -49,6 +51,9 @@ const (
 		(SELECT epoch, generation FROM generations WHERE tenant_id = $1 ORDER BY epoch DESC, generation DESC OFFSET $2)`
 	sqlForgetAcks = `DELETE FROM acks a WHERE a.tenant_id = $1 AND NOT EXISTS
 		(SELECT 1 FROM generations g WHERE g.tenant_id = $1 AND g.epoch = a.epoch AND g.generation = a.generation)`
+	// The shards' rows are the only ones of generations that a platform transaction sees.
+	sqlNewest = `SELECT DISTINCT ON (tenant_id) tenant_id::text, epoch, generation FROM generation_shards
+		ORDER BY tenant_id, epoch DESC, generation DESC`
 	sqlSweepBlobs = `DELETE FROM blobs b WHERE NOT EXISTS (SELECT 1 FROM generation_shards s WHERE s.sha256 = b.sha256)`
 
 	sqlPolicyUsers     = `SELECT id::text, name, disabled FROM users WHERE tenant_id = $1`
@@ -89,6 +94,19 @@ func (tx *Tx) Generation(ctx context.Context, number uint64) (Generation, error)
 	}
 	g, err := one(ctx, tx, scanGeneration, sqlGeneration, tx.tenant, int64(number))
 	return g, missing(err, "generation %d does not exist, or is no longer kept", number)
+}
+
+// Newest is the version of each tenant's newest generation, for a platform transaction.
+func (tx *Tx) Newest(ctx context.Context) (map[controlplane.TenantID]snapshot.Version, error) {
+	newest := map[controlplane.TenantID]snapshot.Version{}
+	_, err := all(ctx, tx, func(row pgx.CollectableRow) (n struct{}, err error) {
+		var id string
+		var epoch, gen int64
+		err = row.Scan(&id, &epoch, &gen)
+		newest[controlplane.TenantID(id)] = snapshot.Version{Epoch: snapshot.Epoch(epoch), Generation: snapshot.Generation(gen)}
+		return n, err
+	}, sqlNewest)
+	return newest, err
 }
 
 // InsertGeneration stores a generation and its shards.

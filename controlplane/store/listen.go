@@ -40,7 +40,7 @@ func (s *Store) listenOnce(ctx context.Context, channel string, out chan string)
 	if err != nil {
 		return badURL(err)
 	}
-	cfg.ConnectTimeout = 5 * time.Second
+	cfg.ConnectTimeout, cfg.DialFunc = connectLimit, dial
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return translate(ctx, err)

@@ -102,10 +102,12 @@ func TestListenComesBackWithPostgres(t *testing.T) {
 	}
 }
 
-// relay stands between the pool and PostgreSQL. When armed, it lets one COMMIT pass and cuts before the answer.
+// relay stands between the pool and PostgreSQL. When armed, it lets one COMMIT pass and cuts before the answer, or, with a
+// channel in hold, keeps the answer until that is closed.
 type relay struct {
 	armed atomic.Bool
 	cuts  atomic.Int32
+	hold  chan struct{}
 }
 
 func (r *relay) serve(l net.Listener, target string) {
@@ -144,6 +146,9 @@ func (r *relay) serve(l net.Listener, target string) {
 			buf := make([]byte, 64<<10)
 			for {
 				n, err := server.Read(buf)
+				if mute.Load() && r.hold != nil {
+					<-r.hold
+				}
 				if mute.Load() || err != nil {
 					return
 				}
@@ -155,10 +160,10 @@ func (r *relay) serve(l net.Listener, target string) {
 	}
 }
 
-func TestALostAnswerToCommitIsReportedAsUnknownAndNotRepeated(t *testing.T) {
-	t.Parallel()
-	direct := storetest.URL(t)
-	u, err := url.Parse(direct)
+// through is a fresh database behind the relay.
+func (r *relay) through(t *testing.T) string {
+	t.Helper()
+	u, err := url.Parse(storetest.URL(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,16 +175,35 @@ func TestALostAnswerToCommitIsReportedAsUnknownAndNotRepeated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	var r relay
+	t.Cleanup(func() { l.Close() })
 	go r.serve(l, target)
 	q.Set("host", dir)
 	u.RawQuery = q.Encode()
+	return u.String()
+}
 
-	s := storetest.OpenAt(t, u.String(), nil)
+func TestACommitThatIsNotAnsweredInTimeIsUnknownToo(t *testing.T) {
+	t.Parallel()
+	r := relay{hold: make(chan struct{})}
+	s := storetest.OpenAt(t, r.through(t), nil)
+	defer close(r.hold)
 	acme := storetest.Tenant(t, s, "acme")
 	r.armed.Store(true)
-	_, err = addUser(t.Context(), s, acme.ID, "alice")
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	_, err := addUser(ctx, s, acme.ID, "alice")
+	if p, ok := problem.As(err); !ok || p.Code != problem.Unavailable || !strings.Contains(p.What, "in full or not at all") {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestALostAnswerToCommitIsReportedAsUnknownAndNotRepeated(t *testing.T) {
+	t.Parallel()
+	var r relay
+	s := storetest.OpenAt(t, r.through(t), nil)
+	acme := storetest.Tenant(t, s, "acme")
+	r.armed.Store(true)
+	_, err := addUser(t.Context(), s, acme.ID, "alice")
 	p, ok := problem.As(err)
 	if !ok || p.Code != problem.Unavailable || !strings.Contains(p.What, "in full or not at all") || r.cuts.Load() != 1 {
 		t.Fatalf("got %v after %d cuts", err, r.cuts.Load())

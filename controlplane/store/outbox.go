@@ -19,6 +19,17 @@ const (
 	OutboxNone = "none"
 )
 
+// Pending is all the unfinished work of a tenant in one line.
+type Pending struct {
+	TenantID controlplane.TenantID
+	// Newest is the row that came last, Revision what it holds, Since when the first one was written.
+	Newest   int64
+	Revision uint64
+	Since    time.Time
+	// Policy is true when a new generation is asked for.
+	Policy bool
+}
+
 // OutboxRow is work that a committed write left for the publisher.
 type OutboxRow struct {
 	ID       int64
@@ -32,6 +43,7 @@ const (
 	sqlInsertOutbox = `INSERT INTO outbox (tenant_id, revision, kind, at, done_at) VALUES ($1, $2, $3, $4, $5)`
 	sqlNotify       = `SELECT pg_notify($1, $2)`
 	sqlOpenOutbox   = `SELECT id, tenant_id::text, revision, kind, at FROM outbox WHERE done_at IS NULL ORDER BY id LIMIT $1`
+	sqlPending      = `SELECT tenant_id::text, max(id), max(revision), min(at), bool_or(kind = $1) FROM outbox WHERE done_at IS NULL GROUP BY tenant_id`
 	sqlFinishOutbox = `UPDATE outbox SET done_at = $3 WHERE tenant_id = $1 AND revision <= $2 AND kind = $4 AND done_at IS NULL`
 	sqlPruneOutbox  = `DELETE FROM outbox WHERE done_at < $1`
 )
@@ -64,6 +76,18 @@ func (tx *Tx) OpenOutbox(ctx context.Context, limit int) ([]OutboxRow, error) {
 		o.Revision = uint64(rev)
 		return o, err
 	}, sqlOpenOutbox, limit)
+}
+
+// Pending sums up what is not finished: of the tenant or, in a platform transaction, of each tenant that has any, however
+// much of it one of them has.
+func (tx *Tx) Pending(ctx context.Context) ([]Pending, error) {
+	return all(ctx, tx, func(row pgx.CollectableRow) (Pending, error) {
+		var p Pending
+		var rev int64
+		err := row.Scan((*string)(&p.TenantID), &p.Newest, &rev, &p.Since, &p.Policy)
+		p.Revision, p.Since = uint64(rev), p.Since.UTC()
+		return p, err
+	}, sqlPending, OutboxPolicy)
 }
 
 // FinishOutbox marks the tenant's work of one kind as done, up to and including a revision.

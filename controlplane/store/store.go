@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -75,6 +76,15 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return &Store{cfg: cfg, pool: pool, log: cfg.Logger, now: cfg.Now}, nil
 }
 
+const connectLimit = 5 * time.Second
+
+// dial makes connections that notice within seconds that PostgreSQL's machine is gone without a word: one that waits for a
+// notification would else wait for hours.
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 3}}
+	return d.DialContext(ctx, network, address)
+}
+
 func openPool(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	pc, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
@@ -82,7 +92,8 @@ func openPool(ctx context.Context, cfg Config) (*pgxpool.Pool, error) {
 	}
 	pc.MaxConns = int32(min(cfg.MaxConns, 1000))
 	pc.MaxConnIdleTime = 5 * time.Minute
-	pc.ConnConfig.ConnectTimeout = 5 * time.Second
+	pc.ConnConfig.ConnectTimeout = connectLimit
+	pc.ConnConfig.DialFunc = dial
 	params := pc.ConnConfig.RuntimeParams
 	params["application_name"] = "mcpvault-controlplane"
 	// A client that hangs must not hold a tenant's row for ever.
@@ -172,7 +183,7 @@ func (s *Store) run(ctx context.Context, opts pgx.TxOptions, sc scope, fn func(*
 		switch {
 		case err == nil:
 			return nil
-		case sent && isGone(err):
+		case sent && (isGone(err) || ctx.Err() != nil):
 			return commitUnknown(err)
 		case ctx.Err() != nil || !(isRetryable(err) || isGone(err)):
 			return translate(ctx, err)
@@ -223,6 +234,6 @@ const sqlScope = `SELECT set_config('mcpvault.tenant', $1, true), set_config('mc
 // commitUnknown is the one failure after which nobody here knows what PostgreSQL did. It did all or nothing.
 func commitUnknown(cause error) error {
 	return problem.New(problem.Unavailable,
-		"PostgreSQL went away while the change was being committed, so that it is either saved in full or not at all",
+		"PostgreSQL did not confirm the change that was being committed, so that it is either saved in full or not at all",
 		"look at the newest entries of `mcpvault audit changes`, and repeat the command if yours is not there").Because(cause)
 }

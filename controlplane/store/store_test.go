@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -411,5 +412,34 @@ func TestListenHearsAWriteAndEndsWithItsContext(t *testing.T) {
 	}
 	cancel()
 	for range hints { // until it is closed
+	}
+}
+
+func TestWorkIsSummedUpPerTenantHoweverMuchThereIs(t *testing.T) {
+	t.Parallel()
+	s := storetest.Open(t)
+	acme, globex := storetest.Tenant(t, s, "acme"), storetest.Tenant(t, s, "globex")
+	kill := func(tx *store.Tx) error {
+		tx.SetKind(store.OutboxKill)
+		return tx.Change(t.Context(), "kill", "x", nil)
+	}
+	if _, err := s.Write(t.Context(), globex.ID, "test", kill); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Record(t.Context(), globex.ID, func(tx *store.Tx) error { return tx.FinishOutbox(t.Context(), globex.ID, store.OutboxPolicy, 1) }); err != nil {
+		t.Fatal(err)
+	}
+	var all, own []store.Pending
+	if err := s.Platform(t.Context(), func(tx *store.Tx) (err error) { all, err = tx.Pending(t.Context()); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Read(t.Context(), globex.ID, func(tx *store.Tx) (err error) { own, err = tx.Pending(t.Context()); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if len(all) != 2 || len(own) != 1 || own[0].TenantID != globex.ID || own[0].Policy || own[0].Revision != 2 || own[0].Since.IsZero() {
+		t.Errorf("of all %+v, of globex %+v", all, own)
+	}
+	if i := slices.IndexFunc(all, func(p store.Pending) bool { return p.TenantID == acme.ID }); i < 0 || !all[i].Policy {
+		t.Errorf("of all %+v", all)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -52,8 +51,12 @@ type cellState struct {
 	name     string
 	view     View
 	sequence uint64
-	root     snapshot.Digest
-	sent     map[string]bool // ids in view.Kills
+	// number is the newest manifest's anywhere: a higher one in PostgreSQL is another control plane's.
+	number uint64
+	// owed is true while a head in force is in no manifest yet.
+	owed bool
+	root snapshot.Digest
+	sent map[string]bool // ids in view.Kills
 	// recent are the shards that the cell may fetch: those of its heads and of the heads just before.
 	recent  map[snapshot.Digest]uint64
 	changed chan struct{}
@@ -129,6 +132,7 @@ func (p *Publisher) install(ctx context.Context, id controlplane.TenantID, w wor
 	newer := w.head != nil && (t.head == nil || w.head.Version.Newer(t.head.Version))
 	if newer {
 		t.head = w.head
+		p.owe(t.name)
 	}
 	t.failure = nil
 	name := t.name
@@ -142,6 +146,13 @@ func (p *Publisher) install(ctx context.Context, id controlplane.TenantID, w wor
 		errs = append(errs, p.manifest(ctx, cell, w.sequences[cell]))
 	}
 	return errors.Join(errs...)
+}
+
+// owe notes that the tenant's cells need a new manifest. p.mu is held.
+func (p *Publisher) owe(tenant string) {
+	for name, c := range p.cells {
+		c.owed = c.owed || p.homedIn(tenant, name)
+	}
 }
 
 // addKills shows kills to the cells of the tenant.
@@ -185,13 +196,15 @@ func (p *Publisher) manifest(ctx context.Context, cell string, sequence uint64) 
 			return err
 		}
 		p.mu.Unlock()
-		err := p.st.Platform(ctx, func(tx *store.Tx) (err error) {
-			if err := tx.EnsureCell(ctx, cell); err != nil {
+		limited, cancel := context.WithTimeout(ctx, pollLimit)
+		err := p.st.Platform(limited, func(tx *store.Tx) (err error) {
+			if err := tx.EnsureCell(limited, cell); err != nil {
 				return err
 			}
-			sequence, err = tx.NextManifest(ctx, cell)
+			sequence, err = tx.NextManifest(limited, cell)
 			return err
 		})
+		cancel()
 		if err != nil {
 			return fmt.Errorf("number the manifest of cell %s: %w", cell, err)
 		}
@@ -234,7 +247,8 @@ func (p *Publisher) showManifest(c *cellState, sequence uint64) error {
 	if err != nil {
 		return err
 	}
-	c.sequence, c.root = sequence, root
+	c.sequence, c.root, c.owed = sequence, root, false
+	c.number = max(c.number, sequence)
 	c.view = View{Roots: p.cfg.Roots, Manifest: env, Heartbeat: beat, Heads: heads, Kills: c.view.Kills}
 	c.forget(heads)
 	c.announce()
@@ -280,117 +294,6 @@ func (p *Publisher) heartbeats() {
 		c.view.Heartbeat = beat
 		c.announce()
 	}
-}
-
-// load reads what is in force, once PostgreSQL can be asked. It reports whether that is known now.
-func (p *Publisher) load(ctx context.Context) bool {
-	if p.lost(ctx, p.loadAll(ctx)) {
-		return false
-	}
-	p.mu.Lock()
-	p.loaded = true
-	p.mu.Unlock()
-	return true
-}
-
-func (p *Publisher) loadAll(ctx context.Context) error {
-	tenants, err := p.st.Tenants(ctx)
-	if err != nil {
-		return err
-	}
-	for _, t := range tenants {
-		if _, err := p.reloadTenant(ctx, t.ID); err != nil {
-			return err
-		}
-		// The settings may home tenants elsewhere than they did before.
-		if err := p.st.Record(ctx, t.ID, func(tx *store.Tx) error { return p.home(ctx, tx, t, nil) }); err != nil {
-			return err
-		}
-	}
-	for _, cell := range p.Cells() {
-		if err := p.manifest(ctx, cell, 0); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// follow looks at what another control plane published: one tenant, or all of them when hints may have been lost.
-func (p *Publisher) follow(ctx context.Context, who string) {
-	tenant, publisher, _ := strings.Cut(who, " ")
-	switch {
-	case publisher == p.id || !p.isLoaded():
-	case tenant != "":
-		p.aside(func() { p.reload(ctx, controlplane.TenantID(tenant)) })
-	default:
-		p.aside(func() {
-			tenants, err := p.st.Tenants(ctx)
-			if err != nil {
-				return // the listener lost its connection again, and gives a new hint when it is back
-			}
-			for _, t := range tenants {
-				p.reload(ctx, t.ID)
-			}
-		})
-	}
-}
-
-func (p *Publisher) reload(ctx context.Context, id controlplane.TenantID) {
-	newer, err := p.reloadTenant(ctx, id)
-	if err != nil {
-		if ctx.Err() == nil {
-			p.log.WarnContext(ctx, "generation of another control plane cannot be read", "error", err)
-		}
-		return
-	}
-	if !newer {
-		return
-	}
-	p.mu.Lock()
-	name := p.tenant(id).name
-	p.mu.Unlock()
-	for _, cell := range p.Homes(name) {
-		if err := p.manifest(ctx, cell, 0); err != nil {
-			p.log.WarnContext(ctx, "manifest cannot be made", "cell", cell, "error", err)
-		}
-	}
-}
-
-// reloadTenant reads what is stored, and reports whether that is newer than what was known.
-func (p *Publisher) reloadTenant(ctx context.Context, id controlplane.TenantID) (newer bool, err error) {
-	var self controlplane.Tenant
-	var head *Head
-	var kills []store.Kill
-	err = p.st.Read(ctx, id, func(tx *store.Tx) (err error) {
-		if self, err = tx.Self(ctx); err != nil {
-			return err
-		}
-		if kills, err = tx.Kills(ctx); err != nil {
-			return err
-		}
-		head = nil
-		g, err := tx.Generation(ctx, 0)
-		if errors.Is(err, store.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		head, err = headOf(id, g)
-		return err
-	})
-	if err != nil {
-		return false, err
-	}
-	p.mu.Lock()
-	t := p.tenant(id)
-	t.name = self.Name
-	if newer = head != nil && (t.head == nil || head.Version.Newer(t.head.Version)); newer {
-		t.head = head
-	}
-	p.mu.Unlock()
-	p.addKills(id, kills)
-	return newer, nil
 }
 
 // ReadHead reads a head that this control plane sealed and stored: the signature is not checked.

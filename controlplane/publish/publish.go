@@ -12,9 +12,12 @@ package publish
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/store"
@@ -39,6 +42,11 @@ const (
 	outboxKeep    = time.Hour
 	housekeepEach = time.Minute
 	workers       = 3
+
+	// How long PostgreSQL may take: the loop must not wait for a connection that died without a word.
+	pollLimit    = 5 * time.Second
+	publishLimit = 2 * time.Minute
+	tidyLimit    = housekeepEach / 2
 )
 
 // Everyone in a cell's list of tenants homes every tenant there.
@@ -56,6 +64,8 @@ type Config struct {
 	// Issuers are whose tokens a tenant's callers may bring.
 	Issuers func(controlplane.Tenant) []*snapshotv1.Issuer
 	Logger  *slog.Logger
+	// Metrics counts; nil keeps none.
+	Metrics prometheus.Registerer
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -66,6 +76,7 @@ type Publisher struct {
 	st  *store.Store
 	log *slog.Logger
 	now func() time.Time
+	m   *metrics
 
 	// id tells our own announcements from those of other control planes.
 	id      string
@@ -77,6 +88,8 @@ type Publisher struct {
 	loaded  bool
 	contact time.Time
 	away    bool
+	// waiting is when the oldest write was made that the last look at the outbox found unpublished; zero for none.
+	waiting time.Time
 	tenants map[controlplane.TenantID]*tenantState
 	cells   map[string]*cellState
 	// busy are the tenants being published; true asks for another round afterwards.
@@ -116,6 +129,7 @@ func New(cfg Config) *Publisher {
 	for name := range cfg.Cells {
 		p.cells[name] = newCell(name)
 	}
+	p.m = newMetrics(cfg.Metrics, p)
 	return p
 }
 
@@ -162,28 +176,38 @@ func drain(c <-chan string) {
 	}
 }
 
-// poll looks at the outbox itself.
+// poll looks at the outbox itself, and at what hints may not have brought.
 func (p *Publisher) poll(ctx context.Context) {
 	if !p.isLoaded() && !p.load(ctx) {
 		return
 	}
-	var open []store.OutboxRow
-	err := p.st.Platform(ctx, func(tx *store.Tx) (err error) {
-		open, err = tx.OpenOutbox(ctx, 1000)
+	var open []store.Pending
+	var manifests map[string]uint64
+	limited, cancel := context.WithTimeout(ctx, pollLimit)
+	defer cancel()
+	err := p.st.Platform(limited, func(tx *store.Tx) (err error) {
+		if open, err = tx.Pending(limited); err != nil {
+			return err
+		}
+		manifests, err = tx.Manifests(limited)
 		return err
 	})
 	if p.lost(ctx, err) {
 		return
 	}
-	newest := map[controlplane.TenantID]int64{}
-	for _, row := range open {
-		newest[row.TenantID] = max(newest[row.TenantID], row.ID)
-	}
-	for tenant, row := range newest {
-		if p.worthTrying(tenant, row) {
-			p.start(ctx, tenant, false)
+	var oldest time.Time
+	for _, t := range open {
+		if oldest.IsZero() || t.Since.Before(oldest) {
+			oldest = t.Since
+		}
+		if p.worthTrying(t.TenantID, t.Newest) {
+			p.start(ctx, t.TenantID, false)
 		}
 	}
+	p.mu.Lock()
+	p.waiting = oldest
+	p.mu.Unlock()
+	p.catchUp(ctx, manifests)
 }
 
 // lost keeps whether PostgreSQL answers, and says so when that changes.
@@ -236,17 +260,31 @@ func (p *Publisher) start(ctx context.Context, tenant controlplane.TenantID, for
 	p.mu.Unlock()
 	p.aside(func() {
 		for {
-			select {
-			case p.sem <- struct{}{}:
+			if p.enter(ctx, tenant) {
 				p.publish(ctx, tenant, force)
 				<-p.sem
-			case <-ctx.Done():
 			}
 			if force = false; !p.again(ctx, tenant) {
 				return
 			}
 		}
 	})
+}
+
+// enter waits for a worker's place; false when ctx ends. A kill does not wait for other tenants' policies either.
+func (p *Publisher) enter(ctx context.Context, tenant controlplane.TenantID) bool {
+	select {
+	case p.sem <- struct{}{}:
+		return true
+	default:
+	}
+	p.refreshKills(ctx, tenant)
+	select {
+	case p.sem <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // again reports whether somebody asked for the tenant while it was being published.
@@ -283,6 +321,12 @@ func (p *Publisher) tidy(ctx context.Context) {
 	for _, id := range old {
 		p.start(ctx, id, true)
 	}
+	p.aside(func() { p.sweep(ctx) })
+}
+
+func (p *Publisher) sweep(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, tidyLimit)
+	defer cancel()
 	err := p.st.Platform(ctx, func(tx *store.Tx) error {
 		if _, err := tx.PruneOutbox(ctx, p.now().Add(-outboxKeep)); err != nil {
 			return err
@@ -290,7 +334,7 @@ func (p *Publisher) tidy(ctx context.Context) {
 		_, err := tx.SweepBlobs(ctx)
 		return err
 	})
-	if err != nil {
+	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
 		p.log.WarnContext(ctx, "old generations cannot be dropped", "error", err)
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/store"
@@ -32,6 +34,7 @@ type bundle struct {
 	auth *snapshottest.Authority
 	acme controlplane.Tenant
 	p    *publish.Publisher
+	reg  *prometheus.Registry
 }
 
 func setup(t *testing.T) *bundle {
@@ -51,11 +54,15 @@ func (b *bundle) run(t *testing.T, st *store.Store) *publish.Publisher {
 
 func (b *bundle) runUntil(t *testing.T, st *store.Store) (*publish.Publisher, func()) {
 	t.Helper()
-	p := publish.New(publish.Config{
+	cfg := publish.Config{
 		Store: st, Head: b.auth.Head, Heartbeat: b.auth.Heartbeat, Roots: b.auth.Roots,
 		Cells:  map[string][]string{"local": {publish.Everyone}, "far": {"globex"}},
 		Logger: slog.New(slog.DiscardHandler),
-	})
+	}
+	if b.reg != nil {
+		cfg.Metrics = b.reg
+	}
+	p := publish.New(cfg)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -213,16 +220,102 @@ func TestTwoControlPlanesPublishEachRevisionOnceAndShowTheSame(t *testing.T) {
 	}
 }
 
-func TestATenantThatDoesNotCompileDelaysNobodyElse(t *testing.T) {
+func TestWhatAnotherControlPlanePublishedIsFoundWithoutAHint(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	globex := storetest.Tenant(t, b.st, "globex")
-	good := addUser(t, b.st, b.acme.ID, "alice")
-	before := await(t, b.p, "local", "the last good", holds(b.acme.ID, good))
+	rev := addUser(t, b.st, b.acme.ID, "alice")
+	before := await(t, b.p, "local", "the first", holds(b.acme.ID, rev))
 
-	ctx := t.Context()
+	// A generation and a manifest's number, as another control plane stores them, but nothing that tells of them.
+	next := *before.Heads[0]
+	head, err := publish.ReadHead(next.Envelope)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head.Generation++
+	env, err := seal.SignHead(head, b.auth.Head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := seal.HeadDigest(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = b.st.Record(t.Context(), b.acme.ID, func(tx *store.Tx) error {
+		var blobs []store.Blob
+		for _, s := range head.GetShards() {
+			blob, err := tx.Blob(t.Context(), s.GetSha256())
+			if err != nil {
+				return err
+			}
+			blobs = append(blobs, store.Blob{SHA256: s.GetSha256(), Bytes: blob})
+		}
+		g := store.Generation{
+			Epoch: head.GetEpoch(), Generation: head.GetGeneration(), Revision: head.GetRevision(),
+			Envelope: env, PayloadSHA256: digest[:], Size: 1, CommittedAt: tx.Now(),
+		}
+		if err := tx.InsertGeneration(t.Context(), g, blobs); err != nil {
+			return err
+		}
+		_, err := tx.NextManifest(t.Context(), "local")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := await(t, b.p, "local", "the other's generation", func(v publish.View) bool { return v.Heads[0].Digest == digest })
+	m, err := b.auth.Trust.OpenManifest(v.Manifest, "local")
+	if err != nil || uint64(v.Heads[0].Version.Generation) != head.GetGeneration() || m.GetHeads()[0].GetGeneration() != head.GetGeneration() {
+		t.Errorf("shown as %v: %v", v.Heads[0].Version, err)
+	}
+}
+
+func TestTheFiguresSayWhatWasPublishedAndWhatWaits(t *testing.T) {
+	t.Parallel()
+	b := &bundle{st: storetest.Open(t), auth: snapshottest.NewAuthority(t), reg: prometheus.NewRegistry()}
+	b.acme = storetest.Tenant(t, b.st, "acme")
+	b.p = b.run(t, b.st)
+	await(t, b.p, "local", "the first", holds(b.acme.ID, 1))
+	breakServer(t, b)
+	deadline := time.Now().Add(limit)
+	for {
+		got := figures(t, b.reg)
+		if got["mcpvault_publish_generations_total"] >= 1 && got["mcpvault_publish_failures_total rows"] >= 1 &&
+			got["mcpvault_publish_tenants_failing"] == 1 && got["mcpvault_publish_outbox_lag_seconds"] > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("figures are %v", got)
+		}
+		time.Sleep(10 * time.Millisecond) // the figures tell nobody when they change
+	}
+}
+
+func figures(t *testing.T, reg *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]float64{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			name := f.GetName()
+			for _, l := range m.GetLabel() {
+				name += " " + l.GetValue()
+			}
+			out[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+		}
+	}
+	return out
+}
+
+// breakServer publishes a version whose stored bytes do not decode, and returns its server and the revision.
+func breakServer(t *testing.T, b *bundle) (store.Server, uint64) {
+	t.Helper()
 	srv := store.Server{ID: store.NewID(), Name: "broken", URL: "http://x"}
-	bad, err := b.st.Write(ctx, b.acme.ID, "test", func(tx *store.Tx) error {
+	rev, err := b.st.Write(t.Context(), b.acme.ID, "test", func(tx *store.Tx) error {
+		ctx := t.Context()
 		v := store.ServerVersion{ID: store.NewID(), ServerID: srv.ID, Number: 1, Digest: make([]byte, 32), Surface: []byte{0xff}}
 		for _, err := range []error{tx.InsertServer(ctx, srv), tx.InsertVersion(ctx, v), tx.PublishVersion(ctx, v, nil), tx.Change(ctx, "x", "x", nil)} {
 			if err != nil {
@@ -234,6 +327,18 @@ func TestATenantThatDoesNotCompileDelaysNobodyElse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return srv, rev
+}
+
+func TestATenantThatDoesNotCompileDelaysNobodyElse(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	globex := storetest.Tenant(t, b.st, "globex")
+	good := addUser(t, b.st, b.acme.ID, "alice")
+	before := await(t, b.p, "local", "the last good", holds(b.acme.ID, good))
+
+	ctx := t.Context()
+	srv, bad := breakServer(t, b)
 	rev := addUser(t, b.st, globex.ID, "mallory")
 	v := await(t, b.p, "far", "the other tenant", holds(globex.ID, rev))
 	if len(v.Heads) != 1 {

@@ -22,6 +22,8 @@ type work struct {
 	kills  []store.Kill
 	// rows is the newest outbox row that was looked at.
 	rows int64
+	// unfit is true when it is the rows that cannot be published, and not PostgreSQL that failed.
+	unfit bool
 	// sequences are the new manifests' numbers by cell.
 	sequences map[string]uint64
 }
@@ -29,9 +31,11 @@ type work struct {
 // publish brings one tenant up to date: kills first, because they need no compiling and are urgent.
 func (p *Publisher) publish(ctx context.Context, tenant controlplane.TenantID, force bool) {
 	var w work
-	err := p.st.Record(ctx, tenant, func(tx *store.Tx) (err error) {
+	limited, cancel := context.WithTimeout(ctx, publishLimit)
+	defer cancel()
+	err := p.st.Record(limited, tenant, func(tx *store.Tx) (err error) {
 		w = work{sequences: map[string]uint64{}}
-		return p.round(ctx, tx, &w, force)
+		return p.round(limited, tx, &w, force)
 	})
 	if ctx.Err() != nil {
 		return
@@ -45,6 +49,7 @@ func (p *Publisher) publish(ctx context.Context, tenant controlplane.TenantID, f
 		return
 	}
 	if w.head != nil {
+		p.m.published(p.now().Sub(w.head.CommittedAt), force)
 		p.log.InfoContext(ctx, "generation published", "tenant", w.tenant.Name, "generation", w.head.Version.String(),
 			"revision", w.head.Revision, "duration", p.now().Sub(w.head.CommittedAt))
 	}
@@ -66,25 +71,21 @@ func (p *Publisher) round(ctx context.Context, tx *store.Tx, w *work, force bool
 	if err := tx.LockPublish(ctx); err != nil {
 		return err
 	}
-	open, err := tx.OpenOutbox(ctx, 1000)
-	if err != nil {
+	open, err := tx.Pending(ctx)
+	if err != nil || len(open) == 0 && !force {
 		return err
 	}
 	policy := force
-	for _, row := range open {
-		w.rows = max(w.rows, row.ID)
-		policy = policy || row.Kind == store.OutboxPolicy
-	}
-	if len(open) == 0 && !force {
-		return nil
+	for _, o := range open { // one, or none
+		w.rows, policy = o.Newest, policy || o.Policy
 	}
 	// Kills that are seen here are committed: the cells are shown them before anything is compiled.
 	if w.kills, err = tx.Kills(ctx); err != nil {
 		return err
 	}
 	p.addKills(tx.Tenant(), w.kills)
-	if n := len(open); n > 0 {
-		if err := tx.FinishOutbox(ctx, tx.Tenant(), store.OutboxKill, open[n-1].Revision); err != nil {
+	for _, o := range open {
+		if err := tx.FinishOutbox(ctx, tx.Tenant(), store.OutboxKill, o.Revision); err != nil {
 			return err
 		}
 	}
@@ -102,7 +103,7 @@ func (p *Publisher) generation(ctx context.Context, tx *store.Tx, w *work) error
 	if err != nil {
 		return err
 	}
-	w.tenant = in.Tenant
+	w.tenant, w.unfit = in.Tenant, true
 	out, err := compile.Compile(in)
 	if err != nil {
 		return err
@@ -110,6 +111,7 @@ func (p *Publisher) generation(ctx context.Context, tx *store.Tx, w *work) error
 	if _, err := index.Open(out.Index); err != nil {
 		return fmt.Errorf("the compiled index does not open: %w", err)
 	}
+	w.unfit = false
 	for _, n := range out.Report.Notes {
 		p.log.WarnContext(ctx, "grant needs attention", "tenant", in.Tenant.Name, "grant", n.Grant, "problem", n.Problem)
 	}
@@ -223,15 +225,18 @@ func (p *Publisher) failed(ctx context.Context, id controlplane.TenantID, w work
 	if t.failure != nil {
 		f.Since = t.failure.Since
 	}
-	compiled := w.tenant.Name != ""
-	if !compiled {
+	if !w.unfit {
 		f.retryAt = p.now() // PostgreSQL, not the rows: try again at the next poll
 	}
 	t.failure = f
 	p.mu.Unlock()
 	p.log.ErrorContext(ctx, "tenant cannot be published", "tenant", f.Tenant, "error", err)
-	if compiled {
-		_ = p.st.Record(ctx, id, func(tx *store.Tx) error { return tx.NotePublishError(ctx, err.Error()) })
+	p.m.failed(w.unfit)
+	if !w.unfit {
+		return
+	}
+	if err := p.st.Record(ctx, id, func(tx *store.Tx) error { return tx.NotePublishError(ctx, f.Message) }); err != nil {
+		p.log.WarnContext(ctx, "the reason cannot be stored", "tenant", f.Tenant, "error", err)
 	}
 }
 

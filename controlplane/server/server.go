@@ -187,6 +187,7 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 	audit := ledger.New(ledger.Config{Store: st, Logger: s.log})
 	publisher := publish.New(publish.Config{
 		Store: st, Head: s.keys.head, Heartbeat: s.keys.heartbeat, Roots: s.keys.roots, Cells: s.cfg.Cells, Issuers: s.issuers, Logger: s.log,
+		Metrics: metrics,
 	})
 	grants := access.New(access.Config{Store: st, Kill: s.keys.kill, Logger: s.log})
 	issuer := tokens.New(tokens.Config{Store: st, Signer: s.keys.token, Keys: []jose.Key{s.keys.token.Key()}, Killer: grants})

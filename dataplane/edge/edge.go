@@ -118,7 +118,9 @@ func (s *Server) Run(ctx context.Context) error {
 		s.drain()
 		_ = s.http.Close()
 	}
-	_ = <-failed // that it was closed
+	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
+		s.log.Warn("the listener ended by itself", "listener", s.cfg.Name, "error", err)
+	}
 	return nil
 }
 

@@ -64,7 +64,7 @@ func (s shards) Fetch(ctx context.Context, d snapshot.Digest, size int64) ([]byt
 	return b, nil
 }
 
-// Propose, with Blob and Status, makes the node a peer of the others.
+// Propose makes the node, with Blob and Status, a peer of the others.
 func (n *Node) Propose(ctx context.Context, e *cellv1.RaftEntry) (uint64, error) {
 	if n.consensus.Leads() && n.inLog(e) {
 		return n.consensus.AppliedIndex(), nil

@@ -155,7 +155,9 @@ func TestAModernClientCallsALegacyServer(t *testing.T) {
 	if a := g.modern("/mcp/pay", "root", "prompts/list", "", ""); a.status != 404 || a.code() != -32601 {
 		t.Errorf("%d %s", a.status, a.body)
 	}
-	up.script(func(w http.ResponseWriter, _ *http.Request, _ string) { http.Error(w, "no session", http.StatusNotFound) })
+	up.script(func(w http.ResponseWriter, _ *http.Request, _ string) {
+		http.Error(w, "no session", http.StatusNotFound)
+	})
 	if a := g.call("/mcp/pay", "root", "balance", "{}"); !strings.Contains(a.body, "upstream_session_lost") {
 		t.Errorf("%s", a.body)
 	}

@@ -318,7 +318,9 @@ func TestUpstreamTroubleIsToldPlainly(t *testing.T) {
 			w.Header().Set("WWW-Authenticate", "Bearer evil")
 			w.WriteHeader(http.StatusUnauthorized)
 		}, "upstream_unauthorized"},
-		"500": {func(w http.ResponseWriter, _ *http.Request, _ string) { http.Error(w, "stack trace", http.StatusInternalServerError) }, "upstream_unavailable"},
+		"500": {func(w http.ResponseWriter, _ *http.Request, _ string) {
+			http.Error(w, "stack trace", http.StatusInternalServerError)
+		}, "upstream_unavailable"},
 	} {
 		up.script(tc.reply)
 		a := g.call("/mcp/pay", "alice", "balance", "{}")

@@ -88,7 +88,9 @@ func TestAnUpstreamThatForgotTheSessionEndsOurs(t *testing.T) {
 	t.Parallel()
 	g, up := payments(t)
 	id := g.legacy("/mcp/pay", "alice")
-	up.script(func(w http.ResponseWriter, _ *http.Request, _ string) { http.Error(w, "session not found", http.StatusNotFound) })
+	up.script(func(w http.ResponseWriter, _ *http.Request, _ string) {
+		http.Error(w, "session not found", http.StatusNotFound)
+	})
 	if a := g.post("/mcp/pay", "alice", legacyCall, "Mcp-Session-Id", id); a.status != 404 || a.Result != nil {
 		t.Errorf("%d %s", a.status, a.body)
 	}

@@ -248,7 +248,7 @@ func makeReserve(fsys FS, name string, size int64) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	err = f.Allocate(size)
 	if errors.Is(err, errors.ErrUnsupported) {
 		err = fill(f, size)

@@ -5,6 +5,7 @@ package snapshots
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"time"
 
 	"github.com/mcpvault/mcpvault/controlplane"
@@ -197,10 +198,17 @@ func (s *Service) published(ctx context.Context, tenant controlplane.TenantID, r
 		if head != nil && head.Revision >= revision {
 			return head, nil
 		}
-		// A revision that changes no policy, a kill, needs no generation of its own.
+		// A revision that changes no policy, a kill, needs no generation of its own. The newest generation is looked at
+		// after the outbox, which is emptied along with it: one that is stored and not yet in force is waited for.
 		var open uint64
+		var stored store.Generation
 		err := s.cfg.Store.Read(ctx, tenant, func(tx *store.Tx) (err error) {
-			open, err = tx.OldestOpen(ctx)
+			if open, err = tx.OldestOpen(ctx); err != nil {
+				return err
+			}
+			if stored, err = tx.Generation(ctx, 0); errors.Is(err, store.ErrNotFound) {
+				return nil
+			}
 			return err
 		})
 		switch {
@@ -208,12 +216,8 @@ func (s *Service) published(ctx context.Context, tenant controlplane.TenantID, r
 			return nil, nil
 		case err != nil:
 			return nil, err
-		case head != nil && (open == 0 || open > revision):
-			// The outbox may have been emptied after the head was looked at.
-			if now := s.cfg.Publisher.Head(tenant); now == head {
-				return head, nil
-			}
-			continue
+		case head != nil && needsNone(revision, open, stored.Revision, head.Revision):
+			return head, nil
 		}
 		select {
 		case <-tick.C:
@@ -221,6 +225,12 @@ func (s *Service) published(ctx context.Context, tenant controlplane.TenantID, r
 			return nil, nil
 		}
 	}
+}
+
+// needsNone reports whether a revision above that of the head in force leads to no generation: nothing in the outbox waits
+// for it, and the newest generation that was stored is in force.
+func needsNone(revision, oldestOpen, stored, inForce uint64) bool {
+	return (oldestOpen == 0 || oldestOpen > revision) && stored <= inForce
 }
 
 // answers fills in what the connected nodes of the tenant's cells answered, and reports whether all have.

@@ -3,6 +3,7 @@ package pep
 import (
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
@@ -138,6 +139,14 @@ func (x *exchange) limit() *answer {
 // decide asks the policy. Tools are decided one by one with their arguments; everything else of a server needs a grant
 // on the whole of it.
 func (x *exchange) decide() *answer {
+	began := time.Now()
+	x.tool, x.visible = nil, false
+	a := x.judge()
+	x.decided = time.Since(began)
+	return a
+}
+
+func (x *exchange) judge() *answer {
 	switch {
 	case x.r.Method == http.MethodDelete:
 		x.allowed(snapshotv1.Effect_EFFECT_READ)
@@ -296,6 +305,7 @@ const staleSentence = "this node has not heard from its control plane for longer
 // deniedTool tells the caller, and the model, why a tool that they may know of was not called.
 func (x *exchange) deniedTool(reason string) *answer {
 	x.denied(reason)
+	x.visible = true
 	d := mcp.ErrorData{DecisionID: x.rec.GetId(), Reason: reason, Hint: "an administrator can explain it: mcpvault access explain"}
 	var why string
 	switch reason {

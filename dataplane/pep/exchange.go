@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
@@ -57,6 +58,9 @@ type exchange struct {
 	wireID []byte
 	set    http.Header
 	free   func()
+	// decided is how long the decision took; visible means that the caller may know of the tool that was denied.
+	decided time.Duration
+	visible bool
 }
 
 // answer ends a request.
@@ -147,6 +151,11 @@ func (x *exchange) head() http.Header {
 	h["X-Request-Id"] = []string{x.rec.GetId()}
 	h["MCPVault-Decision-Id"] = []string{x.rec.GetId()}
 	h["MCPVault-Cell"] = []string{x.p.cfg.Cell + "/" + x.p.cfg.Node}
+	// Not for what is hidden: the time would tell it from what does not exist.
+	if x.decided > 0 && (x.tool != nil || x.visible) {
+		ms := strconv.FormatFloat(float64(x.decided.Nanoseconds())/1e6, 'f', 4, 64)
+		h["Server-Timing"] = []string{"decision;dur=" + ms}
+	}
 	if x.tenant != nil {
 		h["MCPVault-Snapshot"] = []string{x.tenant.Version.String()}
 	}

@@ -35,6 +35,9 @@ func TestAnAllowedCallIsTheSameBytesBothWays(t *testing.T) {
 			t.Errorf("%s is %q", h, a.header.Get(h))
 		}
 	}
+	if !strings.HasPrefix(a.header.Get("Server-Timing"), "decision;dur=") {
+		t.Errorf("the time of the decision is missing: %v", a.header)
+	}
 	rec := g.book.of(a.decision())
 	if len(rec) != 1 || rec[0].GetDecision() != auditv1.Decision_DECISION_ALLOW || rec[0].GetOutcome() != "ok" ||
 		rec[0].GetPrincipal().GetName() != "alice" || rec[0].GetServer() != "pay" || rec[0].GetTarget() != "balance" || rec[0].GetArgumentsMac() == nil {
@@ -54,6 +57,9 @@ func TestUnknownAndHiddenToolsLookTheSame(t *testing.T) {
 	}
 	if up.calls() != 0 {
 		t.Fatal("a hidden tool was called")
+	}
+	if hidden.header.Get("Server-Timing")+unknown.header.Get("Server-Timing") != "" {
+		t.Error("the time of the decision tells what is hidden from what does not exist")
 	}
 	if r := g.book.of(hidden.decision())[0].GetReason(); r != "no_grant" {
 		t.Errorf("recorded as %s", r)

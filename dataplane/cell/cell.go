@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -204,7 +205,10 @@ func (n *Node) openPolicy(context.Context) error {
 func (n *Node) http2(allow svid.Authorizer) *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
+	// A partition that heals must not wait for the system's own patience with a connection that is not answered.
+	dialer := &net.Dialer{Timeout: 3 * time.Second}
 	return &http.Transport{
+		DialContext:     dialer.DialContext,
 		TLSClientConfig: svid.ClientTLS(n.identity, allow, "h2"), Protocols: protocols,
 		TLSHandshakeTimeout: 5 * time.Second, IdleConnTimeout: 5 * time.Minute,
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second},

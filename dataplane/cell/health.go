@@ -34,7 +34,7 @@ func (n *Node) checks() []check {
 			leader = fmt.Errorf("no leader: sessions and policy do not replicate, decisions go on")
 		}
 	}
-	if !n.feed.Connected() {
+	if control = n.feed.Problem(); !n.feed.Connected() {
 		control = fmt.Errorf("away: what is verified is served until its lease ends")
 	}
 	return append(all, check{"raft", false, raft}, check{"leader", false, leader}, check{"controlplane", false, control})

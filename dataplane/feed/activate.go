@@ -16,6 +16,8 @@ import (
 
 // activateLoop puts into the live index what the store holds and the index does not.
 func (f *Feed) activateLoop(ctx context.Context) {
+	look := time.NewTicker(timeRetry)
+	defer look.Stop()
 	for {
 		for ctx.Err() == nil && !f.Activate(ctx) {
 			pause(ctx, proposeRetry)
@@ -24,12 +26,22 @@ func (f *Feed) activateLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-f.activate:
+		case <-look.C:
+			if !f.waitsForTime() {
+				continue
+			}
 		}
 	}
 }
 
+// timeRetry is how often heads are looked at again whose time is not now, by this node's clock.
+const timeRetry = 2 * time.Second
+
+// bootLimit bounds how long a node that starts waits for shards that its disk has lost.
+const bootLimit = 2 * time.Second
+
 // Boot puts into force what this node's own disk proves: kills, the newest heartbeat, the newest generation of each
-// tenant that opens. It asks nobody, except for a shard that is missing.
+// tenant if it opens. It asks nobody, except for a shard that is missing, and for that not long.
 func (f *Feed) Boot(ctx context.Context) {
 	trust := f.cfg.Trust.Current()
 	var kills []*snapshotv1.Kill
@@ -49,7 +61,11 @@ func (f *Feed) Boot(ctx context.Context) {
 			f.connMu.Unlock()
 		}
 	}
-	f.Activate(ctx)
+	limited, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	if !f.Activate(limited) {
+		f.Applied()
+	}
 }
 
 // Activate brings the live index up to the store and reports whether nothing is left to do.
@@ -74,7 +90,7 @@ func (f *Feed) Activate(ctx context.Context) bool {
 		if t := state.Tenant(id); t != nil && !snapshot.VersionOf(head).Newer(t.Version) || f.isRefused(digest) {
 			continue
 		}
-		t, err := f.open(ctx, head, digest)
+		t, err := f.inForce(ctx, head, digest)
 		switch {
 		case err == nil:
 			ready = append(ready, t)
@@ -90,6 +106,9 @@ func (f *Feed) Activate(ctx context.Context) bool {
 		f.cfg.PDP.Activate(ready, keep)
 	}
 	for _, t := range ready {
+		f.connMu.Lock()
+		delete(f.refused, t.HeadDigest)
+		f.connMu.Unlock()
 		f.log.InfoContext(ctx, "generation is live", "tenant", t.Name, "generation", t.Version.String())
 		f.ackTenant(t)
 	}
@@ -124,11 +143,19 @@ func (f *Feed) homed() map[snapshot.TenantID]bool {
 	return set
 }
 
-// open builds a tenant from shards on this disk; one that is missing or spoilt is fetched again.
-func (f *Feed) open(ctx context.Context, head *snapshotv1.Head, digest snapshot.Digest) (*pdp.Tenant, error) {
+// inForce opens a head if its time is now. Time is judged here and nowhere before: a head whose time comes later, or that
+// a wrong clock refused, is on the disk then.
+func (f *Feed) inForce(ctx context.Context, head *snapshotv1.Head, digest snapshot.Digest) (*pdp.Tenant, error) {
 	if err := seal.CheckTime(head, f.cfg.Now()); err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnfit, err)
 	}
+	return f.open(ctx, head, digest)
+}
+
+// open builds a tenant from shards on this disk; one that is missing or spoilt is fetched again.
+func (f *Feed) open(ctx context.Context, head *snapshotv1.Head, digest snapshot.Digest) (*pdp.Tenant, error) {
+	ctx, cancel := context.WithTimeout(ctx, stageLimit)
+	defer cancel()
 	var missing error
 	x, c, err := shard.OpenTenant(head, func(d snapshot.Digest, size uint64) ([]byte, error) {
 		b, err := f.cfg.Store.GetBlob(d, int64(size))
@@ -174,7 +201,7 @@ func (f *Feed) nack(h *snapshotv1.Head, digest snapshot.Digest, cause error) {
 	if len(f.refused) > 1000 {
 		clear(f.refused)
 	}
-	f.refused[digest] = cause.Error()
+	f.refused[digest] = !errors.Is(cause, seal.ErrNotYet) && !errors.Is(cause, seal.ErrExpired)
 	f.connMu.Unlock()
 	if !known {
 		f.log.Error("generation refused, the last good one stays", append(f.attrs(h), "err", cause)...)
@@ -192,8 +219,19 @@ func (f *Feed) nack(h *snapshotv1.Head, digest snapshot.Digest, cause error) {
 func (f *Feed) isRefused(d snapshot.Digest) bool {
 	f.connMu.Lock()
 	defer f.connMu.Unlock()
-	_, ok := f.refused[d]
-	return ok
+	return f.refused[d]
+}
+
+// waitsForTime reports whether a head was refused for nothing but this node's clock.
+func (f *Feed) waitsForTime() bool {
+	f.connMu.Lock()
+	defer f.connMu.Unlock()
+	for _, final := range f.refused {
+		if !final {
+			return true
+		}
+	}
+	return false
 }
 
 // ack queues an answer. When nobody listens for long the queue is full and the answer is dropped: all of them are said

@@ -73,7 +73,10 @@ type Feed struct {
 	connected bool
 	complete  bool
 	heartbeat *snapshotv1.Heartbeat
-	refused   map[snapshot.Digest]string
+	// refused are the heads that were answered with a reason: true for good, false until the time is right.
+	refused map[snapshot.Digest]bool
+	// trouble is what the control plane offers that cannot be taken; nil when it can.
+	trouble *trouble
 }
 
 type pendingHead struct {
@@ -94,7 +97,7 @@ func New(cfg Config) *Feed {
 		activate: make(chan struct{}, 1),
 		acks:     make(chan *cellv1.AcknowledgeRequest, 1024),
 		kills:    make(chan []byte, 1024),
-		refused:  make(map[snapshot.Digest]string),
+		refused:  make(map[snapshot.Digest]bool),
 	}
 }
 
@@ -161,13 +164,13 @@ func (f *Feed) watch(ctx context.Context) {
 func (f *Feed) watchOnce(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	silence := time.AfterFunc(silenceLimit, cancel)
+	defer silence.Stop()
 	stream, err := f.cfg.ControlPlane.Watch(ctx, &cellv1.WatchRequest{Applied: f.appliedHeads()})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = stream.Close() }()
-	silence := time.AfterFunc(silenceLimit, cancel)
-	defer silence.Stop()
 	first := true
 	for {
 		ev, err := stream.Receive()
@@ -199,6 +202,7 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 	case *cellv1.WatchResponse_Heartbeat:
 		if err = f.TakeHeartbeat(e.Heartbeat); err == nil {
 			f.setComplete()
+			f.stillBehind(ctx)
 		}
 	case *cellv1.WatchResponse_Kill:
 		err = f.TakeKill(e.Kill)
@@ -217,8 +221,16 @@ func (f *Feed) takeUpdate(u *cellv1.Update) error {
 		}
 	}
 	trust := f.cfg.Trust.Current()
-	if _, err := trust.OpenManifest(u.GetManifest(), f.cfg.Cell); err != nil {
+	m, err := trust.OpenManifest(u.GetManifest(), f.cfg.Cell)
+	if err != nil {
 		return fmt.Errorf("manifest: %w", err)
+	}
+	err = f.behind(trust, u.GetManifest(), m)
+	if f.setTrouble(err, u.GetHeads()) {
+		f.nackOlder(trust, u.GetHeads())
+	}
+	if err != nil {
+		return nil // an update that is merely late is followed by the present one: see stillBehind
 	}
 	var bad error
 	f.mu.Lock()

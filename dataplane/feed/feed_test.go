@@ -8,7 +8,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -232,6 +234,11 @@ type node struct {
 // startNode runs a feed on a disk; with no source of shards it has only that disk.
 func startNode(t *testing.T, a *authority, dir string, sources ...feed.Source) *node {
 	t.Helper()
+	return startNodeAt(t, a, dir, time.Now, sources...)
+}
+
+func startNodeAt(t *testing.T, a *authority, dir string, now func() time.Time, sources ...feed.Source) *node {
+	t.Helper()
 	var key store.Key
 	st, err := store.Open(store.Config{Dir: dir, Key: key})
 	if err != nil {
@@ -250,7 +257,7 @@ func startNode(t *testing.T, a *authority, dir string, sources ...feed.Source) *
 	n.feed = feed.New(feed.Config{
 		Cell: cellName, ControlPlane: client, Log: log, Store: st, Sources: sources, PDP: n.pdp,
 		Trust:  feed.NewTrust(a.roots, openRoots(t, a.roots), st.PutRoots),
-		Logger: slog.New(slog.DiscardHandler),
+		Logger: slog.New(slog.DiscardHandler), Now: now,
 	})
 	log.feed = n.feed
 	ctx, cancel := context.WithCancel(context.Background())
@@ -358,6 +365,61 @@ func TestFeedNeverGoesBack(t *testing.T) {
 	if a.acked(func(r *cellv1.AcknowledgeRequest) bool { return r.GetGeneration() == 1 }) {
 		t.Fatal("an older generation was answered as if it had been applied")
 	}
+}
+
+func TestAControlPlaneOnAnOlderDatabaseIsRefusedAndToldSo(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	n := startNode(t, a, t.TempDir(), a)
+	for gen := range uint64(2) {
+		_, u := a.generation(t, 4+gen, a.head, nil)
+		a.push(u)
+	}
+	eventually(t, "generation 5 is live", func() bool { return n.generation() == 5 })
+	a.seq = 0
+	_, restored := a.generation(t, 3, a.head, nil)
+	a.push(restored)
+	for i := range 3 {
+		beat := a.heartbeat(t, restored, time.Now().Add(time.Duration(i)*time.Second))
+		a.events <- &cellv1.WatchResponse{Event: &cellv1.WatchResponse_Heartbeat{Heartbeat: beat}}
+	}
+	eventually(t, "the node says so", func() bool {
+		err := n.feed.Problem()
+		return err != nil && strings.Contains(err.Error(), "database") && strings.Contains(err.Error(), "1.5")
+	})
+	eventually(t, "the reason goes back", func() bool {
+		return a.acked(func(r *cellv1.AcknowledgeRequest) bool {
+			return r.GetGeneration() == 3 && r.GetStatus() == cellv1.AckStatus_ACK_STATUS_REJECTED && strings.Contains(r.GetReason(), "1.5")
+		})
+	})
+	if n.generation() != 5 {
+		t.Fatalf("generation %d is served", n.generation())
+	}
+	a.seq = 10
+	_, next := a.generation(t, 6, a.head, nil)
+	a.push(next)
+	eventually(t, "generation 6 is live", func() bool { return n.generation() == 6 })
+	if err := n.feed.Problem(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAHeadThatAWrongClockRefusedComesIntoForceWhenTheClockIsRight(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	var wrong atomic.Int64
+	wrong.Store(int64(-48 * time.Hour))
+	n := startNodeAt(t, a, t.TempDir(), func() time.Time { return time.Now().Add(time.Duration(wrong.Load())) }, a)
+	_, u := a.generation(t, 1, a.head, nil)
+	a.push(u)
+	eventually(t, "the reason goes back", func() bool {
+		return a.acked(func(r *cellv1.AcknowledgeRequest) bool { return strings.Contains(r.GetReason(), "not in force yet") })
+	})
+	if n.generation() != 0 {
+		t.Fatal("it is in force before its time")
+	}
+	wrong.Store(0)
+	eventually(t, "generation 1 is live", func() bool { return n.generation() == 1 })
 }
 
 func TestANodeBootsFromItsOwnDisk(t *testing.T) {

@@ -38,8 +38,8 @@ const (
 	// followerPatience is how long a follower leaves the proposal to the leader, who hears the same stream.
 	followerPatience = 150 * time.Millisecond
 	proposeRetry     = 300 * time.Millisecond
-	// batchBytes keeps an entry below the log's 60 KiB.
-	batchBytes = 48 << 10
+	// entryBytes keeps an entry, with the manifest and the roots in it, below the log's 60 KiB.
+	entryBytes = 58 << 10
 )
 
 // propose takes what the stream brought, stages it and hands it to the cell's log, until the log has it.
@@ -79,8 +79,9 @@ func (f *Feed) proposeOnce(ctx context.Context) bool {
 	if !f.cfg.Log.Leads() && f.leaderDoesIt(ctx, manifest, ready) {
 		return done
 	}
-	for _, batch := range batches(ready) {
-		entry := &cellv1.Update{Manifest: manifest, Roots: f.cfg.Trust.Envelope()}
+	roots := f.cfg.Trust.Envelope()
+	for _, batch := range batches(ready, entryBytes-len(manifest)-len(roots)) {
+		entry := &cellv1.Update{Manifest: manifest, Roots: roots}
 		for _, p := range batch {
 			entry.Heads = append(entry.Heads, p.envelope)
 		}
@@ -143,17 +144,19 @@ func (f *Feed) logHas(manifest []byte, heads []*pendingHead) bool {
 	return len(heads) > 0 || string(manifest) == string(f.cfg.Store.Manifest())
 }
 
-// batches splits heads so that each entry fits the log; with no head there is one entry that carries the manifest alone.
-func batches(heads []*pendingHead) [][]*pendingHead {
+// batches splits heads so that those of each entry take no more than room bytes, unless one alone does; with no head there
+// is one entry that carries the manifest alone.
+func batches(heads []*pendingHead, room int) [][]*pendingHead {
+	const framing = 8 // tag and length of a head within its entry
 	out := [][]*pendingHead{nil}
 	size := 0
 	for _, p := range heads {
-		if size+len(p.envelope) > batchBytes && size > 0 {
+		if size+len(p.envelope)+framing > room && size > 0 {
 			out = append(out, nil)
 			size = 0
 		}
 		out[len(out)-1] = append(out[len(out)-1], p)
-		size += len(p.envelope)
+		size += len(p.envelope) + framing
 	}
 	return out
 }

@@ -5,6 +5,7 @@ package pdp
 
 import (
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -53,8 +54,16 @@ func (p *PDP) Activate(tenants []*Tenant, keep func(snapshot.TenantID) bool) {
 	})
 }
 
-// Kill adds deny-only records.
+// Kill adds deny-only records. Those that are there already change nothing: all of them come again with every connection
+// to the control plane, and no stream must be judged again for it.
 func (p *PDP) Kill(kills ...*snapshotv1.Kill) {
+	known := p.Current().kills
+	if !slices.ContainsFunc(kills, func(k *snapshotv1.Kill) bool {
+		_, ok := known[killKey{k.GetKind(), k.GetTenantId(), k.GetSubject()}]
+		return !ok
+	}) {
+		return
+	}
 	p.swap(func(s *State) {
 		all := make(map[killKey]struct{}, len(s.kills)+len(kills))
 		for k := range s.kills {

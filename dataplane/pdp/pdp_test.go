@@ -181,3 +181,15 @@ func TestReadersNeverWaitForWriters(t *testing.T) {
 	close(stop)
 	wg.Wait()
 }
+
+func TestAKillThatIsKnownReplacesNothing(t *testing.T) {
+	t.Parallel()
+	p := pdp.New("")
+	kill := &snapshotv1.Kill{Kind: snapshotv1.KillKind_KILL_KIND_USER, TenantId: "t", Subject: "alice"}
+	p.Kill(kill)
+	before := p.Current()
+	p.Kill(kill)
+	if p.Current() != before {
+		t.Error("every stream is judged again for a kill that was in force already")
+	}
+}

@@ -31,6 +31,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/pep"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/store"
+	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/kit/run"
 	"github.com/mcpvault/mcpvault/kit/svid"
 	"github.com/mcpvault/mcpvault/kit/tele"
@@ -132,6 +133,10 @@ func (n *Node) openStore(context.Context) error {
 		return err
 	}
 	st, err := store.Open(store.Config{Dir: n.cfg.DataDir, Key: key, Logger: n.log})
+	if errors.Is(err, store.ErrCorrupt) {
+		return problem.New(problem.Internal, "the node's store is damaged",
+			"move "+filepath.Join(n.cfg.DataDir, "state.db")+" away and start the node: its peers or the control plane bring it up to date").Because(err)
+	}
 	if err != nil {
 		return err
 	}
@@ -141,7 +146,7 @@ func (n *Node) openStore(context.Context) error {
 	n.clock = newClock(time.Now, st.HighWater(), heartbeat)
 	if lost := st.Corrupt(); len(lost) > 0 {
 		n.damaged.Store(true)
-		n.log.Error("records on this disk are damaged: callers wait until the control plane has sent them again", "records", len(lost), "first", lost[0])
+		n.log.Error("records on this disk are damaged: callers wait until most peers or the control plane have sent them again", "records", len(lost), "first", lost[0])
 	}
 	n.consensus, err = consensus.New(consensus.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, TrustDomain: n.cfg.TrustDomain,

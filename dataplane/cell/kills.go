@@ -52,11 +52,17 @@ func newestKills(all [][]byte) [][]byte {
 	return all[from:]
 }
 
-// takeKills puts into force what a peer knows of kills.
-func (n *Node) takeKills(ctx context.Context, peer string, kills [][]byte) {
+// takeKills puts into force what a peer knows of kills, and reports whether those are all that it knows.
+func (n *Node) takeKills(ctx context.Context, peer string, kills [][]byte) (all bool) {
+	size := 0
+	all = true
 	for _, env := range kills {
+		size += len(env)
 		if err := n.feed.TakeKill(env); err != nil {
 			n.log.WarnContext(ctx, "a peer's kill was not taken", "peer", peer, "err", err)
+			all = false
 		}
 	}
+	// Above half of the bound there may be older ones that did not fit.
+	return all && size <= killsBytes/2
 }

@@ -108,6 +108,7 @@ const catchUpLimit = 500 * time.Millisecond
 func (n *Node) catchUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, catchUpLimit)
 	defer cancel()
+	whole := 0
 	for _, r := range n.peers.Statuses(ctx) {
 		peer := r.GetStatus().GetNode()
 		u := r.GetUpdate()
@@ -118,7 +119,9 @@ func (n *Node) catchUp(ctx context.Context) {
 				u = nil
 			}
 		}
-		n.takeKills(ctx, peer, r.GetKills())
+		if n.takeKills(ctx, peer, r.GetKills()) && len(u.GetManifest()) > 0 {
+			whole++
+		}
 		if len(u.GetManifest()) == 0 {
 			continue
 		}
@@ -133,6 +136,10 @@ func (n *Node) catchUp(ctx context.Context) {
 		}
 	}
 	n.feed.Activate(ctx)
+	// What was committed is on a majority; the damaged disk itself does not count.
+	if whole > len(n.cfg.Members)/2 && n.damaged.Swap(false) {
+		n.log.WarnContext(ctx, "the peers have brought what this disk had lost", "peers", whole)
+	}
 }
 
 // keyPair reads a certificate again when its file has changed.

@@ -333,6 +333,40 @@ func TestWhoCanAnswersForTenThousandUsersInTwoSeconds(t *testing.T) {
 	}
 }
 
+func TestNobodyKillsThemselvesAndOnlyAnOwnerKillsAnOwner(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	_, err := b.st.Write(t.Context(), b.acme.ID, "test", func(tx *store.Tx) error {
+		for _, u := range []controlplane.User{{Name: "boss", AdminRoles: []string{"owner"}}, {Name: "ann", AdminRoles: []string{"admin"}}} {
+			u.Kind = controlplane.Person
+			if _, err := tx.InsertUser(t.Context(), u); err != nil {
+				return err
+			}
+		}
+		return tx.Change(t.Context(), "x", "x", nil)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	as := func(name, role string) context.Context {
+		return controlplane.WithCaller(t.Context(), controlplane.Caller{Principal: name, TenantID: b.acme.ID, Tenant: "acme", Home: "acme", Roles: []string{role}})
+	}
+	for _, c := range []struct {
+		by, role, of string
+		want         problem.Code
+	}{
+		{"ann", "admin", "boss", problem.Denied},
+		{"ann", "admin", "ann", problem.Invalid},
+		{"boss", "owner", "boss", problem.Invalid},
+		{"boss", "owner", "ann", ""},
+	} {
+		_, err := b.acc.Kill(as(c.by, c.role), &adminv1.KillRequest{Kind: "user", Subject: c.of})
+		if c.want == "" && err != nil || c.want != "" && problem.CodeOf(err) != c.want {
+			t.Errorf("%s kills %s: %v", c.by, c.of, err)
+		}
+	}
+}
+
 func TestKillIsSignedAndNamesSomethingThatExists(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -2,6 +2,7 @@ package access
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/mcpvault/mcpvault/controlplane"
@@ -31,6 +32,9 @@ func (s *Service) Kill(ctx context.Context, req *adminv1.KillRequest) (*adminv1.
 		if err := killable(ctx, tx, req); err != nil {
 			return err
 		}
+		if err := mayKill(ctx, tx, caller, req); err != nil {
+			return err
+		}
 		body := &snapshotv1.Kill{
 			Id: store.NewULID(tx.Now()), Kind: kind, TenantId: string(tx.Tenant()), Subject: req.GetSubject(),
 			IssuedMs: tx.Now().UnixMilli(), Reason: req.GetReason(),
@@ -51,6 +55,22 @@ func (s *Service) Kill(ctx context.Context, req *adminv1.KillRequest) (*adminv1.
 		return nil, err
 	}
 	return res, nil
+}
+
+// mayKill keeps a person from a kill that nobody could take back: of themselves, and, unless they are an owner too, of an
+// owner of the platform.
+func mayKill(ctx context.Context, tx *store.Tx, caller controlplane.Caller, req *adminv1.KillRequest) error {
+	if req.GetKind() != "user" {
+		return nil
+	}
+	if req.GetSubject() == caller.Principal && caller.Home == caller.Tenant {
+		return problem.New(problem.Invalid, "you would shut yourself out, and a kill is not taken back", "revoke the token that was lost, or ask another admin")
+	}
+	u, err := tx.UserByName(ctx, req.GetSubject())
+	if err == nil && slices.Contains(u.AdminRoles, controlplane.RoleOwner) && !caller.Has(controlplane.RoleOwner) {
+		return problem.Newf(problem.Denied, "ask another owner", "%s is an owner of the platform, and you are not", u.Name)
+	}
+	return err
 }
 
 // killable refuses a name that nothing has: an incident is no time for a kill that misses by a letter. Tokens, sessions

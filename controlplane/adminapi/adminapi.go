@@ -81,9 +81,7 @@ func New(cfg Config) (http.Handler, error) {
 		return nil, err
 	}
 	server := connect.NewServer(interceptors...)
-	server.SetUnknownHandler(func(_ context.Context, spec connect.Spec, _ connect.ServerStream) error {
-		return connect.NewError(connect.CodeUnimplemented, "there is no procedure "+spec.Procedure)
-	})
+	server.SetUnknownHandler(func(_ context.Context, spec connect.Spec, _ connect.ServerStream) error { return noProcedure(spec) })
 	register(server, cfg.Services)
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(maxBody))

@@ -38,7 +38,8 @@ func (g *gate) admit(next connect.ServerFunc) connect.ServerFunc {
 		caller.RequestID = c.id
 		rule, known := g.rules[spec.Procedure]
 		if !known {
-			return next(ctx, spec, stream)
+			// One that is served and that nobody has put into the table is refused as well.
+			return noProcedure(spec)
 		}
 		if !rule.allows(caller.Roles) {
 			return problem.Newf(problem.Denied, "ask an "+rule.role+" to do it, or to give you the role",
@@ -46,6 +47,10 @@ func (g *gate) admit(next connect.ServerFunc) connect.ServerFunc {
 		}
 		return next(controlplane.WithCaller(ctx, caller), spec, stream)
 	}
+}
+
+func noProcedure(spec connect.Spec) error {
+	return connect.NewError(connect.CodeUnimplemented, "there is no procedure "+spec.Procedure)
 }
 
 func bearer(ctx context.Context) (string, error) {

@@ -172,6 +172,24 @@ func TestDoingItTwiceIsDoingItOnce(t *testing.T) {
 	refused(t, err, problem.Invalid)
 }
 
+func TestOnlyAnOwnerDisablesAnOwner(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	as := controlplane.CallerFrom(b.acme)
+	tenant := controlplane.Tenant{ID: as.TenantID, Name: as.Tenant}
+	if err := b.dir.EnsureUser(t.Context(), tenant, "setup", controlplane.User{Name: "boss", Kind: controlplane.Person, AdminRoles: []string{"owner"}}); err != nil {
+		t.Fatal(err)
+	}
+	as.Principal, as.Roles = "ann", []string{controlplane.RoleAdmin}
+	req := &adminv1.SetUserDisabledRequest{Name: "boss", Disabled: true}
+	_, err := b.dir.SetUserDisabled(controlplane.WithCaller(t.Context(), as), req)
+	refused(t, err, problem.Denied)
+	as.Roles = []string{controlplane.RoleOwner}
+	if _, err := b.dir.SetUserDisabled(controlplane.WithCaller(t.Context(), as), req); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestUsersComeInPages(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

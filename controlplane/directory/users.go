@@ -3,6 +3,7 @@ package directory
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/store"
@@ -111,6 +112,13 @@ func (s *Service) SetUserDisabled(ctx context.Context, req *adminv1.SetUserDisab
 		return nil, problem.New(problem.Invalid, "you would shut yourself out", "ask another admin to do it")
 	}
 	rev, err := s.write(ctx, func(tx *store.Tx) error {
+		u, err := tx.UserByName(ctx, req.GetName())
+		if err != nil {
+			return err
+		}
+		if slices.Contains(u.AdminRoles, controlplane.RoleOwner) && !c.Has(controlplane.RoleOwner) {
+			return problem.Newf(problem.Denied, "ask another owner", "%s is an owner of the platform, and you are not", u.Name)
+		}
 		if err := tx.SetUserDisabled(ctx, req.GetName(), req.GetDisabled()); err != nil {
 			return err
 		}

@@ -92,7 +92,7 @@ func (f *Feed) behind(trust *seal.Trust, env []byte, m *snapshotv1.Manifest) err
 	have, err := trust.OpenManifest(stored, f.cfg.Cell)
 	switch {
 	case err != nil:
-		return nil // signed by keys that are withdrawn: what replaces it is judged by its heads
+		return nil //nolint:nilerr // signed by keys that are withdrawn: what replaces it is judged by its heads
 	case m.GetSequence() < have.GetSequence():
 		return fmt.Errorf("%w: manifest %d is offered, %d was taken before", errBehind, m.GetSequence(), have.GetSequence())
 	case m.GetSequence() == have.GetSequence() && !seal.SamePayload(env, stored):

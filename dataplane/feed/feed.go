@@ -230,7 +230,7 @@ func (f *Feed) takeUpdate(u *cellv1.Update) error {
 		f.nackOlder(trust, u.GetHeads())
 	}
 	if err != nil {
-		return nil // an update that is merely late is followed by the present one: see stillBehind
+		return nil //nolint:nilerr // one that is merely late is followed by the present one; otherwise see stillBehind
 	}
 	var bad error
 	f.mu.Lock()

@@ -8,8 +8,12 @@ package cellapi
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -29,8 +33,12 @@ const (
 	chunkSize = 256 << 10
 	// maxBody bounds one message of a node: a batch of audit records is the largest.
 	maxBody = 16 << 20
-	// fetches bounds how many shards are being read at the same time.
+	// fetches bounds how many shards the nodes of one cell read at the same time; another cell's wait for none of them.
 	fetches = 8
+
+	// How long a call may take, its bytes in and out included. A watch goes on for as long as its certificate.
+	usual      = 30 * time.Second
+	fetchLimit = 5 * time.Minute
 )
 
 // Published is what should be served where.
@@ -60,8 +68,10 @@ type Config struct {
 // Service answers the nodes. It is safe for concurrent use.
 type Service struct {
 	cellv1connect.UnimplementedCellServiceHandler
-	cfg     Config
-	fetches chan struct{}
+	cfg Config
+
+	mu      sync.Mutex
+	fetches map[string]chan struct{} // by cell; guarded by mu
 }
 
 // New makes the service.
@@ -69,7 +79,7 @@ func New(cfg Config) *Service {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Service{cfg: cfg, fetches: make(chan struct{}, fetches)}
+	return &Service{cfg: cfg, fetches: map[string]chan struct{}{}}
 }
 
 // Handler serves the API on connections whose TLS has verified a node's SVID; it refuses every other.
@@ -84,11 +94,37 @@ func (s *Service) Handler() http.Handler {
 			http.Error(w, "a node's SVID is needed", http.StatusForbidden)
 			return
 		}
+		if limit := limitOf(r.URL.Path); limit > 0 {
+			until = soonest(until, time.Now().Add(limit))
+			// A node that sends or reads a byte now and then must not keep a call open for as long as it likes.
+			rc := http.NewResponseController(w)
+			if err := errors.Join(rc.SetReadDeadline(until), rc.SetWriteDeadline(until)); err != nil {
+				s.cfg.Logger.DebugContext(r.Context(), "a call of a node has no deadline", "error", err)
+			}
+		}
 		// A stream ends with the certificate that opened it.
 		ctx, cancel := context.WithDeadline(context.WithValue(r.Context(), nodeKey{}, n), until)
 		defer cancel()
 		mux.ServeHTTP(w, r.WithContext(ctx))
 	})
+}
+
+// limitOf is how long a call may take; 0 for a stream.
+func limitOf(procedure string) time.Duration {
+	switch procedure {
+	case cellv1connect.CellServiceWatchProcedure:
+		return 0
+	case cellv1connect.CellServiceFetchBlobProcedure:
+		return fetchLimit
+	}
+	return usual
+}
+
+func soonest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // NewServer is an HTTP server with the limits that the handler needs: HTTP/2 only, streams without an end, and a peer that
@@ -139,7 +175,7 @@ func peer(r *http.Request) (Node, time.Time, error) {
 func translate(log *slog.Logger) connect.ServerInterceptor {
 	return func(next connect.ServerFunc) connect.ServerFunc {
 		return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
-			err := next(ctx, spec, stream)
+			err := survive(ctx, spec, stream, next)
 			if err == nil || ctx.Err() != nil {
 				return err
 			}
@@ -160,6 +196,33 @@ func translate(log *slog.Logger) connect.ServerInterceptor {
 	}
 }
 
+// survive makes an error of a panic, so that it is logged like one.
+func survive(ctx context.Context, spec connect.Spec, stream connect.ServerStream, next connect.ServerFunc) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return next(ctx, spec, stream)
+}
+
+// place waits for one of the cell's places to read a shard in.
+func (s *Service) place(ctx context.Context, cell string) (leave func(), err error) {
+	s.mu.Lock()
+	places := s.fetches[cell]
+	if places == nil {
+		places = make(chan struct{}, fetches)
+		s.fetches[cell] = places
+	}
+	s.mu.Unlock()
+	select {
+	case places <- struct{}{}:
+		return func() { <-places }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 // FetchBlob streams a shard of a head homed in the node's cell. For any other digest there is nothing.
 func (s *Service) FetchBlob(ctx context.Context, req *cellv1.FetchBlobRequest, out cellv1connect.CellServiceFetchBlobServerStream) error {
 	n := nodeFrom(ctx)
@@ -167,14 +230,13 @@ func (s *Service) FetchBlob(ctx context.Context, req *cellv1.FetchBlobRequest, o
 	if !ok || !s.cfg.Published.MayFetch(n.Cell, digest) {
 		return problem.Newf(problem.NotFound, "", "no shard %x is homed in cell %s", req.GetSha256(), n.Cell)
 	}
-	select {
-	case s.fetches <- struct{}{}:
-		defer func() { <-s.fetches }()
-	case <-ctx.Done():
-		return ctx.Err()
+	leave, err := s.place(ctx, n.Cell)
+	if err != nil {
+		return err
 	}
+	defer leave()
 	var blob []byte
-	err := s.cfg.Store.Platform(ctx, func(tx *store.Tx) (err error) {
+	err = s.cfg.Store.Platform(ctx, func(tx *store.Tx) (err error) {
 		blob, err = tx.Blob(ctx, digest[:])
 		return err
 	})

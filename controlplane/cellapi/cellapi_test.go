@@ -48,11 +48,16 @@ const (
 type witness struct {
 	mu   sync.Mutex
 	from []string // guarded by mu
+	// panics is what a bug would do; guarded by mu.
+	panics bool
 }
 
 func (w *witness) Deliver(_ context.Context, cell, node string, _ *cellv1.DeliverAuditRequest) (*cellv1.DeliverAuditResponse, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.panics {
+		panic("a bug")
+	}
 	w.from = append(w.from, cell+"/"+node)
 	if len(w.from) > 1 {
 		return nil, problem.New(problem.Conflict, "the log tells two stories", "")

@@ -20,7 +20,8 @@ import (
 // whoever reads slowly skips what was replaced meanwhile.
 func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv1connect.CellServiceWatchServerStream) error {
 	n := nodeFrom(ctx)
-	if _, _, ok := s.cfg.Published.View(n.Cell); !ok {
+	view, _, ok := s.cfg.Published.View(n.Cell)
+	if !ok {
 		return problem.Newf(problem.Unavailable, "check the control plane's cells", "nothing is published for cell %s", n.Cell)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -29,7 +30,7 @@ func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv
 	for _, a := range req.GetApplied() {
 		w.sent[controlplane.TenantID(a.GetTenantId())] = snapshot.Version{Epoch: snapshot.Epoch(a.GetEpoch()), Generation: snapshot.Generation(a.GetGeneration())}
 	}
-	leave := s.cfg.Fleet.join(n, w.sent, s.cfg.Now(), cancel)
+	leave := s.cfg.Fleet.join(n, s.believed(ctx, n, view, w.sent), s.cfg.Now(), cancel)
 	defer leave()
 	s.cfg.Logger.InfoContext(ctx, "node connected", "cell", n.Cell, "node", n.Name)
 	defer s.cfg.Logger.InfoContext(ctx, "node disconnected", "cell", n.Cell, "node", n.Name)
@@ -50,6 +51,24 @@ func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv
 			return ctx.Err()
 		}
 	}
+}
+
+// believed are the applied versions that are answers to what we have published. A node that has more than that, of a tenant
+// of its cell, has it from another database: counted as answers, they would confirm generations that it refuses.
+func (s *Service) believed(ctx context.Context, n Node, view publish.View, applied map[controlplane.TenantID]snapshot.Version) map[controlplane.TenantID]snapshot.Version {
+	out := map[controlplane.TenantID]snapshot.Version{}
+	for _, h := range view.Heads {
+		v, ok := applied[h.TenantID]
+		switch {
+		case !ok:
+		case v.Newer(h.Version):
+			s.cfg.Logger.WarnContext(ctx, "a node has a newer generation than this control plane: is it late, or on a database restored from a backup?",
+				"cell", n.Cell, "node", n.Name, "tenant", h.TenantID, "generation", h.Version.String(), "applied", v.String())
+		default:
+			out[h.TenantID] = v
+		}
+	}
+	return out
 }
 
 // watcher is what one stream was sent.

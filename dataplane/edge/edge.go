@@ -37,7 +37,13 @@ type Config struct {
 	Grace time.Duration
 	// OnDrain is called when the grace begins, so that streams without an end can be ended; it may be nil.
 	OnDrain func()
+	// Cut is the cause that requests find in their contexts when the grace is over, so that they can tell their callers;
+	// they have half a second for that. Nil is context.Canceled.
+	Cut error
 }
+
+// lastWords is the time for answers after the grace.
+const lastWords = 500 * time.Millisecond
 
 // slack is what net/http reads beyond its limit.
 const slack = 4 << 10
@@ -52,7 +58,7 @@ type Server struct {
 	http *http.Server
 	ln   net.Listener
 	// drain ends the contexts of the requests that are left when the grace is over.
-	drain context.CancelFunc
+	drain context.CancelCauseFunc
 }
 
 // New makes a server for h on a listener that is already bound, so that whoever starts the process learns of a taken
@@ -62,7 +68,7 @@ func New(cfg Config, ln net.Listener, h http.Handler, log *slog.Logger) (*Server
 	if cfg.TLS == nil && !loopback(ln.Addr()) {
 		return nil, fmt.Errorf("%s on %s: %w", cfg.Name, ln.Addr(), ErrNotLoopback)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	s := &Server{cfg: cfg, log: log, drain: cancel}
@@ -94,7 +100,7 @@ func (s *Server) Addr() net.Addr { return s.ln.Addr() }
 // Run serves until the context ends, and then drains: no new connection, no new request on an old one, and what is under
 // way has the grace to finish.
 func (s *Server) Run(ctx context.Context) error {
-	defer s.drain()
+	defer s.drain(nil)
 	failed := make(chan error, 1)
 	go func() {
 		if s.cfg.TLS != nil {
@@ -115,8 +121,12 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	if err := s.http.Shutdown(grace); err != nil {
 		s.log.Warn("requests were cut off at the end of the grace", "listener", s.cfg.Name)
-		s.drain()
-		_ = s.http.Close()
+		s.drain(s.cfg.Cut)
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
+		defer cancel()
+		if s.http.Shutdown(last) != nil {
+			_ = s.http.Close()
+		}
 	}
 	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
 		s.log.Warn("the listener ended by itself", "listener", s.cfg.Name, "error", err)

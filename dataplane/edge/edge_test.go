@@ -187,6 +187,36 @@ func TestWhatOutlivesTheGraceIsCutOff(t *testing.T) {
 	}
 }
 
+func TestWhatIsCutOffLearnsWhyAndMayAnswer(t *testing.T) {
+	t.Parallel()
+	why := errors.New("the end")
+	entered := make(chan struct{})
+	addr, stop := start(t, edge.Config{Grace: 20 * time.Millisecond, Cut: why}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		close(entered)
+		<-r.Context().Done()
+		if errors.Is(context.Cause(r.Context()), why) {
+			w.WriteHeader(http.StatusTeapot)
+		}
+	}))
+	status := make(chan int, 1)
+	go func() {
+		resp, err := http.Get("http://" + addr)
+		if err != nil {
+			status <- 0
+			return
+		}
+		_ = resp.Body.Close()
+		status <- resp.StatusCode
+	}()
+	<-entered
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-status; got != http.StatusTeapot {
+		t.Fatalf("status %d", got)
+	}
+}
+
 func TestOneAddressCannotTakeAllConnections(t *testing.T) {
 	t.Parallel()
 	addr, _ := start(t, edge.Config{MaxConns: 2}, hello)

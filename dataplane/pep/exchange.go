@@ -216,6 +216,8 @@ func (x *exchange) cutShort() (reason, outcome string) {
 		return "token_expired", "canceled"
 	case errors.Is(cause, errRevoked):
 		return "revoked", "canceled"
+	case errors.Is(cause, ErrStopping):
+		return "node_stopping", "unknown"
 	}
 	return "client_gone", "canceled"
 }

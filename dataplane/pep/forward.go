@@ -10,6 +10,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 )
 
 // forward sends the request upstream and the answer back.
@@ -69,11 +70,15 @@ func (x *exchange) upstreamFailed(err error) *answer {
 	reason, message, outcome, retryable := "upstream_broken", "the server broke off; what became of the call is unknown", "unknown", false
 	switch {
 	case x.ctx.Err() != nil && errors.Is(err, x.ctx.Err()):
-		reason, outcome = x.cutShort()
-		if reason != "upstream_timeout" {
+		switch reason, outcome = x.cutShort(); reason {
+		case "upstream_timeout":
+			message = "the server did not answer in time; what became of the call is unknown"
+		case "node_stopping":
+			message = "this node is stopping and the server has not answered; what became of the call is unknown"
+			retryable = x.rec.GetEffect() == snapshotv1.Effect_EFFECT_READ
+		default:
 			return &answer{silent: true, reason: reason, outcome: outcome, status: 499}
 		}
-		message = "the server did not answer in time; what became of the call is unknown"
 	case errors.Is(err, upstream.ErrUnavailable), errors.Is(err, upstream.ErrRefused):
 		reason, message, outcome, retryable = "upstream_unavailable", "the server cannot be reached; nothing was sent", "upstream_unavailable", true
 	case errors.Is(err, upstream.ErrBusy):

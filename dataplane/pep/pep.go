@@ -273,3 +273,7 @@ var (
 	errExpired = errors.New("token expired")
 	errRevoked = errors.New("no longer allowed")
 )
+
+// ErrStopping is the cause to give the contexts of requests that outlast the grace of a node that stops: their callers are
+// told so.
+var ErrStopping = errors.New("the node is stopping")

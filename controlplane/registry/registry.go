@@ -96,6 +96,9 @@ func (s *Service) ScanServer(ctx context.Context, req *adminv1.ScanServerRequest
 		if err != nil {
 			return err
 		}
+		if now.ID != srv.ID {
+			return problem.Newf(problem.Conflict, "scan it again", "server %s was replaced by another of that name while it was being scanned", srv.Name)
+		}
 		v, isNew, err := keep(ctx, tx, now, surface)
 		if err != nil {
 			return err

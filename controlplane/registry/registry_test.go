@@ -215,3 +215,41 @@ func TestRemoveTakesTheServerAway(t *testing.T) {
 		t.Errorf("got %v", res)
 	}
 }
+
+// swapping replaces the server by another of the same name while it is being scanned.
+type swapping struct {
+	*registry.Scanner
+	during func()
+}
+
+func (s swapping) Scan(ctx context.Context, url string) (*registry.Surface, error) {
+	if s.during != nil {
+		s.during()
+	}
+	return s.Scanner.Scan(ctx, url)
+}
+
+func TestAScanDoesNotEndUpWithAnotherServerOfTheSameName(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.add(t)
+	transport, err := egress.NewTransport([]string{"127.0.0.0/8:*"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer transport.CloseIdleConnections()
+	slow := registry.New(b.st, swapping{registry.NewScanner(transport, "test", slog.New(slog.DiscardHandler)), func() {
+		if _, err := b.reg.RemoveServer(b.ctx, &adminv1.RemoveServerRequest{Name: "pay"}); err != nil {
+			t.Error(err)
+		}
+		if _, err := b.reg.AddServer(b.ctx, &adminv1.AddServerRequest{Name: "pay", Url: "http://127.0.0.1:1/mcp"}); err != nil {
+			t.Error(err)
+		}
+	}}, slog.New(slog.DiscardHandler))
+	if _, err := slow.ScanServer(b.ctx, &adminv1.ScanServerRequest{Name: "pay"}); problem.CodeOf(err) != problem.Conflict {
+		t.Errorf("got %v", err)
+	}
+	if list, err := b.reg.ListVersions(b.ctx, &adminv1.ListVersionsRequest{Name: "pay"}); err != nil || len(list.GetVersions()) != 0 {
+		t.Errorf("got %v %v", list, err)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -49,8 +50,8 @@ func NewScanner(rt http.RoundTripper, version string, log *slog.Logger) *Scanner
 	return &Scanner{transport: rt, version: version, log: log}
 }
 
-// Scan asks the server what it speaks and what it offers. It takes at most ScanTimeout, MaxTools and MaxScanBytes. Errors
-// are problems: unavailable when the server does not answer, invalid when its answer cannot be used.
+// Scan asks the server what it speaks and what it offers. It takes at most ScanTimeout, and 5 s more for a server that
+// does not answer when its sessions are ended, MaxTools and MaxScanBytes. Errors are problems: unavailable when the server does not answer, invalid when its answer cannot be used.
 func (s *Scanner) Scan(ctx context.Context, url string) (*Surface, error) {
 	ctx, cancel := context.WithTimeout(ctx, ScanTimeout)
 	defer cancel()
@@ -79,10 +80,13 @@ type scan struct {
 	sessions     []*transport.StreamableHTTP
 }
 
+// close ends the sessions at once: a server that does not answer costs the patience of one of them.
 func (sc *scan) close() {
+	var wg sync.WaitGroup
 	for _, c := range sc.sessions {
-		_ = c.Close()
+		wg.Go(func() { _ = c.Close() })
 	}
+	wg.Wait()
 }
 
 // run finds every revision that the server speaks and reads the tools in the newest of them.

@@ -184,6 +184,7 @@ func TestScanRefusesWhatCannotBeApproved(t *testing.T) {
 		`[{"name":"a","name":"b"}]`: `"name" appears twice`,
 		`[{"name":"a","Name":"b"}]`: `some clients read as "name"`,
 		many:                        "more than 1000 tools",
+		`[{"name":"a","x":"` + strings.Repeat("y", 1<<20) + `"}]`:        "at most 1048576 are accepted",
 		`[{"name":"a","x":"` + strings.Repeat("y", MaxScanBytes) + `"}]`: "larger than 8 MiB",
 	} {
 		srv := httptest.NewServer(&upstream{modern: true, pages: []string{pages}})

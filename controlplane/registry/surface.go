@@ -15,6 +15,7 @@ import (
 	"github.com/mcpvault/mcpvault/kit/problem"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/shard"
 )
 
 // MaxToolName is the longest tool name in bytes: what the protocol advises.
@@ -92,6 +93,10 @@ func (s *Surface) Schemas(server string) map[string]policy.Schema {
 // approved as one thing and shown as another.
 func (s *Surface) addTool(raw json.RawMessage) error {
 	raw = bytes.TrimSpace(raw)
+	if len(raw) > shard.MaxTool {
+		// A cell would refuse it, and with it everything else of the tenant that is published.
+		return badSurface(fmt.Sprintf("a tool's description is %d bytes long; at most %d are accepted", len(raw), shard.MaxTool))
+	}
 	if len(raw) == 0 || raw[0] != '{' {
 		return badSurface("an element of its tool list is not an object")
 	}

@@ -283,6 +283,11 @@ func (s *server) bootstrap(ctx context.Context, people *directory.Service, issue
 		if err == nil || ctx.Err() != nil {
 			break
 		}
+		if problem.CodeOf(err) == problem.Denied {
+			// Somebody has disabled them on purpose: no reason to wait, nor to let them in again.
+			s.log.ErrorContext(ctx, "no token was made for the first owner", "error", err)
+			break
+		}
 		s.log.WarnContext(ctx, "the first owner cannot be made yet", "error", err)
 		select {
 		case <-ctx.Done():

@@ -15,6 +15,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 
+	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/controlplane/store/storetest"
 	"github.com/mcpvault/mcpvault/kit/pgdev"
 	"github.com/mcpvault/mcpvault/kit/problem"
@@ -108,6 +109,30 @@ func (b *bundle) await(t *testing.T, page string, status int) {
 		}
 	}
 	t.Fatalf("%s did not answer %d", page, status)
+}
+
+func TestAnOwnerWhoWasDisabledKeepsNobodyWaiting(t *testing.T) {
+	t.Parallel()
+	b := setup(t, storetest.URL(t))
+	stop := b.run(t)
+	b.await(t, "/readyz", http.StatusOK)
+	stop()
+	st := storetest.OpenAt(t, b.cfg.DatabaseURL, nil)
+	tenant, err := st.TenantByName(t.Context(), "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = st.Write(t.Context(), tenant.ID, "test", func(tx *store.Tx) error {
+		if err := tx.SetUserDisabled(t.Context(), "admin", true); err != nil {
+			return err
+		}
+		return tx.Change(t.Context(), "user.disable", "user:admin", nil)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.run(t)
+	b.await(t, "/readyz", http.StatusOK)
 }
 
 func (b *bundle) admin(t *testing.T) *connect.Client {

@@ -191,7 +191,7 @@ func matcher(req *adminv1.DeleteGrantsRequest) (func(store.Grant) bool, error) {
 // noSuchGrant names the grants that are closest to what was asked for.
 func noSuchGrant(req *adminv1.DeleteGrantsRequest, list []store.Grant) error {
 	if req.GetId() != "" {
-		return problem.Newf(problem.NotFound, "see `mcpvault grant list`", "grant %s does not exist", req.GetId())
+		return problem.Newf(problem.NotFound, "see `mcpvault grants list`", "grant %s does not exist", req.GetId())
 	}
 	var near []string
 	for _, g := range list {
@@ -199,7 +199,7 @@ func noSuchGrant(req *adminv1.DeleteGrantsRequest, list []store.Grant) error {
 			near = append(near, words(g))
 		}
 	}
-	fix := "see `mcpvault grant list`"
+	fix := "see `mcpvault grants list`"
 	if len(near) > 0 {
 		near = slices.Compact(near)
 		fix = "there is " + strings.Join(near[:min(len(near), 3)], "; ")
@@ -270,7 +270,7 @@ func checkSubject(ctx context.Context, tx *store.Tx, subject string) error {
 	if slices.Contains(names, name) {
 		return nil
 	}
-	fix := "create it with mcpvault " + kind + " add " + name
+	fix := "create it with mcpvault " + kind + " create " + name
 	if near := policy.Nearest(name, names); near != "" {
 		fix = "did you mean " + kind + ":" + near + "?"
 	}

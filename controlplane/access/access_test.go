@@ -164,7 +164,7 @@ func TestAGrantThatCannotMeanWhatItSaysIsRefused(t *testing.T) {
 	}{
 		{"user:alcie", "server:payments", "", "did you mean user:alice?", problem.NotFound},
 		{"team:opps", "server:payments", "", "did you mean team:ops?", problem.NotFound},
-		{"role:boss", "server:payments", "", "mcpvault role add boss", problem.NotFound},
+		{"role:boss", "server:payments", "", "mcpvault role create boss", problem.NotFound},
 		{"user:alice", "server:payment", "", "did you mean payments?", problem.NotFound},
 		{"user:alice", "server:payments/refnd", "", "did you mean server:payments/refund?", problem.NotFound},
 		{"user:alice", "server:*/refund", "", "name the server", problem.Invalid},

@@ -12,7 +12,6 @@ import (
 
 const (
 	sqlInsertTenant = `INSERT INTO tenants (id, name, hosts, revision, epoch, created_at) VALUES ($1, $2, $3, 1, 1, $4)`
-	sqlSetHosts     = `UPDATE tenants SET hosts = $2 WHERE id = $1`
 	sqlListTenants  = `SELECT id::text, name, hosts, revision, epoch, created_at FROM tenants ORDER BY name`
 	sqlTenantByName = `SELECT id::text, name, hosts, revision, epoch, created_at FROM tenants WHERE name = $1`
 	sqlTenantByID   = `SELECT id::text, name, hosts, revision, epoch, created_at FROM tenants WHERE id = $1`
@@ -31,12 +30,6 @@ func (s *Store) CreateTenant(ctx context.Context, actor, name string, hosts []st
 		return err
 	})
 	return t, err
-}
-
-// SetHosts replaces the tenant's host names.
-func (tx *Tx) SetHosts(ctx context.Context, hosts []string) error {
-	_, err := tx.exec(ctx, sqlSetHosts, tx.tenant, orEmpty(slices.Compact(slices.Sorted(slices.Values(hosts)))))
-	return err
 }
 
 // Tenants lists the tenants that the transaction may see, by name: all of them in a platform transaction.

@@ -59,6 +59,7 @@ type Deliverer struct {
 	delivered atomic.Int64
 	witnessed atomic.Int64
 	chain     atomic.Pointer[string]
+	wake      chan struct{}
 	known     bool // delivered is what the sink said
 }
 
@@ -73,7 +74,7 @@ func NewDeliverer(cfg DelivererConfig) (*Deliverer, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	d := &Deliverer{cfg: cfg, log: cfg.Log}
+	d := &Deliverer{cfg: cfg, log: cfg.Log, wake: make(chan struct{}, 1)}
 	return d, register(cfg.Registerer,
 		gauge("mcpvault_audit_undelivered", "Audit records that the control plane does not have.",
 			func() float64 { return float64(max(0, d.log.Size()-d.delivered.Load())) }),
@@ -141,8 +142,10 @@ func (d *Deliverer) Run(ctx context.Context) error {
 			d.known = false
 			d.cfg.Logger.Debug("audit records wait for the control plane", slog.String("error", err.Error()),
 				slog.Int64("records", d.log.Size()-d.delivered.Load()))
-			d.sleep(ctx, wait/2+rand.N(wait/2)) //nolint:gosec // spreads the nodes, hides nothing
 			wait = min(2*wait, mostWait)
+			if d.rewait(ctx, wait/4+rand.N(wait/4)) { //nolint:gosec // spreads the nodes, hides nothing
+				wait = firstWait
+			}
 		}
 	}
 	return nil
@@ -157,6 +160,27 @@ func (d *Deliverer) rest(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// Wake ends the wait after a failure: somebody has heard from the control plane.
+func (d *Deliverer) Wake() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// rewait waits before the next attempt, less long when it is woken, and reports whether it was.
+func (d *Deliverer) rewait(ctx context.Context, how time.Duration) (woken bool) {
+	t := time.NewTimer(how)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	case <-d.wake:
+		return true
+	}
+	return false
 }
 
 func (d *Deliverer) sleep(ctx context.Context, how time.Duration) {

@@ -198,6 +198,7 @@ func (n *Node) openPolicy(context.Context) error {
 	n.feed = feed.New(feed.Config{
 		Cell: n.cfg.Cell, ControlPlane: n.control, Log: proposer{n}, Store: n.store,
 		Sources: []feed.Source{shards{n.control}, n.peers}, PDP: n.pdp, Trust: n.trust, Logger: n.log, Now: n.clock.Now,
+		OnConnect: func() { n.deliverer.Wake() },
 	})
 	var err error
 	n.deliverer, err = audit.NewDeliverer(audit.DelivererConfig{

@@ -98,6 +98,9 @@ func (f *Feed) Activate(ctx context.Context) bool {
 			f.nack(head, digest, err)
 		default:
 			f.log.WarnContext(ctx, "generation waits for its shards", append(f.attrs(head), "err", err)...)
+			if state.Tenant(id) != nil {
+				f.cfg.PDP.HoldWrites(id, snapshot.VersionOf(head))
+			}
 			done = false
 		}
 	}

@@ -48,6 +48,8 @@ type Config struct {
 	PDP     *pdp.PDP
 	Trust   *Trust
 	Logger  *slog.Logger
+	// OnConnect hears each time that the control plane has answered; it must not block. It may be nil.
+	OnConnect func()
 	// Now is the time that the node believes; the wall clock when nil.
 	Now func() time.Time
 }
@@ -89,6 +91,9 @@ type pendingHead struct {
 func New(cfg Config) *Feed {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.OnConnect == nil {
+		cfg.OnConnect = func() {}
 	}
 	return &Feed{
 		cfg: cfg, log: cfg.Logger,
@@ -186,6 +191,7 @@ func (f *Feed) watchOnce(ctx context.Context) error {
 			f.setConnected(true)
 			f.log.InfoContext(ctx, "watching the control plane")
 			f.acknowledgeAll()
+			f.cfg.OnConnect()
 		}
 		f.handle(ctx, ev)
 	}

@@ -495,3 +495,46 @@ func TestAKillIsInForceAtOnceAndSurvivesARestart(t *testing.T) {
 		t.Fatal("the kill was forgotten")
 	}
 }
+
+func TestANodeThatLacksTheNewestGenerationHoldsWritesBack(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	n := startNode(t, a, t.TempDir(), a)
+	_, u := a.generation(t, 1, a.head, nil)
+	a.push(u)
+	eventually(t, "generation 1 is live", func() bool { return n.generation() == 1 })
+	// The cell commits generation 2 while nobody gives this node its shards.
+	_, next := a.generation(t, 2, a.head, func(x, _ *[]byte) {
+		raw, err := index.Build(&snapshot.Policy{
+			Tenant: acme, Servers: []snapshot.Server{{Name: "demo", Items: []string{snapshot.ItemOther, "echo"}}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		*x = raw
+	})
+	a.mu.Lock()
+	held := a.blobs
+	a.blobs = map[snapshot.Digest][]byte{}
+	a.mu.Unlock()
+	if err := n.store.PutUpdate(next); err != nil {
+		t.Fatal(err)
+	}
+	n.feed.Applied()
+	fresh := func(effect snapshotv1.Effect) bool {
+		s := n.pdp.Current()
+		tenant := s.Tenant(acme)
+		n.pdp.RenewLease(acme, time.Now().UnixMilli())
+		return s.Fresh(tenant, effect, time.Now().UnixMilli())
+	}
+	eventually(t, "writes are held back", func() bool { return !fresh(snapshotv1.Effect_EFFECT_WRITE) })
+	if n.generation() != 1 || !fresh(snapshotv1.Effect_EFFECT_READ) {
+		t.Fatal("the last good generation goes on serving reads")
+	}
+	a.mu.Lock()
+	a.blobs = held
+	a.mu.Unlock()
+	eventually(t, "generation 2 is live and writes are served", func() bool {
+		return n.generation() == 2 && fresh(snapshotv1.Effect_EFFECT_WRITE)
+	})
+}

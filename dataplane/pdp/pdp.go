@@ -86,6 +86,20 @@ func (p *PDP) RenewLease(id snapshot.TenantID, ms int64) {
 	}
 }
 
+// HoldWrites keeps calls with effects of a tenant back until it is served at that version at least: this node has learnt
+// that the cell is further than what it can serve.
+func (p *PDP) HoldWrites(id snapshot.TenantID, until snapshot.Version) {
+	p.swap(func(s *State) {
+		holds := map[snapshot.TenantID]snapshot.Version{id: until}
+		for k, v := range s.holds {
+			if k != id {
+				holds[k] = v
+			}
+		}
+		s.holds = holds
+	})
+}
+
 // SuspectClock says that this node's clock cannot be believed: no lease is fresh until it is believed again.
 func (p *PDP) SuspectClock(v bool) { p.suspect.Store(v) }
 
@@ -117,6 +131,7 @@ type State struct {
 	byName      map[string]*Tenant
 	byHost      map[string]*Tenant
 	kills       map[killKey]struct{}
+	holds       map[snapshot.TenantID]snapshot.Version
 	suspect     *atomic.Bool
 	replaced    chan struct{}
 }
@@ -183,6 +198,8 @@ func (s *State) Fresh(t *Tenant, effect snapshotv1.Effect, nowMS int64) bool {
 	limit := t.Settings.GetMaxStalenessWriteMs()
 	if effect == snapshotv1.Effect_EFFECT_READ {
 		limit = t.Settings.GetMaxStalenessReadMs()
+	} else if until, held := s.holds[t.ID]; held && until.Newer(t.Version) {
+		return false
 	}
 	return nowMS-t.lease.Load() <= limit && !s.suspect.Load()
 }

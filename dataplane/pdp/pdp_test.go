@@ -134,6 +134,29 @@ func TestALeaseOutlivesAGenerationAndNotASuspectClock(t *testing.T) {
 	}
 }
 
+func TestWritesWaitForTheGenerationThatTheCellIsAt(t *testing.T) {
+	t.Parallel()
+	p := pdp.New("acme")
+	p.Activate([]*pdp.Tenant{tenant(t, "acme", 1)}, nil)
+	p.RenewLease("id-acme", 1000)
+	fresh := func(effect snapshotv1.Effect) bool {
+		s := p.Current()
+		return s.Fresh(s.Tenant("id-acme"), effect, 1001)
+	}
+	p.HoldWrites("id-acme", snapshot.Version{Epoch: 1, Generation: 3})
+	if !fresh(snapshotv1.Effect_EFFECT_READ) || fresh(snapshotv1.Effect_EFFECT_WRITE) || fresh(snapshotv1.Effect_EFFECT_UNSPECIFIED) {
+		t.Fatal("reads go on, everything else waits")
+	}
+	p.Activate([]*pdp.Tenant{tenant(t, "acme", 2)}, nil)
+	if fresh(snapshotv1.Effect_EFFECT_WRITE) {
+		t.Fatal("generation 2 is not 3")
+	}
+	p.Activate([]*pdp.Tenant{tenant(t, "acme", 3)}, nil)
+	if !fresh(snapshotv1.Effect_EFFECT_WRITE) {
+		t.Fatal("the node has caught up")
+	}
+}
+
 func TestAnIndexAndACatalogueThatDoNotFitAreRefused(t *testing.T) {
 	t.Parallel()
 	raw, err := index.Build(&snapshot.Policy{Tenant: "x", Servers: []snapshot.Server{{Name: "demo"}}})

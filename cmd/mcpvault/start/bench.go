@@ -128,7 +128,7 @@ func printBench(a *cli.App, r *benchReport) error {
 	if x := r.Authz; x != nil {
 		line("decision     %d users, %d grants: live view p50 %d ns, p99 %d ns, mean %.0f ns, %.0f allocations; cold p50 %d ns, p99 %d ns",
 			x.Users, x.Grants, x.ViewP50, x.ViewP99, x.ViewMean, x.ViewAllocs, x.ColdP50, x.ColdP99)
-		line("             list of 50 tools %.0f ns; build %.1f ms, open and check %.1f ms, %d bytes", x.List50, x.BuildMS, x.OpenMS, x.IndexBytes)
+		line("             settled by a condition on arguments, mean %.0f ns; list of a server of 50 tools (%d items shown) %.0f ns; build %.1f ms, open and check %.1f ms, %d bytes", x.Conditional, x.Listed, x.List50, x.BuildMS, x.OpenMS, x.IndexBytes)
 	}
 	for _, x := range r.Call {
 		line("call C=%-4d  against a bare reverse proxy: calls/s x%.2f, CPU a call x%.2f, p99 x%.2f; with effects, durable before and after: calls/s x%.2f",

@@ -94,7 +94,7 @@ func (w *watcher) send(v publish.View) error {
 	if err := w.update(v); err != nil {
 		return err
 	}
-	if bytes.Equal(v.Heartbeat, w.heartbeat) {
+	if len(v.Heartbeat) == 0 || bytes.Equal(v.Heartbeat, w.heartbeat) {
 		return nil
 	}
 	w.heartbeat = v.Heartbeat

@@ -271,7 +271,11 @@ func (c *cellState) forget(heads []*Head) {
 	}
 }
 
+// beat signs a heartbeat; nil while this clock is not to be believed. It needs mu.
 func (p *Publisher) beat(cell string, root snapshot.Digest, sequence uint64) ([]byte, error) {
+	if p.skew.Abs() > skewLimit {
+		return nil, nil
+	}
 	return seal.SignHeartbeat(&snapshotv1.Heartbeat{Cell: cell, Root: root[:], TimeMs: p.now().UnixMilli(), Sequence: sequence}, p.cfg.Heartbeat)
 }
 
@@ -279,7 +283,7 @@ func (p *Publisher) beat(cell string, root snapshot.Digest, sequence uint64) ([]
 func (p *Publisher) heartbeats() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.loaded || p.now().Sub(p.contact) > contactLimit {
+	if !p.loaded || p.now().Sub(p.contact) > contactLimit || p.skew.Abs() > skewLimit {
 		return
 	}
 	for _, c := range p.cells {

@@ -38,6 +38,7 @@ const (
 
 	clockSkew     = 5 * time.Minute
 	contactLimit  = 10 * time.Second
+	skewLimit     = 30 * time.Second
 	failureRetry  = 30 * time.Second
 	outboxKeep    = time.Hour
 	housekeepEach = time.Minute
@@ -88,6 +89,8 @@ type Publisher struct {
 	loaded  bool
 	contact time.Time
 	away    bool
+	// skew is how far the clock is ahead of PostgreSQL's.
+	skew time.Duration
 	// waiting is when the oldest write was made that the last look at the outbox found unpublished; zero for none.
 	waiting time.Time
 	tenants map[controlplane.TenantID]*tenantState
@@ -178,23 +181,28 @@ func drain(c <-chan string) {
 
 // poll looks at the outbox itself, and at what hints may not have brought.
 func (p *Publisher) poll(ctx context.Context) {
-	if !p.isLoaded() && !p.load(ctx) {
+	if !p.isLoaded() && (!p.askClock(ctx) || !p.load(ctx)) {
 		return
 	}
 	var open []store.Pending
 	var manifests map[string]uint64
+	var clock time.Time
 	limited, cancel := context.WithTimeout(ctx, pollLimit)
 	defer cancel()
 	err := p.st.Platform(limited, func(tx *store.Tx) (err error) {
 		if open, err = tx.Pending(limited); err != nil {
 			return err
 		}
-		manifests, err = tx.Manifests(limited)
+		if manifests, err = tx.Manifests(limited); err != nil {
+			return err
+		}
+		clock, err = tx.Clock(limited)
 		return err
 	})
 	if p.lost(ctx, err) {
 		return
 	}
+	p.judgeClock(ctx, p.now().Sub(clock))
 	var oldest time.Time
 	for _, t := range open {
 		if oldest.IsZero() || t.Since.Before(oldest) {
@@ -228,6 +236,35 @@ func (p *Publisher) lost(ctx context.Context, err error) bool {
 		p.contact = p.now()
 	}
 	return err != nil
+}
+
+// askClock compares the clocks before the first heartbeat is signed; false when PostgreSQL does not answer.
+func (p *Publisher) askClock(ctx context.Context) bool {
+	limited, cancel := context.WithTimeout(ctx, pollLimit)
+	defer cancel()
+	var clock time.Time
+	err := p.st.Platform(limited, func(tx *store.Tx) (err error) {
+		clock, err = tx.Clock(limited)
+		return err
+	})
+	if p.lost(ctx, err) {
+		return false
+	}
+	p.judgeClock(ctx, p.now().Sub(clock))
+	return true
+}
+
+// judgeClock keeps how far this process's clock is from PostgreSQL's. A heartbeat from the future would raise the clocks of
+// every node for good, so none is signed while the two contradict each other.
+func (p *Publisher) judgeClock(ctx context.Context, skew time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if was, is := p.skew.Abs() > skewLimit, skew.Abs() > skewLimit; is && !was {
+		p.log.ErrorContext(ctx, "this clock and PostgreSQL's contradict each other: heartbeats are paused", "apart", skew)
+	} else if was && !is {
+		p.log.InfoContext(ctx, "this clock and PostgreSQL's agree again")
+	}
+	p.skew = skew
 }
 
 // worthTrying is false for a tenant that failed a moment ago and was not written to since.
@@ -350,7 +387,9 @@ type Status struct {
 	// Loaded is true once the stored heads are known: before that no cell is sent anything.
 	Loaded bool
 	// Contact is when PostgreSQL was last heard from.
-	Contact  time.Time
+	Contact time.Time
+	// Skew is how far this process's clock is ahead of PostgreSQL's; heartbeats pause beyond half a minute.
+	Skew     time.Duration
 	Failures []Failure
 }
 
@@ -358,7 +397,7 @@ type Status struct {
 func (p *Publisher) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := Status{Loaded: p.loaded, Contact: p.contact}
+	s := Status{Loaded: p.loaded, Contact: p.contact, Skew: p.skew}
 	for _, t := range p.tenants {
 		if t.failure != nil {
 			s.Failures = append(s.Failures, *t.failure)

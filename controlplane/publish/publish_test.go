@@ -35,6 +35,8 @@ type bundle struct {
 	acme controlplane.Tenant
 	p    *publish.Publisher
 	reg  *prometheus.Registry
+	// now is the publisher's clock; the wall clock when nil.
+	now func() time.Time
 }
 
 func setup(t *testing.T) *bundle {
@@ -57,7 +59,7 @@ func (b *bundle) runUntil(t *testing.T, st *store.Store) (*publish.Publisher, fu
 	cfg := publish.Config{
 		Store: st, Head: b.auth.Head, Heartbeat: b.auth.Heartbeat, Roots: b.auth.Roots,
 		Cells:  map[string][]string{"local": {publish.Everyone}, "far": {"globex"}},
-		Logger: slog.New(slog.DiscardHandler),
+		Logger: slog.New(slog.DiscardHandler), Now: b.now,
 	}
 	if b.reg != nil {
 		cfg.Metrics = b.reg
@@ -113,6 +115,27 @@ func await(t *testing.T, p *publish.Publisher, cell, what string, ok func(publis
 func holds(tenant controlplane.TenantID, revision uint64) func(publish.View) bool {
 	return func(v publish.View) bool {
 		return slices.ContainsFunc(v.Heads, func(h *publish.Head) bool { return h.TenantID == tenant && h.Revision >= revision })
+	}
+}
+
+func TestAClockThatPostgreSQLContradictsSignsNoHeartbeat(t *testing.T) {
+	t.Parallel()
+	for _, off := range []time.Duration{-time.Hour, time.Hour} {
+		t.Run(off.String(), func(t *testing.T) {
+			t.Parallel()
+			b := &bundle{st: storetest.Open(t), auth: snapshottest.NewAuthority(t)}
+			b.acme = storetest.Tenant(t, b.st, "acme")
+			b.now = func() time.Time { return time.Now().Add(off) }
+			b.p = b.run(t, b.st)
+			rev := addUser(t, b.st, b.acme.ID, "alice")
+			v := await(t, b.p, "local", "the generation all the same", holds(b.acme.ID, rev))
+			if len(v.Heartbeat) != 0 {
+				t.Error("a heartbeat was signed by a clock that is not to be believed")
+			}
+			if skew := b.p.Status().Skew; (skew - off).Abs() > time.Minute {
+				t.Errorf("the skew is told as %s, it is %s", skew, off)
+			}
+		})
 	}
 }
 

@@ -136,6 +136,9 @@ func (s *Service) checkPublisher(ctx context.Context) *adminv1.HealthCheck {
 	} else if age := s.cfg.Now().Sub(st.Contact); age > late {
 		bad = append(bad, fmt.Sprintf("PostgreSQL was last heard from %s ago, heartbeats are paused", age.Round(time.Second)))
 	}
+	if st.Skew.Abs() > 30*time.Second {
+		bad = append(bad, fmt.Sprintf("this clock is %s from PostgreSQL's, heartbeats are paused", st.Skew.Round(time.Second)))
+	}
 	caller := controlplane.CallerFrom(ctx)
 	for _, f := range st.Failures {
 		if !caller.Has(controlplane.RoleOwner) && f.Tenant != caller.Home {

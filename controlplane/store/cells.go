@@ -37,6 +37,7 @@ const (
 	sqlCells        = `SELECT name FROM cells ORDER BY name`
 	sqlNextManifest = `UPDATE cells SET manifest_sequence = manifest_sequence + 1 WHERE name = $1 RETURNING manifest_sequence`
 	sqlManifests    = `SELECT name, manifest_sequence FROM cells`
+	sqlClock        = `SELECT clock_timestamp()`
 	sqlHome         = `INSERT INTO cell_tenants (cell, tenant_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`
 	sqlUnhome       = `DELETE FROM cell_tenants WHERE cell = $1 AND tenant_id = $2`
 	sqlCellTenants  = `SELECT cell, tenant_id::text FROM cell_tenants ORDER BY cell, tenant_id`
@@ -80,6 +81,11 @@ func (tx *Tx) Manifests(ctx context.Context) (map[string]uint64, error) {
 		return n, err
 	}, sqlManifests)
 	return numbers, err
+}
+
+// Clock is what PostgreSQL's clock says now: the second opinion about this process's own.
+func (tx *Tx) Clock(ctx context.Context) (time.Time, error) {
+	return one(ctx, tx, scanValue[time.Time], sqlClock)
 }
 
 // Home homes a tenant in a cell.

@@ -213,10 +213,11 @@ type answered struct {
 }
 
 type decided struct {
-	ID       string  `json:"id,omitempty"`
-	Effect   string  `json:"effect"`
-	Reason   string  `json:"reason,omitempty"`
-	MS       float64 `json:"ms"`
+	ID     string `json:"id,omitempty"`
+	Effect string `json:"effect"`
+	Reason string `json:"reason,omitempty"`
+	// MS is what the decision took, where the cell tells.
+	MS       float64 `json:"ms,omitempty"`
 	Snapshot string  `json:"snapshot,omitempty"`
 	Cell     string  `json:"cell,omitempty"`
 }
@@ -234,9 +235,6 @@ func (a *App) printAnswer(answer *mcpclient.Answer, explain string) error {
 	if denied {
 		d.Effect = "deny"
 	}
-	if d.MS == 0 {
-		d.MS = float64(answer.Took.Microseconds()) / 1000
-	}
 	if a.format == output.JSON || a.format == output.YAML {
 		if err := output.Value(a.cfg.Stdout, a.format, answered{answer.Result, answer.Error, d}); err != nil {
 			return err
@@ -247,7 +245,11 @@ func (a *App) printAnswer(answer *mcpclient.Answer, explain string) error {
 		}
 	}
 	if d.ID != "" {
-		a.Notef("decision %s %s %.3g ms snapshot=%s cell=%s", d.Effect, d.ID, d.MS, output.OrDash(d.Snapshot), output.OrDash(d.Cell))
+		took := ""
+		if d.MS > 0 {
+			took = fmt.Sprintf(" %.2g ms", d.MS)
+		}
+		a.Notef("decision %s %s%s snapshot=%s cell=%s", d.Effect, d.ID, took, output.OrDash(d.Snapshot), output.OrDash(d.Cell))
 	}
 	switch {
 	case denied:

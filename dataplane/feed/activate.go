@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
@@ -68,18 +69,19 @@ func (f *Feed) Boot(ctx context.Context) {
 	}
 }
 
-// Activate brings the live index up to the store and reports whether nothing is left to do.
+// Activate brings the live index up to the store and reports whether nothing is left to do. A tenant whose shards have to
+// be waited for holds up no other.
 func (f *Feed) Activate(ctx context.Context) bool {
 	trust := f.cfg.Trust.Current()
 	if trust == nil {
 		return true
 	}
 	state := f.cfg.PDP.Current()
-	done := true
-	var ready []*pdp.Tenant
 	homed := f.homed()
+	keep := func(id snapshot.TenantID) bool { return homed == nil || homed[id] }
+	var todo []opening
 	for id, env := range f.cfg.Store.Heads() {
-		if homed != nil && !homed[id] {
+		if !keep(id) {
 			continue
 		}
 		head, digest, err := openHead(trust, env)
@@ -90,24 +92,82 @@ func (f *Feed) Activate(ctx context.Context) bool {
 		if t := state.Tenant(id); t != nil && !snapshot.VersionOf(head).Newer(t.Version) || f.isRefused(digest) {
 			continue
 		}
-		t, err := f.inForce(ctx, head, digest)
-		switch {
-		case err == nil:
-			ready = append(ready, t)
-		case errors.Is(err, errUnfit):
-			f.nack(head, digest, err)
-		default:
-			f.log.WarnContext(ctx, "generation waits for its shards", append(f.attrs(head), "err", err)...)
-			if state.Tenant(id) != nil {
-				f.cfg.PDP.HoldWrites(id, snapshot.VersionOf(head))
+		todo = append(todo, opening{head: head, digest: digest})
+	}
+	if leaves(state, keep) {
+		f.cfg.PDP.Activate(nil, keep)
+	}
+	done := true
+	opened := f.openAll(ctx, todo)
+	for o := range opened {
+		var ready []*pdp.Tenant
+		for more := true; more; {
+			if t := f.settle(ctx, state, o, &done); t != nil {
+				ready = append(ready, t)
 			}
-			done = false
+			if more = len(opened) > 0; more {
+				o = <-opened
+			}
 		}
+		f.goLive(ctx, ready, keep)
 	}
-	keep := func(id snapshot.TenantID) bool { return homed == nil || homed[id] }
-	if len(ready) > 0 || leaves(state, keep) {
-		f.cfg.PDP.Activate(ready, keep)
+	f.renewLeases()
+	return done
+}
+
+// opening is a head on its way into the live index.
+type opening struct {
+	head   *snapshotv1.Head
+	digest snapshot.Digest
+	tenant *pdp.Tenant
+	err    error
+}
+
+// openAtOnce is how many tenants are opened beside each other.
+const openAtOnce = 4
+
+// openAll opens heads beside each other; the channel is closed behind the last one.
+func (f *Feed) openAll(ctx context.Context, todo []opening) <-chan opening {
+	out := make(chan opening, len(todo))
+	places := make(chan struct{}, openAtOnce)
+	var wg sync.WaitGroup
+	for _, o := range todo {
+		wg.Go(func() {
+			places <- struct{}{}
+			o.tenant, o.err = f.inForce(ctx, o.head, o.digest)
+			<-places
+			out <- o
+		})
 	}
+	go func() {
+		wg.Wait()
+		close(out)
+	}()
+	return out
+}
+
+// settle judges what opening a head came to and returns the tenant when it can go live.
+func (f *Feed) settle(ctx context.Context, state *pdp.State, o opening, done *bool) *pdp.Tenant {
+	switch {
+	case o.err == nil:
+		return o.tenant
+	case errors.Is(o.err, errUnfit):
+		f.nack(o.head, o.digest, o.err)
+	default:
+		f.log.WarnContext(ctx, "generation waits for its shards", append(f.attrs(o.head), "err", o.err)...)
+		if id := snapshot.TenantID(o.head.GetTenantId()); state.Tenant(id) != nil {
+			f.cfg.PDP.HoldWrites(id, snapshot.VersionOf(o.head))
+		}
+		*done = false
+	}
+	return nil
+}
+
+func (f *Feed) goLive(ctx context.Context, ready []*pdp.Tenant, keep func(snapshot.TenantID) bool) {
+	if len(ready) == 0 {
+		return
+	}
+	f.cfg.PDP.Activate(ready, keep)
 	for _, t := range ready {
 		f.connMu.Lock()
 		delete(f.refused, t.HeadDigest)
@@ -115,8 +175,6 @@ func (f *Feed) Activate(ctx context.Context) bool {
 		f.log.InfoContext(ctx, "generation is live", "tenant", t.Name, "generation", t.Version.String())
 		f.ackTenant(t)
 	}
-	f.renewLeases()
-	return done
 }
 
 func leaves(s *pdp.State, keep func(snapshot.TenantID) bool) bool {

@@ -26,6 +26,7 @@ import (
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 	"github.com/mcpvault/mcpvault/snapshot/shard"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -112,11 +113,18 @@ func (a *authority) acked(match func(*cellv1.AcknowledgeRequest) bool) bool {
 	return slices.ContainsFunc(a.acks, match)
 }
 
-// generation makes a signed generation in which alice may call demo's tools; spoil may break the shards first.
+// generation makes a signed generation of acme in which alice may call demo's tools; spoil may break the shards first.
 func (a *authority) generation(t *testing.T, gen uint64, signer *seal.Signer, spoil func(index, catalogue *[]byte)) (env []byte, update *cellv1.Update) {
 	t.Helper()
+	env = a.signed(t, acme, "acme", gen, signer, spoil)
+	return env, a.update(t, env)
+}
+
+// signed makes the head of one tenant and keeps its shards.
+func (a *authority) signed(t *testing.T, id, name string, gen uint64, signer *seal.Signer, spoil func(index, catalogue *[]byte)) []byte {
+	t.Helper()
 	x, err := index.Build(&snapshot.Policy{
-		Tenant:     acme,
+		Tenant:     snapshot.TenantID(id),
 		Principals: []snapshot.Principal{{Name: "alice"}},
 		Servers:    []snapshot.Server{{Name: "demo", Items: []string{snapshot.ItemOther, "echo"}}},
 		Grants:     []snapshot.Grant{{ID: "g1", Subject: "user:alice", Server: "demo"}},
@@ -126,7 +134,7 @@ func (a *authority) generation(t *testing.T, gen uint64, signer *seal.Signer, sp
 	}
 	digest := snapshot.DigestOf([]byte("surface"))
 	c, err := shard.EncodeCatalogue(&snapshotv1.Catalogue{
-		TenantId: acme, Tenant: "acme", Hosts: []string{"acme.localhost"},
+		TenantId: id, Tenant: name, Hosts: []string{name + ".localhost"},
 		Settings: &snapshotv1.Settings{MaxStalenessReadMs: 1000, MaxStalenessWriteMs: 500},
 		Servers: []*snapshotv1.CatalogueServer{{
 			Id: "s1", Name: "demo", Url: "http://127.0.0.1:1/mcp", ProtocolVersions: []string{"2026-07-28"},
@@ -145,34 +153,45 @@ func (a *authority) generation(t *testing.T, gen uint64, signer *seal.Signer, sp
 	a.mu.Unlock()
 	now := time.Now()
 	head := &snapshotv1.Head{
-		TenantId: acme, Tenant: "acme", Epoch: 1, Generation: gen, Revision: gen + 100, Compiler: "test",
+		TenantId: id, Tenant: name, Epoch: 1, Generation: gen, Revision: gen + 100, Compiler: "test",
 		NotBeforeMs: now.Add(-time.Hour).UnixMilli(), NotAfterMs: now.Add(time.Hour).UnixMilli(),
 		Shards: []*snapshotv1.Shard{
 			shard.Of(snapshotv1.ShardKind_SHARD_KIND_INDEX, x),
 			shard.Of(snapshotv1.ShardKind_SHARD_KIND_CATALOGUE, c),
 		},
 	}
-	env, err = seal.SignHead(head, signer)
+	env, err := seal.SignHead(head, signer)
 	if err != nil {
 		t.Fatal(err)
 	}
-	hd, err := seal.HeadDigest(env)
-	if err != nil {
-		t.Fatal(err)
+	return env
+}
+
+// update lists heads, sorted by tenant id, in a manifest.
+func (a *authority) update(t *testing.T, heads ...[]byte) *cellv1.Update {
+	t.Helper()
+	var refs []*snapshotv1.HeadRef
+	for _, env := range heads {
+		var e snapshotv1.Envelope
+		var h snapshotv1.Head
+		if err := errors.Join(proto.Unmarshal(env, &e), proto.Unmarshal(e.GetPayload(), &h)); err != nil {
+			t.Fatal(err)
+		}
+		d := snapshot.DigestOf(e.GetPayload())
+		refs = append(refs, &snapshotv1.HeadRef{TenantId: h.GetTenantId(), Epoch: h.GetEpoch(), Generation: h.GetGeneration(), HeadSha256: d[:]})
 	}
-	a.seq++
-	refs := []*snapshotv1.HeadRef{{TenantId: acme, Epoch: 1, Generation: gen, HeadSha256: hd[:]}}
 	root, err := seal.ManifestRoot(refs)
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.seq++
 	m, err := seal.SignManifest(&snapshotv1.Manifest{
-		Cell: cellName, Sequence: a.seq, Heads: refs, Root: root[:], IssuedMs: now.UnixMilli(),
+		Cell: cellName, Sequence: a.seq, Heads: refs, Root: root[:], IssuedMs: time.Now().UnixMilli(),
 	}, a.head)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return env, &cellv1.Update{Manifest: m, Heads: [][]byte{env}, Roots: a.roots}
+	return &cellv1.Update{Manifest: m, Heads: heads, Roots: a.roots}
 }
 
 func (a *authority) push(u *cellv1.Update) {
@@ -537,4 +556,41 @@ func TestANodeThatLacksTheNewestGenerationHoldsWritesBack(t *testing.T) {
 	eventually(t, "generation 2 is live and writes are served", func() bool {
 		return n.generation() == 2 && fresh(snapshotv1.Effect_EFFECT_WRITE)
 	})
+}
+
+// stuck is a source that never answers for some shards.
+type stuck struct {
+	*authority
+	held map[snapshot.Digest]bool
+}
+
+func (s stuck) Fetch(ctx context.Context, d snapshot.Digest, size int64) ([]byte, error) {
+	if s.held[d] {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return s.authority.Fetch(ctx, d, size)
+}
+
+func TestATenantWhoseShardsDoNotComeHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	const globex = "018f0000-0000-7000-8000-000000000002"
+	a := newAuthority(t)
+	slow := a.signed(t, acme, "acme", 1, a.head, nil)
+	bad := stuck{a, map[snapshot.Digest]bool{}}
+	a.mu.Lock()
+	for d := range a.blobs {
+		bad.held[d] = true
+	}
+	a.mu.Unlock()
+	fine := a.signed(t, globex, "globex", 1, a.head, nil)
+	n := startNode(t, a, t.TempDir(), bad)
+	if err := n.store.PutUpdate(a.update(t, slow, fine)); err != nil {
+		t.Fatal(err)
+	}
+	n.feed.Applied()
+	eventually(t, "globex is live while acme waits", func() bool { return n.pdp.Current().Tenant(globex) != nil })
+	if n.generation() != 0 {
+		t.Fatal("acme is live without its shards")
+	}
 }

@@ -104,8 +104,10 @@ func rightAnswers(d *devrun.Dev, node int) string {
 	alice, bob := d.Tokens["alice"], d.Tokens["bob"]
 	var all []string
 	for _, c := range []struct{ token, server, tool, args, want string }{
-		{alice, "demo", "echo", `{"message":"hi"}`, "ok"}, {alice, "payments", "refund", `{"amount":5}`, "ok"},
-		{alice, "payments", "refund", `{"amount":500}`, "denied"}, {bob, "payments", "refund", `{"amount":5}`, "hidden"},
+		{alice, "demo", "echo", `{"message":"hi"}`, "ok"},
+		{alice, "payments", "refund", `{"amount":5}`, "ok"},
+		{alice, "payments", "refund", `{"amount":500}`, "denied"},
+		{bob, "payments", "refund", `{"amount":5}`, "hidden"},
 	} {
 		if got, _ := outcome(d, node, c.token, c.server, c.tool, c.args); got != c.want {
 			all = append(all, fmt.Sprintf("%s%s: %s, want %s", c.tool, c.args, got, c.want))
@@ -309,7 +311,7 @@ func strangers(t *testing.T, d *devrun.Dev) {
 			"nobody": {}, "another CA's node": {Certificates: []tls.Certificate{cert}},
 			"TLS 1.2": {Certificates: []tls.Certificate{cert}, MaxVersion: tls.VersionTLS12},
 		} {
-			conf.InsecureSkipVerify = true //nolint:gosec // it is the stranger who does not look
+			conf.InsecureSkipVerify = true // it is the stranger who does not look
 			conf.NextProtos = []string{"h2", "mcpvault-raft"}
 			if got := knock(addr, conf); got != "" {
 				t.Errorf("%s let %s in and said %q", name, who, got)

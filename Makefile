@@ -4,8 +4,7 @@ SHELL := /bin/bash
 GO ?= go
 TOOL := $(GO) tool -modfile=tools.mod
 GOFILES = $(shell git ls-files '*.go' | grep -v '^proto/gen/')
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X github.com/mcpvault/mcpvault/kit/run.version=$(VERSION)
+LDFLAGS := -s -w
 TESTFLAGS ?= -race -timeout 15m
 PACKAGES ?= ./...
 
@@ -24,7 +23,7 @@ demo: postgres build ## run the scripted tour: deny, allow, audit, outage, revok
 .PHONY: build
 build: ## build the three binaries into bin/
 	@mkdir -p bin
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mcpvault ./cmd/mcpvault-controlplane ./cmd/mcpvault-cell
+	$(GO) build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mcpvault ./cmd/mcpvault-controlplane ./cmd/mcpvault-cell
 
 .PHONY: test
 test: postgres ## run every test with the race detector, against a real PostgreSQL

@@ -23,7 +23,7 @@ demo: postgres build ## run the scripted tour: deny, allow, audit, outage, revok
 .PHONY: build
 build: ## build the three binaries into bin/
 	@mkdir -p bin
-	$(GO) build -trimpath -buildvcs=auto -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mcpvault ./cmd/mcpvault-controlplane ./cmd/mcpvault-cell
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/mcpvault ./cmd/mcpvault-controlplane ./cmd/mcpvault-cell
 
 .PHONY: test
 test: postgres ## run every test with the race detector, against a real PostgreSQL

@@ -34,7 +34,7 @@ func TestCheckTellsWhetherTheConfigurationIsGood(t *testing.T) {
 			t.Fatal(err)
 		}
 		var out bytes.Buffer
-		err := start(t.Context(), []string{"-config", path, "-check"}, &out, &out)
+		err := program().Start(t.Context(), []string{"-config", path, "-check"}, &out, &out)
 		exit := 0
 		if err != nil {
 			out.WriteString(err.Error())
@@ -44,7 +44,7 @@ func TestCheckTellsWhetherTheConfigurationIsGood(t *testing.T) {
 			t.Errorf("%s: exit %d, %s", name, exit, out.String())
 		}
 	}
-	err := start(t.Context(), []string{"-config", filepath.Join(t.TempDir(), "none"), "-check"}, &bytes.Buffer{}, &bytes.Buffer{})
+	err := program().Start(t.Context(), []string{"-config", filepath.Join(t.TempDir(), "none"), "-check"}, &bytes.Buffer{}, &bytes.Buffer{})
 	if problem.CodeOf(err).Exit() != 2 {
 		t.Errorf("a file that is not there: %v", err)
 	}
@@ -53,10 +53,10 @@ func TestCheckTellsWhetherTheConfigurationIsGood(t *testing.T) {
 func TestHelpHasAnExample(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	if err := start(t.Context(), []string{"-help"}, &out, &out); err != nil || !strings.Contains(out.String(), "Example:") {
+	if err := program().Start(t.Context(), []string{"-help"}, &out, &out); err != nil || !strings.Contains(out.String(), "Example:") {
 		t.Errorf("got %v %s", err, out.String())
 	}
-	if err := start(t.Context(), nil, &out, &out); problem.CodeOf(err) != problem.Invalid {
+	if err := program().Start(t.Context(), nil, &out, &out); problem.CodeOf(err) != problem.Invalid {
 		t.Errorf("got %v", err)
 	}
 }

@@ -54,6 +54,9 @@ func (c *Config) Defaults() {
 
 var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
+// Logging says what is logged and how.
+func (c Config) Logging() tele.LogConfig { return c.Log }
+
 // Problems returns everything that is wrong; each text names its key first.
 func (c *Config) Problems() []string {
 	var out []string

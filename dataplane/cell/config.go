@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/url"
 	"slices"
+
+	"github.com/mcpvault/mcpvault/kit/tele"
 )
 
 // Config is one node of a cell. A production cell needs the twelve settings from Cell to PublicURLs; the rest have
@@ -64,6 +66,11 @@ type Listen struct {
 	Raft    string `yaml:"raft"`
 	Peer    string `yaml:"peer"`
 	Metrics string `yaml:"metrics"`
+}
+
+// Logging says what is logged and how.
+func (c Config) Logging() tele.LogConfig {
+	return tele.LogConfig{Level: c.LogLevel, Format: c.LogFormat}
 }
 
 // Problems returns everything that is wrong with the configuration.

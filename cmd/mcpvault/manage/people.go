@@ -44,37 +44,15 @@ func orgCommand(a *cli.App) *cobra.Command {
 			return cli.Print(a, viewOrg(resp.GetTenant()), orgColumns()...)
 		})
 	create.Flags().StringSliceVar(&hosts, "host", nil, "public host name that leads to it; may be given again")
-	all := func(ctx context.Context, c *admin.Client) ([]orgView, error) {
-		resp, err := c.Organisations.ListTenants(ctx, &adminv1.ListTenantsRequest{})
-		return output.Map(resp.GetTenants(), viewOrg), err
+	orgs := lookup[orgView]{
+		command: "org", noun: "organisation", a: "an organisation", listFlags: " -o wide", example: "acme",
+		all: func(ctx context.Context, c *admin.Client, _ string) ([]orgView, error) {
+			resp, err := c.Organisations.ListTenants(ctx, &adminv1.ListTenantsRequest{})
+			return output.Map(resp.GetTenants(), viewOrg), err
+		},
+		columns: orgColumns(), name: func(v orgView) string { return v.Name },
 	}
-	return a.Group("org", "Organisations: the tenants of the installation.", "  mcpvault org list",
-		a.AdminLeaf("list", "Lists the organisations.", "  mcpvault org list -o wide", cli.Args(),
-			func(ctx context.Context, c *admin.Client, _ string, _ []string) error {
-				rows, err := all(ctx, c)
-				if err != nil {
-					return err
-				}
-				return cli.PrintList(a, rows, orgColumns()...)
-			}),
-		a.AdminLeaf("get NAME", "Shows an organisation.", "  mcpvault org get acme", cli.Args("NAME"),
-			func(ctx context.Context, c *admin.Client, _ string, args []string) error {
-				rows, err := all(ctx, c)
-				if err != nil {
-					return err
-				}
-				return printNamed(a, rows, args[0], "organisation", "org")
-			}),
-		create)
-}
-
-func printNamed(a *cli.App, rows []orgView, name, noun, command string) error {
-	for _, r := range rows {
-		if r.Name == name {
-			return cli.Print(a, r, orgColumns()...)
-		}
-	}
-	return cli.Missing(noun, name, command)
+	return a.Group("org", "Organisations: the tenants of the installation.", "  mcpvault org list", orgs.list(a), orgs.get(a), create)
 }
 
 type unitView struct {
@@ -104,15 +82,15 @@ func unitCommand(a *cli.App) *cobra.Command {
 			return cli.Print(a, viewUnit(resp.GetUnit()), unitColumns()...)
 		})
 	create.Flags().StringVar(&parent, "parent", "", "unit above it")
-	return a.Group("unit", "Units: the parts of an organisation.", "  mcpvault unit list",
-		a.AdminLeaf("list", "Lists the units.", "  mcpvault unit list", cli.Args(),
-			func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
-				resp, err := c.Directory.ListUnits(ctx, &adminv1.ListUnitsRequest{Tenant: tenant})
-				if err != nil {
-					return err
-				}
-				return cli.PrintList(a, output.Map(resp.GetUnits(), viewUnit), unitColumns()...)
-			}), create)
+	units := lookup[unitView]{
+		command: "unit", noun: "unit",
+		all: func(ctx context.Context, c *admin.Client, tenant string) ([]unitView, error) {
+			resp, err := c.Directory.ListUnits(ctx, &adminv1.ListUnitsRequest{Tenant: tenant})
+			return output.Map(resp.GetUnits(), viewUnit), err
+		},
+		columns: unitColumns(),
+	}
+	return a.Group("unit", "Units: the parts of an organisation.", "  mcpvault unit list", units.list(a), create)
 }
 
 type teamView struct {
@@ -147,9 +125,13 @@ func teamCommand(a *cli.App) *cobra.Command {
 			return cli.Print(a, viewTeam(resp.GetTeam()), teamColumns()...)
 		})
 	create.Flags().StringVar(&unit, "unit", "", "unit that it belongs to")
-	list := func(ctx context.Context, c *admin.Client, tenant string) ([]teamView, error) {
-		resp, err := c.Directory.ListTeams(ctx, &adminv1.ListTeamsRequest{Tenant: tenant})
-		return output.Map(resp.GetTeams(), viewTeam), err
+	teams := lookup[teamView]{
+		command: "team", noun: "team", a: "a team", example: "analysts",
+		all: func(ctx context.Context, c *admin.Client, tenant string) ([]teamView, error) {
+			resp, err := c.Directory.ListTeams(ctx, &adminv1.ListTeamsRequest{Tenant: tenant})
+			return output.Map(resp.GetTeams(), viewTeam), err
+		},
+		columns: teamColumns(), name: func(v teamView) string { return v.Name },
 	}
 	member := func(verb, short string, remove bool) *cobra.Command {
 		return a.Publishes(a.AdminLeaf(verb+" TEAM USER", short, "  mcpvault team "+verb+" analysts alice", cli.Args("TEAM", "USER"),
@@ -163,27 +145,7 @@ func teamCommand(a *cli.App) *cobra.Command {
 			}), &w)
 	}
 	return a.Group("team", "Teams: people who work together.", "  mcpvault team list",
-		a.AdminLeaf("list", "Lists the teams.", "  mcpvault team list", cli.Args(),
-			func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
-				rows, err := list(ctx, c, tenant)
-				if err != nil {
-					return err
-				}
-				return cli.PrintList(a, rows, teamColumns()...)
-			}),
-		a.AdminLeaf("get NAME", "Shows a team.", "  mcpvault team get analysts", cli.Args("NAME"),
-			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
-				rows, err := list(ctx, c, tenant)
-				if err != nil {
-					return err
-				}
-				for _, r := range rows {
-					if r.Name == args[0] {
-						return cli.Print(a, r, teamColumns()...)
-					}
-				}
-				return cli.Missing("team", args[0], "team")
-			}),
+		teams.list(a), teams.get(a),
 		create,
 		member("add-member", "Puts a person into a team.", false),
 		member("remove-member", "Takes a person out of a team.", true))
@@ -329,9 +291,13 @@ func roleColumns() []output.Column[roleView] {
 
 func roleCommand(a *cli.App) *cobra.Command {
 	var w cli.Waiting
-	list := func(ctx context.Context, c *admin.Client, tenant string) ([]roleView, error) {
-		resp, err := c.Directory.ListRoles(ctx, &adminv1.ListRolesRequest{Tenant: tenant})
-		return output.Map(resp.GetRoles(), viewRole), err
+	roles := lookup[roleView]{
+		command: "role", noun: "role", a: "a role", example: "analyst",
+		all: func(ctx context.Context, c *admin.Client, tenant string) ([]roleView, error) {
+			resp, err := c.Directory.ListRoles(ctx, &adminv1.ListRolesRequest{Tenant: tenant})
+			return output.Map(resp.GetRoles(), viewRole), err
+		},
+		columns: roleColumns(), name: func(v roleView) string { return v.Name },
 	}
 	assign := func(verb, short string, remove bool) *cobra.Command {
 		return a.Publishes(a.AdminLeaf(verb+" ROLE MEMBER", short, "  mcpvault role "+verb+" analyst user:alice", cli.Args("ROLE", "MEMBER"),
@@ -345,27 +311,7 @@ func roleCommand(a *cli.App) *cobra.Command {
 			}), &w)
 	}
 	return a.Group("role", "Roles: what people are allowed because of what they do.", "  mcpvault role list",
-		a.AdminLeaf("list", "Lists the roles.", "  mcpvault role list", cli.Args(),
-			func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
-				rows, err := list(ctx, c, tenant)
-				if err != nil {
-					return err
-				}
-				return cli.PrintList(a, rows, roleColumns()...)
-			}),
-		a.AdminLeaf("get NAME", "Shows a role.", "  mcpvault role get analyst", cli.Args("NAME"),
-			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
-				rows, err := list(ctx, c, tenant)
-				if err != nil {
-					return err
-				}
-				for _, r := range rows {
-					if r.Name == args[0] {
-						return cli.Print(a, r, roleColumns()...)
-					}
-				}
-				return cli.Missing("role", args[0], "role")
-			}),
+		roles.list(a), roles.get(a),
 		createRole(a),
 		assign("assign", "Gives a role to a user or a team.", false),
 		assign("unassign", "Takes a role from a user or a team.", true))

@@ -12,9 +12,8 @@ import (
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
 	"github.com/mcpvault/mcpvault/controlplane/server"
 	"github.com/mcpvault/mcpvault/dataplane/cell"
-	"github.com/mcpvault/mcpvault/kit/conf"
+	"github.com/mcpvault/mcpvault/kit/daemon"
 	"github.com/mcpvault/mcpvault/kit/problem"
-	"github.com/mcpvault/mcpvault/kit/tele"
 )
 
 // orphanGrace is how long a server may take to stop after its parent has gone. Nobody is left to end it by force but itself.
@@ -22,7 +21,7 @@ const orphanGrace = 5 * time.Second
 
 // Internal are the roles that `mcpvault dev` starts this program in again. They are no interface for people.
 func Internal(a *cli.App) *cobra.Command {
-	g := a.Group("internal", "Servers that mcpvault dev starts.", "  mcpvault internal cell --config FILE", roleCommand(a, "controlplane", runControlPlane), roleCommand(a, "cell", runCell), benchPeer(a))
+	g := a.Group("internal", "Servers that mcpvault dev starts.", "  mcpvault internal cell --config FILE", roleCommand(a, "controlplane", serve(server.Run)), roleCommand(a, "cell", serve(cell.Run)), benchPeer(a))
 	g.Hidden = true
 	return g
 }
@@ -60,28 +59,15 @@ func tether(fd int, stop context.CancelFunc) {
 	os.Exit(problem.Internal.Exit())
 }
 
-func runControlPlane(ctx context.Context, path string, stderr io.Writer) error {
-	cfg, err := conf.Load[server.Config](path, "MCPVAULT")
-	if err != nil {
-		return err
+// serve runs a server on the configuration in a file.
+func serve[C daemon.Config](run func(context.Context, C, *slog.Logger) error) role {
+	return func(ctx context.Context, path string, stderr io.Writer) error {
+		cfg, log, err := daemon.Load[C](path, stderr)
+		if err != nil {
+			return err
+		}
+		return logged(log, run(ctx, cfg, log))
 	}
-	log, err := tele.Logger(stderr, cfg.Log)
-	if err != nil {
-		return err
-	}
-	return logged(log, server.Run(ctx, cfg, log))
-}
-
-func runCell(ctx context.Context, path string, stderr io.Writer) error {
-	cfg, err := conf.Load[cell.Config](path, "MCPVAULT")
-	if err != nil {
-		return err
-	}
-	log, err := tele.Logger(stderr, tele.LogConfig{Level: cfg.LogLevel, Format: cfg.LogFormat})
-	if err != nil {
-		return err
-	}
-	return logged(log, cell.Run(ctx, cfg, log))
 }
 
 // logged leaves the reason of a failure in the log as well, with its cause.

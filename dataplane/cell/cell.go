@@ -53,6 +53,7 @@ type Node struct {
 	damaged atomic.Bool
 	logged  loggedKills
 
+	macKey    [sha256.Size]byte
 	identity  *svid.Source
 	store     *store.Store
 	trust     *feed.Trust
@@ -132,6 +133,8 @@ func (n *Node) openStore(context.Context) error {
 	if err != nil {
 		return err
 	}
+	// One key on this node for hashing arguments, that opens nothing else.
+	n.macKey = sha256.Sum256(append([]byte("mcpvault audit arguments\x00"), key[:]...))
 	st, err := store.Open(store.Config{Dir: n.cfg.DataDir, Key: key, Logger: n.log})
 	if errors.Is(err, store.ErrCorrupt) {
 		return problem.New(problem.Internal, "the node's store is damaged",
@@ -166,24 +169,21 @@ func (n *Node) sealKeyPath() string {
 }
 
 func (n *Node) openAudit(context.Context) error {
+	dir := filepath.Join(n.cfg.DataDir, "audit")
 	l, recovery, err := tlog.Open(tlog.Config{
-		Dir:    filepath.Join(n.cfg.DataDir, "audit"),
-		Prefix: "mcpvault/audit/" + n.cfg.Cell + "/" + n.cfg.Node,
-		Logger: n.log, Reserve: 4 << 20,
+		Dir: dir, Prefix: "mcpvault/audit/" + n.cfg.Cell + "/" + n.cfg.Node, Logger: n.log, Reserve: 4 << 20,
 	})
+	if errors.Is(err, tlog.ErrCorrupt) {
+		return problem.New(problem.Internal, "the node's audit log is not what was written",
+			"move "+dir+" away, keep it as evidence (`mcpvault audit verify --dir` says what is wrong), and start the node: it begins a new log").Because(err)
+	}
 	if err != nil {
 		return err
 	}
 	n.onClose(l.Close)
 	n.log.Info("audit log is open", "origin", l.Origin(), "records", l.Size(), "recovery", recovery)
-	key, err := store.KeyFile(n.sealKeyPath())
-	if err != nil {
-		return err
-	}
 	n.tlog = l
-	// One key on this node for hashing arguments, that opens nothing else.
-	mac := sha256.Sum256(append([]byte("mcpvault audit arguments\x00"), key[:]...))
-	n.audit, err = audit.New(audit.Config{Cell: n.cfg.Cell, Node: n.cfg.Node, Log: l, MACKey: mac[:], Now: n.clock.Now, Logger: n.log, Registerer: n.reg})
+	n.audit, err = audit.New(audit.Config{Cell: n.cfg.Cell, Node: n.cfg.Node, Log: l, MACKey: n.macKey[:], Now: n.clock.Now, Logger: n.log, Registerer: n.reg})
 	return err
 }
 

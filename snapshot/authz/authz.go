@@ -7,6 +7,7 @@ package authz
 
 import (
 	"math/bits"
+	"net/netip"
 
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
@@ -17,6 +18,12 @@ type Request struct {
 	NowMS int64
 	// Args is the raw JSON object of the call's arguments; nil when the call has none.
 	Args []byte
+	// IP is the caller's address; the zero Addr when it is not known. An IPv4 address in IPv6 form is taken as IPv4.
+	IP netip.Addr
+	// Region is that of the cell, "" when it has none.
+	Region string
+	// Actor is who acts for the principal, "" when nobody does.
+	Actor string
 }
 
 // Reason is why a decision came out as it did.

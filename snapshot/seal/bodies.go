@@ -164,6 +164,8 @@ func checkHead(h *snapshotv1.Head) error {
 		return malformed("head of epoch %d generation %d", h.GetEpoch(), h.GetGeneration())
 	case len(h.GetParent()) != 0 && !digest(h.GetParent()):
 		return malformed("parent of %d bytes", len(h.GetParent()))
+	case len(h.GetStateHash()) != 0 && !digest(h.GetStateHash()):
+		return malformed("state hash of %d bytes", len(h.GetStateHash()))
 	case h.GetNotAfterMs() <= h.GetNotBeforeMs() || h.GetNotBeforeMs() < 0:
 		return malformed("head in force from %d to %d", h.GetNotBeforeMs(), h.GetNotAfterMs())
 	case len(h.GetShards()) > maxShards:

@@ -137,6 +137,58 @@ func (Decision) EnumDescriptor() ([]byte, []int) {
 	return file_mcpvault_audit_v1_audit_proto_rawDescGZIP(), []int{1}
 }
 
+type ConditionOutcome_Outcome int32
+
+const (
+	ConditionOutcome_OUTCOME_UNSPECIFIED ConditionOutcome_Outcome = 0
+	ConditionOutcome_OUTCOME_FALSE       ConditionOutcome_Outcome = 1
+	ConditionOutcome_OUTCOME_TRUE        ConditionOutcome_Outcome = 2
+	ConditionOutcome_OUTCOME_ERROR       ConditionOutcome_Outcome = 3
+)
+
+// Enum value maps for ConditionOutcome_Outcome.
+var (
+	ConditionOutcome_Outcome_name = map[int32]string{
+		0: "OUTCOME_UNSPECIFIED",
+		1: "OUTCOME_FALSE",
+		2: "OUTCOME_TRUE",
+		3: "OUTCOME_ERROR",
+	}
+	ConditionOutcome_Outcome_value = map[string]int32{
+		"OUTCOME_UNSPECIFIED": 0,
+		"OUTCOME_FALSE":       1,
+		"OUTCOME_TRUE":        2,
+		"OUTCOME_ERROR":       3,
+	}
+)
+
+func (x ConditionOutcome_Outcome) Enum() *ConditionOutcome_Outcome {
+	p := new(ConditionOutcome_Outcome)
+	*p = x
+	return p
+}
+
+func (x ConditionOutcome_Outcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ConditionOutcome_Outcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_mcpvault_audit_v1_audit_proto_enumTypes[2].Descriptor()
+}
+
+func (ConditionOutcome_Outcome) Type() protoreflect.EnumType {
+	return &file_mcpvault_audit_v1_audit_proto_enumTypes[2]
+}
+
+func (x ConditionOutcome_Outcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ConditionOutcome_Outcome.Descriptor instead.
+func (ConditionOutcome_Outcome) EnumDescriptor() ([]byte, []int) {
+	return file_mcpvault_audit_v1_audit_proto_rawDescGZIP(), []int{1, 0}
+}
+
 type Record struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// ULID; for a call also the decision id that the caller was shown.
@@ -182,8 +234,17 @@ type Record struct {
 	IntentId        string `protobuf:"bytes,30,opt,name=intent_id,json=intentId,proto3" json:"intent_id,omitempty"`
 	Detail          string `protobuf:"bytes,31,opt,name=detail,proto3" json:"detail,omitempty"`
 	ProtocolVersion string `protobuf:"bytes,32,opt,name=protocol_version,json=protocolVersion,proto3" json:"protocol_version,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// With these and the generation a decision can be made again, bit by bit: the time that conditions saw, the region of
+	// the cell, the state hash of the index, the item that was decided, the program that settled it (its number + 1), and
+	// what each condition came to.
+	DecisionMs    int64               `protobuf:"varint,33,opt,name=decision_ms,json=decisionMs,proto3" json:"decision_ms,omitempty"`
+	Region        string              `protobuf:"bytes,34,opt,name=region,proto3" json:"region,omitempty"`
+	StateHash     []byte              `protobuf:"bytes,35,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
+	Item          string              `protobuf:"bytes,36,opt,name=item,proto3" json:"item,omitempty"`
+	Program       uint32              `protobuf:"varint,37,opt,name=program,proto3" json:"program,omitempty"`
+	Conditions    []*ConditionOutcome `protobuf:"bytes,38,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Record) Reset() {
@@ -440,6 +501,101 @@ func (x *Record) GetProtocolVersion() string {
 	return ""
 }
 
+func (x *Record) GetDecisionMs() int64 {
+	if x != nil {
+		return x.DecisionMs
+	}
+	return 0
+}
+
+func (x *Record) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Record) GetStateHash() []byte {
+	if x != nil {
+		return x.StateHash
+	}
+	return nil
+}
+
+func (x *Record) GetItem() string {
+	if x != nil {
+		return x.Item
+	}
+	return ""
+}
+
+func (x *Record) GetProgram() uint32 {
+	if x != nil {
+		return x.Program
+	}
+	return 0
+}
+
+func (x *Record) GetConditions() []*ConditionOutcome {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
+}
+
+type ConditionOutcome struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the program in the generation's index.
+	Program       uint32                   `protobuf:"varint,1,opt,name=program,proto3" json:"program,omitempty"`
+	Outcome       ConditionOutcome_Outcome `protobuf:"varint,2,opt,name=outcome,proto3,enum=mcpvault.audit.v1.ConditionOutcome_Outcome" json:"outcome,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConditionOutcome) Reset() {
+	*x = ConditionOutcome{}
+	mi := &file_mcpvault_audit_v1_audit_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConditionOutcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConditionOutcome) ProtoMessage() {}
+
+func (x *ConditionOutcome) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_audit_v1_audit_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConditionOutcome.ProtoReflect.Descriptor instead.
+func (*ConditionOutcome) Descriptor() ([]byte, []int) {
+	return file_mcpvault_audit_v1_audit_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ConditionOutcome) GetProgram() uint32 {
+	if x != nil {
+		return x.Program
+	}
+	return 0
+}
+
+func (x *ConditionOutcome) GetOutcome() ConditionOutcome_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return ConditionOutcome_OUTCOME_UNSPECIFIED
+}
+
 type Person struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Id      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -454,7 +610,7 @@ type Person struct {
 
 func (x *Person) Reset() {
 	*x = Person{}
-	mi := &file_mcpvault_audit_v1_audit_proto_msgTypes[1]
+	mi := &file_mcpvault_audit_v1_audit_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -466,7 +622,7 @@ func (x *Person) String() string {
 func (*Person) ProtoMessage() {}
 
 func (x *Person) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_audit_v1_audit_proto_msgTypes[1]
+	mi := &file_mcpvault_audit_v1_audit_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -479,7 +635,7 @@ func (x *Person) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Person.ProtoReflect.Descriptor instead.
 func (*Person) Descriptor() ([]byte, []int) {
-	return file_mcpvault_audit_v1_audit_proto_rawDescGZIP(), []int{1}
+	return file_mcpvault_audit_v1_audit_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Person) GetId() string {
@@ -528,7 +684,7 @@ type Client struct {
 
 func (x *Client) Reset() {
 	*x = Client{}
-	mi := &file_mcpvault_audit_v1_audit_proto_msgTypes[2]
+	mi := &file_mcpvault_audit_v1_audit_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -540,7 +696,7 @@ func (x *Client) String() string {
 func (*Client) ProtoMessage() {}
 
 func (x *Client) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_audit_v1_audit_proto_msgTypes[2]
+	mi := &file_mcpvault_audit_v1_audit_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -553,7 +709,7 @@ func (x *Client) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Client.ProtoReflect.Descriptor instead.
 func (*Client) Descriptor() ([]byte, []int) {
-	return file_mcpvault_audit_v1_audit_proto_rawDescGZIP(), []int{2}
+	return file_mcpvault_audit_v1_audit_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Client) GetName() string {
@@ -581,7 +737,7 @@ var File_mcpvault_audit_v1_audit_proto protoreflect.FileDescriptor
 
 const file_mcpvault_audit_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x1dmcpvault/audit/v1/audit.proto\x12\x11mcpvault.audit.v1\x1a#mcpvault/snapshot/v1/snapshot.proto\"\x8a\b\n" +
+	"\x1dmcpvault/audit/v1/audit.proto\x12\x11mcpvault.audit.v1\x1a#mcpvault/snapshot/v1/snapshot.proto\"\xd5\t\n" +
 	"\x06Record\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x121\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1d.mcpvault.audit.v1.RecordKindR\x04kind\x12\x17\n" +
@@ -621,7 +777,25 @@ const file_mcpvault_audit_v1_audit_proto_rawDesc = "" +
 	"latency_us\x18\x1d \x01(\x03R\tlatencyUs\x12\x1b\n" +
 	"\tintent_id\x18\x1e \x01(\tR\bintentId\x12\x16\n" +
 	"\x06detail\x18\x1f \x01(\tR\x06detail\x12)\n" +
-	"\x10protocol_version\x18  \x01(\tR\x0fprotocolVersion\"r\n" +
+	"\x10protocol_version\x18  \x01(\tR\x0fprotocolVersion\x12\x1f\n" +
+	"\vdecision_ms\x18! \x01(\x03R\n" +
+	"decisionMs\x12\x16\n" +
+	"\x06region\x18\" \x01(\tR\x06region\x12\x1d\n" +
+	"\n" +
+	"state_hash\x18# \x01(\fR\tstateHash\x12\x12\n" +
+	"\x04item\x18$ \x01(\tR\x04item\x12\x18\n" +
+	"\aprogram\x18% \x01(\rR\aprogram\x12C\n" +
+	"\n" +
+	"conditions\x18& \x03(\v2#.mcpvault.audit.v1.ConditionOutcomeR\n" +
+	"conditions\"\xcf\x01\n" +
+	"\x10ConditionOutcome\x12\x18\n" +
+	"\aprogram\x18\x01 \x01(\rR\aprogram\x12E\n" +
+	"\aoutcome\x18\x02 \x01(\x0e2+.mcpvault.audit.v1.ConditionOutcome.OutcomeR\aoutcome\"Z\n" +
+	"\aOutcome\x12\x17\n" +
+	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rOUTCOME_FALSE\x10\x01\x12\x10\n" +
+	"\fOUTCOME_TRUE\x10\x02\x12\x11\n" +
+	"\rOUTCOME_ERROR\x10\x03\"r\n" +
 	"\x06Person\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -659,28 +833,32 @@ func file_mcpvault_audit_v1_audit_proto_rawDescGZIP() []byte {
 	return file_mcpvault_audit_v1_audit_proto_rawDescData
 }
 
-var file_mcpvault_audit_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_mcpvault_audit_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_mcpvault_audit_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_mcpvault_audit_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_mcpvault_audit_v1_audit_proto_goTypes = []any{
-	(RecordKind)(0), // 0: mcpvault.audit.v1.RecordKind
-	(Decision)(0),   // 1: mcpvault.audit.v1.Decision
-	(*Record)(nil),  // 2: mcpvault.audit.v1.Record
-	(*Person)(nil),  // 3: mcpvault.audit.v1.Person
-	(*Client)(nil),  // 4: mcpvault.audit.v1.Client
-	(v1.Effect)(0),  // 5: mcpvault.snapshot.v1.Effect
+	(RecordKind)(0),               // 0: mcpvault.audit.v1.RecordKind
+	(Decision)(0),                 // 1: mcpvault.audit.v1.Decision
+	(ConditionOutcome_Outcome)(0), // 2: mcpvault.audit.v1.ConditionOutcome.Outcome
+	(*Record)(nil),                // 3: mcpvault.audit.v1.Record
+	(*ConditionOutcome)(nil),      // 4: mcpvault.audit.v1.ConditionOutcome
+	(*Person)(nil),                // 5: mcpvault.audit.v1.Person
+	(*Client)(nil),                // 6: mcpvault.audit.v1.Client
+	(v1.Effect)(0),                // 7: mcpvault.snapshot.v1.Effect
 }
 var file_mcpvault_audit_v1_audit_proto_depIdxs = []int32{
 	0, // 0: mcpvault.audit.v1.Record.kind:type_name -> mcpvault.audit.v1.RecordKind
-	3, // 1: mcpvault.audit.v1.Record.principal:type_name -> mcpvault.audit.v1.Person
-	3, // 2: mcpvault.audit.v1.Record.actor:type_name -> mcpvault.audit.v1.Person
-	4, // 3: mcpvault.audit.v1.Record.client:type_name -> mcpvault.audit.v1.Client
-	5, // 4: mcpvault.audit.v1.Record.effect:type_name -> mcpvault.snapshot.v1.Effect
+	5, // 1: mcpvault.audit.v1.Record.principal:type_name -> mcpvault.audit.v1.Person
+	5, // 2: mcpvault.audit.v1.Record.actor:type_name -> mcpvault.audit.v1.Person
+	6, // 3: mcpvault.audit.v1.Record.client:type_name -> mcpvault.audit.v1.Client
+	7, // 4: mcpvault.audit.v1.Record.effect:type_name -> mcpvault.snapshot.v1.Effect
 	1, // 5: mcpvault.audit.v1.Record.decision:type_name -> mcpvault.audit.v1.Decision
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	4, // 6: mcpvault.audit.v1.Record.conditions:type_name -> mcpvault.audit.v1.ConditionOutcome
+	2, // 7: mcpvault.audit.v1.ConditionOutcome.outcome:type_name -> mcpvault.audit.v1.ConditionOutcome.Outcome
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_audit_v1_audit_proto_init() }
@@ -693,8 +871,8 @@ func file_mcpvault_audit_v1_audit_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_audit_v1_audit_proto_rawDesc), len(file_mcpvault_audit_v1_audit_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   3,
+			NumEnums:      3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

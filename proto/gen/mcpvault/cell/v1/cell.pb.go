@@ -11,6 +11,7 @@ package cellv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	v1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -120,10 +121,12 @@ func (x *WatchRequest) GetApplied() []*AppliedHead {
 }
 
 type AppliedHead struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TenantId      string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	TenantId   string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	Epoch      uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Generation uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	// State hash of what is served; nodes that serve one generation have one hash.
+	StateHash     []byte `protobuf:"bytes,4,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -179,6 +182,13 @@ func (x *AppliedHead) GetGeneration() uint64 {
 	return 0
 }
 
+func (x *AppliedHead) GetStateHash() []byte {
+	if x != nil {
+		return x.StateHash
+	}
+	return nil
+}
+
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -186,6 +196,7 @@ type WatchResponse struct {
 	//	*WatchResponse_Update
 	//	*WatchResponse_Heartbeat
 	//	*WatchResponse_Kill
+	//	*WatchResponse_Delta
 	Event         isWatchResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -255,6 +266,15 @@ func (x *WatchResponse) GetKill() []byte {
 	return nil
 }
 
+func (x *WatchResponse) GetDelta() *v1.SignedDelta {
+	if x != nil {
+		if x, ok := x.Event.(*WatchResponse_Delta); ok {
+			return x.Delta
+		}
+	}
+	return nil
+}
+
 type isWatchResponse_Event interface {
 	isWatchResponse_Event()
 }
@@ -273,11 +293,18 @@ type WatchResponse_Kill struct {
 	Kill []byte `protobuf:"bytes,3,opt,name=kill,proto3,oneof"`
 }
 
+type WatchResponse_Delta struct {
+	// The next generation of one tenant. It follows what the stream brought for that tenant before.
+	Delta *v1.SignedDelta `protobuf:"bytes,4,opt,name=delta,proto3,oneof"`
+}
+
 func (*WatchResponse_Update) isWatchResponse_Event() {}
 
 func (*WatchResponse_Heartbeat) isWatchResponse_Event() {}
 
 func (*WatchResponse_Kill) isWatchResponse_Event() {}
+
+func (*WatchResponse_Delta) isWatchResponse_Event() {}
 
 type Update struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -286,7 +313,10 @@ type Update struct {
 	// DSSE envelopes of the heads in the manifest that the node did not name as applied.
 	Heads [][]byte `protobuf:"bytes,2,rep,name=heads,proto3" json:"heads,omitempty"`
 	// DSSE envelope of the newest snapshot.v1.Roots.
-	Roots         []byte `protobuf:"bytes,3,opt,name=roots,proto3" json:"roots,omitempty"`
+	Roots []byte `protobuf:"bytes,3,opt,name=roots,proto3" json:"roots,omitempty"`
+	// What made the newest generations out of heads, of a tenant in order. The manifest names heads; a tenant's deltas go
+	// beyond it, and heartbeats confirm the root over both.
+	Deltas        []*v1.SignedDelta `protobuf:"bytes,4,rep,name=deltas,proto3" json:"deltas,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -338,6 +368,13 @@ func (x *Update) GetHeads() [][]byte {
 func (x *Update) GetRoots() []byte {
 	if x != nil {
 		return x.Roots
+	}
+	return nil
+}
+
+func (x *Update) GetDeltas() []*v1.SignedDelta {
+	if x != nil {
+		return x.Deltas
 	}
 	return nil
 }
@@ -962,24 +999,28 @@ var File_mcpvault_cell_v1_cell_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
-	"\x1bmcpvault/cell/v1/cell.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\"R\n" +
+	"\x1bmcpvault/cell/v1/cell.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"R\n" +
 	"\fWatchRequest\x12B\n" +
-	"\aapplied\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.AppliedHeadB\t\xbaH\x06\x92\x01\x03\x10\x90NR\aapplied\"i\n" +
+	"\aapplied\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.AppliedHeadB\t\xbaH\x06\x92\x01\x03\x10\x90NR\aapplied\"\x91\x01\n" +
 	"\vAppliedHead\x12$\n" +
 	"\ttenant_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\btenantId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x04R\n" +
-	"generation\"\x82\x01\n" +
+	"generation\x12&\n" +
+	"\n" +
+	"state_hash\x18\x04 \x01(\fB\a\xbaH\x04z\x02\x18 R\tstateHash\"\xbd\x01\n" +
 	"\rWatchResponse\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x1e\n" +
 	"\theartbeat\x18\x02 \x01(\fH\x00R\theartbeat\x12\x14\n" +
-	"\x04kill\x18\x03 \x01(\fH\x00R\x04killB\a\n" +
-	"\x05event\"P\n" +
+	"\x04kill\x18\x03 \x01(\fH\x00R\x04kill\x129\n" +
+	"\x05delta\x18\x04 \x01(\v2!.mcpvault.snapshot.v1.SignedDeltaH\x00R\x05deltaB\a\n" +
+	"\x05event\"\x8b\x01\n" +
 	"\x06Update\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x14\n" +
 	"\x05heads\x18\x02 \x03(\fR\x05heads\x12\x14\n" +
-	"\x05roots\x18\x03 \x01(\fR\x05roots\"3\n" +
+	"\x05roots\x18\x03 \x01(\fR\x05roots\x129\n" +
+	"\x06deltas\x18\x04 \x03(\v2!.mcpvault.snapshot.v1.SignedDeltaR\x06deltas\"3\n" +
 	"\x10FetchBlobRequest\x12\x1f\n" +
 	"\x06sha256\x18\x01 \x01(\fB\a\xbaH\x04z\x02h R\x06sha256\")\n" +
 	"\x11FetchBlobResponse\x12\x14\n" +
@@ -1078,28 +1119,31 @@ var file_mcpvault_cell_v1_cell_proto_goTypes = []any{
 	(*ReportStatusResponse)(nil), // 11: mcpvault.cell.v1.ReportStatusResponse
 	(*DeliverAuditRequest)(nil),  // 12: mcpvault.cell.v1.DeliverAuditRequest
 	(*DeliverAuditResponse)(nil), // 13: mcpvault.cell.v1.DeliverAuditResponse
+	(*v1.SignedDelta)(nil),       // 14: mcpvault.snapshot.v1.SignedDelta
 }
 var file_mcpvault_cell_v1_cell_proto_depIdxs = []int32{
 	2,  // 0: mcpvault.cell.v1.WatchRequest.applied:type_name -> mcpvault.cell.v1.AppliedHead
 	4,  // 1: mcpvault.cell.v1.WatchResponse.update:type_name -> mcpvault.cell.v1.Update
-	0,  // 2: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
-	2,  // 3: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	9,  // 4: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
-	1,  // 5: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
-	5,  // 6: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
-	7,  // 7: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
-	10, // 8: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
-	12, // 9: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
-	3,  // 10: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
-	6,  // 11: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
-	8,  // 12: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
-	11, // 13: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
-	13, // 14: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	14, // 2: mcpvault.cell.v1.WatchResponse.delta:type_name -> mcpvault.snapshot.v1.SignedDelta
+	14, // 3: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	0,  // 4: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
+	2,  // 5: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
+	9,  // 6: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
+	1,  // 7: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
+	5,  // 8: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
+	7,  // 9: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
+	10, // 10: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
+	12, // 11: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
+	3,  // 12: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
+	6,  // 13: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
+	8,  // 14: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
+	11, // 15: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
+	13, // 16: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
+	12, // [12:17] is the sub-list for method output_type
+	7,  // [7:12] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_cell_proto_init() }
@@ -1111,6 +1155,7 @@ func file_mcpvault_cell_v1_cell_proto_init() {
 		(*WatchResponse_Update)(nil),
 		(*WatchResponse_Heartbeat)(nil),
 		(*WatchResponse_Kill)(nil),
+		(*WatchResponse_Delta)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -10,6 +10,7 @@ package cellv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	v1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -33,6 +34,7 @@ type RaftEntry struct {
 	//	*RaftEntry_Update
 	//	*RaftEntry_Kill
 	//	*RaftEntry_SessionKey
+	//	*RaftEntry_Deltas
 	Command       isRaftEntry_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -102,6 +104,15 @@ func (x *RaftEntry) GetSessionKey() *SessionKey {
 	return nil
 }
 
+func (x *RaftEntry) GetDeltas() *Deltas {
+	if x != nil {
+		if x, ok := x.Command.(*RaftEntry_Deltas); ok {
+			return x.Deltas
+		}
+	}
+	return nil
+}
+
 type isRaftEntry_Command interface {
 	isRaftEntry_Command()
 }
@@ -120,11 +131,62 @@ type RaftEntry_SessionKey struct {
 	SessionKey *SessionKey `protobuf:"bytes,3,opt,name=session_key,json=sessionKey,proto3,oneof"`
 }
 
+type RaftEntry_Deltas struct {
+	Deltas *Deltas `protobuf:"bytes,4,opt,name=deltas,proto3,oneof"`
+}
+
 func (*RaftEntry_Update) isRaftEntry_Command() {}
 
 func (*RaftEntry_Kill) isRaftEntry_Command() {}
 
 func (*RaftEntry_SessionKey) isRaftEntry_Command() {}
+
+func (*RaftEntry_Deltas) isRaftEntry_Command() {}
+
+// Deltas are next generations, of a tenant in order.
+type Deltas struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Deltas        []*v1.SignedDelta      `protobuf:"bytes,1,rep,name=deltas,proto3" json:"deltas,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Deltas) Reset() {
+	*x = Deltas{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Deltas) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Deltas) ProtoMessage() {}
+
+func (x *Deltas) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Deltas.ProtoReflect.Descriptor instead.
+func (*Deltas) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Deltas) GetDeltas() []*v1.SignedDelta {
+	if x != nil {
+		return x.Deltas
+	}
+	return nil
+}
 
 // SessionKey seals the session ids of the cell (AES-256-GCM).
 type SessionKey struct {
@@ -138,7 +200,7 @@ type SessionKey struct {
 
 func (x *SessionKey) Reset() {
 	*x = SessionKey{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[1]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -150,7 +212,7 @@ func (x *SessionKey) String() string {
 func (*SessionKey) ProtoMessage() {}
 
 func (x *SessionKey) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[1]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -163,7 +225,7 @@ func (x *SessionKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionKey.ProtoReflect.Descriptor instead.
 func (*SessionKey) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{1}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SessionKey) GetId() uint32 {
@@ -196,7 +258,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[2]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -208,7 +270,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[2]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -221,7 +283,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{2}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ProposeRequest) GetEntry() *RaftEntry {
@@ -240,7 +302,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[3]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -252,7 +314,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[3]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -265,7 +327,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{3}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ProposeResponse) GetIndex() uint64 {
@@ -284,7 +346,7 @@ type ReadBlobRequest struct {
 
 func (x *ReadBlobRequest) Reset() {
 	*x = ReadBlobRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[4]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -296,7 +358,7 @@ func (x *ReadBlobRequest) String() string {
 func (*ReadBlobRequest) ProtoMessage() {}
 
 func (x *ReadBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[4]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -309,7 +371,7 @@ func (x *ReadBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBlobRequest.ProtoReflect.Descriptor instead.
 func (*ReadBlobRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{4}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ReadBlobRequest) GetSha256() []byte {
@@ -328,7 +390,7 @@ type ReadBlobResponse struct {
 
 func (x *ReadBlobResponse) Reset() {
 	*x = ReadBlobResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[5]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -340,7 +402,7 @@ func (x *ReadBlobResponse) String() string {
 func (*ReadBlobResponse) ProtoMessage() {}
 
 func (x *ReadBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[5]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -353,7 +415,7 @@ func (x *ReadBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBlobResponse.ProtoReflect.Descriptor instead.
 func (*ReadBlobResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{5}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ReadBlobResponse) GetChunk() []byte {
@@ -371,7 +433,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +445,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -396,7 +458,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{6}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{7}
 }
 
 type GetStatusResponse struct {
@@ -413,7 +475,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -425,7 +487,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -438,7 +500,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{7}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetStatusResponse) GetStatus() *NodeStatus {
@@ -473,13 +535,16 @@ var File_mcpvault_cell_v1_peer_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1bmcpvault/cell/v1/peer.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bmcpvault/cell/v1/cell.proto\"\xa1\x01\n" +
+	"\x1bmcpvault/cell/v1/peer.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bmcpvault/cell/v1/cell.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\xd5\x01\n" +
 	"\tRaftEntry\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x14\n" +
 	"\x04kill\x18\x02 \x01(\fH\x00R\x04kill\x12?\n" +
 	"\vsession_key\x18\x03 \x01(\v2\x1c.mcpvault.cell.v1.SessionKeyH\x00R\n" +
-	"sessionKeyB\t\n" +
-	"\acommand\"M\n" +
+	"sessionKey\x122\n" +
+	"\x06deltas\x18\x04 \x01(\v2\x18.mcpvault.cell.v1.DeltasH\x00R\x06deltasB\t\n" +
+	"\acommand\"C\n" +
+	"\x06Deltas\x129\n" +
+	"\x06deltas\x18\x01 \x03(\v2!.mcpvault.snapshot.v1.SignedDeltaR\x06deltas\"M\n" +
 	"\n" +
 	"SessionKey\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x10\n" +
@@ -518,36 +583,40 @@ func file_mcpvault_cell_v1_peer_proto_rawDescGZIP() []byte {
 	return file_mcpvault_cell_v1_peer_proto_rawDescData
 }
 
-var file_mcpvault_cell_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_mcpvault_cell_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_mcpvault_cell_v1_peer_proto_goTypes = []any{
 	(*RaftEntry)(nil),         // 0: mcpvault.cell.v1.RaftEntry
-	(*SessionKey)(nil),        // 1: mcpvault.cell.v1.SessionKey
-	(*ProposeRequest)(nil),    // 2: mcpvault.cell.v1.ProposeRequest
-	(*ProposeResponse)(nil),   // 3: mcpvault.cell.v1.ProposeResponse
-	(*ReadBlobRequest)(nil),   // 4: mcpvault.cell.v1.ReadBlobRequest
-	(*ReadBlobResponse)(nil),  // 5: mcpvault.cell.v1.ReadBlobResponse
-	(*GetStatusRequest)(nil),  // 6: mcpvault.cell.v1.GetStatusRequest
-	(*GetStatusResponse)(nil), // 7: mcpvault.cell.v1.GetStatusResponse
-	(*Update)(nil),            // 8: mcpvault.cell.v1.Update
-	(*NodeStatus)(nil),        // 9: mcpvault.cell.v1.NodeStatus
+	(*Deltas)(nil),            // 1: mcpvault.cell.v1.Deltas
+	(*SessionKey)(nil),        // 2: mcpvault.cell.v1.SessionKey
+	(*ProposeRequest)(nil),    // 3: mcpvault.cell.v1.ProposeRequest
+	(*ProposeResponse)(nil),   // 4: mcpvault.cell.v1.ProposeResponse
+	(*ReadBlobRequest)(nil),   // 5: mcpvault.cell.v1.ReadBlobRequest
+	(*ReadBlobResponse)(nil),  // 6: mcpvault.cell.v1.ReadBlobResponse
+	(*GetStatusRequest)(nil),  // 7: mcpvault.cell.v1.GetStatusRequest
+	(*GetStatusResponse)(nil), // 8: mcpvault.cell.v1.GetStatusResponse
+	(*Update)(nil),            // 9: mcpvault.cell.v1.Update
+	(*v1.SignedDelta)(nil),    // 10: mcpvault.snapshot.v1.SignedDelta
+	(*NodeStatus)(nil),        // 11: mcpvault.cell.v1.NodeStatus
 }
 var file_mcpvault_cell_v1_peer_proto_depIdxs = []int32{
-	8, // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
-	1, // 1: mcpvault.cell.v1.RaftEntry.session_key:type_name -> mcpvault.cell.v1.SessionKey
-	0, // 2: mcpvault.cell.v1.ProposeRequest.entry:type_name -> mcpvault.cell.v1.RaftEntry
-	9, // 3: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
-	8, // 4: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
-	2, // 5: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
-	4, // 6: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
-	6, // 7: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
-	3, // 8: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
-	5, // 9: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
-	7, // 10: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
-	8, // [8:11] is the sub-list for method output_type
-	5, // [5:8] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	9,  // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
+	2,  // 1: mcpvault.cell.v1.RaftEntry.session_key:type_name -> mcpvault.cell.v1.SessionKey
+	1,  // 2: mcpvault.cell.v1.RaftEntry.deltas:type_name -> mcpvault.cell.v1.Deltas
+	10, // 3: mcpvault.cell.v1.Deltas.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	0,  // 4: mcpvault.cell.v1.ProposeRequest.entry:type_name -> mcpvault.cell.v1.RaftEntry
+	11, // 5: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
+	9,  // 6: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
+	3,  // 7: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
+	5,  // 8: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
+	7,  // 9: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
+	4,  // 10: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
+	6,  // 11: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
+	8,  // 12: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
+	10, // [10:13] is the sub-list for method output_type
+	7,  // [7:10] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_peer_proto_init() }
@@ -560,6 +629,7 @@ func file_mcpvault_cell_v1_peer_proto_init() {
 		(*RaftEntry_Update)(nil),
 		(*RaftEntry_Kill)(nil),
 		(*RaftEntry_SessionKey)(nil),
+		(*RaftEntry_Deltas)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -567,7 +637,7 @@ func file_mcpvault_cell_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_cell_v1_peer_proto_rawDesc), len(file_mcpvault_cell_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -571,11 +571,13 @@ type Head struct {
 	// The tenant's revision that was compiled: what an admin write returned.
 	Revision uint64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
 	// SHA-256 of the payload of the head before this one; empty for the first.
-	Parent        []byte   `protobuf:"bytes,6,opt,name=parent,proto3" json:"parent,omitempty"`
-	NotBeforeMs   int64    `protobuf:"varint,7,opt,name=not_before_ms,json=notBeforeMs,proto3" json:"not_before_ms,omitempty"`
-	NotAfterMs    int64    `protobuf:"varint,8,opt,name=not_after_ms,json=notAfterMs,proto3" json:"not_after_ms,omitempty"`
-	Compiler      string   `protobuf:"bytes,9,opt,name=compiler,proto3" json:"compiler,omitempty"`
-	Shards        []*Shard `protobuf:"bytes,10,rep,name=shards,proto3" json:"shards,omitempty"`
+	Parent      []byte   `protobuf:"bytes,6,opt,name=parent,proto3" json:"parent,omitempty"`
+	NotBeforeMs int64    `protobuf:"varint,7,opt,name=not_before_ms,json=notBeforeMs,proto3" json:"not_before_ms,omitempty"`
+	NotAfterMs  int64    `protobuf:"varint,8,opt,name=not_after_ms,json=notAfterMs,proto3" json:"not_after_ms,omitempty"`
+	Compiler    string   `protobuf:"bytes,9,opt,name=compiler,proto3" json:"compiler,omitempty"`
+	Shards      []*Shard `protobuf:"bytes,10,rep,name=shards,proto3" json:"shards,omitempty"`
+	// State hash of the index: what base and deltas must come to, whatever their layout.
+	StateHash     []byte `protobuf:"bytes,11,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -680,6 +682,677 @@ func (x *Head) GetShards() []*Shard {
 	return nil
 }
 
+func (x *Head) GetStateHash() []byte {
+	if x != nil {
+		return x.StateHash
+	}
+	return nil
+}
+
+// Delta makes the next generation of a tenant out of the one before, without a new shard. Ids are those of the index that
+// it is applied to: of its base shard and the deltas since.
+type Delta struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The 16 bytes of the tenant's UUID.
+	TenantId []byte `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	Epoch    uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The generation that it makes; it applies to the one before only.
+	Generation uint64 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	Revision   uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	// SHA-256 of the payload of the head, or of the body of the delta, that made the generation before.
+	Parent []byte `protobuf:"bytes,5,opt,name=parent,proto3" json:"parent,omitempty"`
+	// State hash after it was applied.
+	StateHash []byte `protobuf:"bytes,6,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
+	// In the order: programs, nodes, grants, cells, users.
+	Programs      []*DeltaProgram `protobuf:"bytes,7,rep,name=programs,proto3" json:"programs,omitempty"`
+	Nodes         []*DeltaNode    `protobuf:"bytes,8,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Grants        []*DeltaGrant   `protobuf:"bytes,9,rep,name=grants,proto3" json:"grants,omitempty"`
+	Cells         []*DeltaCell    `protobuf:"bytes,10,rep,name=cells,proto3" json:"cells,omitempty"`
+	Users         []*DeltaUser    `protobuf:"bytes,11,rep,name=users,proto3" json:"users,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Delta) Reset() {
+	*x = Delta{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Delta) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Delta) ProtoMessage() {}
+
+func (x *Delta) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Delta.ProtoReflect.Descriptor instead.
+func (*Delta) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Delta) GetTenantId() []byte {
+	if x != nil {
+		return x.TenantId
+	}
+	return nil
+}
+
+func (x *Delta) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Delta) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Delta) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Delta) GetParent() []byte {
+	if x != nil {
+		return x.Parent
+	}
+	return nil
+}
+
+func (x *Delta) GetStateHash() []byte {
+	if x != nil {
+		return x.StateHash
+	}
+	return nil
+}
+
+func (x *Delta) GetPrograms() []*DeltaProgram {
+	if x != nil {
+		return x.Programs
+	}
+	return nil
+}
+
+func (x *Delta) GetNodes() []*DeltaNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *Delta) GetGrants() []*DeltaGrant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+func (x *Delta) GetCells() []*DeltaCell {
+	if x != nil {
+		return x.Cells
+	}
+	return nil
+}
+
+func (x *Delta) GetUsers() []*DeltaUser {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+// SignedDelta is the wire form: an Ed25519 signature by a head key over the domain separator and the body.
+type SignedDelta struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Encoded Delta.
+	Body          []byte `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`
+	Signature     []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignedDelta) Reset() {
+	*x = SignedDelta{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignedDelta) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignedDelta) ProtoMessage() {}
+
+func (x *SignedDelta) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignedDelta.ProtoReflect.Descriptor instead.
+func (*SignedDelta) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SignedDelta) GetBody() []byte {
+	if x != nil {
+		return x.Body
+	}
+	return nil
+}
+
+func (x *SignedDelta) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+// DeltaProgram adds a program; it gets the next number.
+type DeltaProgram struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in the shard's code section, with operands that refer to texts, sets and zones below.
+	Code  []byte   `protobuf:"bytes,1,opt,name=code,proto3" json:"code,omitempty"`
+	Args  []string `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
+	Texts [][]byte `protobuf:"bytes,3,rep,name=texts,proto3" json:"texts,omitempty"`
+	// Each a run of 8-byte operands.
+	Sets          [][]byte `protobuf:"bytes,4,rep,name=sets,proto3" json:"sets,omitempty"`
+	Zones         []string `protobuf:"bytes,5,rep,name=zones,proto3" json:"zones,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeltaProgram) Reset() {
+	*x = DeltaProgram{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeltaProgram) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeltaProgram) ProtoMessage() {}
+
+func (x *DeltaProgram) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeltaProgram.ProtoReflect.Descriptor instead.
+func (*DeltaProgram) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DeltaProgram) GetCode() []byte {
+	if x != nil {
+		return x.Code
+	}
+	return nil
+}
+
+func (x *DeltaProgram) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *DeltaProgram) GetTexts() [][]byte {
+	if x != nil {
+		return x.Texts
+	}
+	return nil
+}
+
+func (x *DeltaProgram) GetSets() [][]byte {
+	if x != nil {
+		return x.Sets
+	}
+	return nil
+}
+
+func (x *DeltaProgram) GetZones() []string {
+	if x != nil {
+		return x.Zones
+	}
+	return nil
+}
+
+// DeltaNode replaces what is above a node and the grants given to it; a node that is one past the last is new.
+type DeltaNode struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// For a new node only.
+	Ref           string   `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
+	Parents       []uint32 `protobuf:"varint,3,rep,packed,name=parents,proto3" json:"parents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeltaNode) Reset() {
+	*x = DeltaNode{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeltaNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeltaNode) ProtoMessage() {}
+
+func (x *DeltaNode) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeltaNode.ProtoReflect.Descriptor instead.
+func (*DeltaNode) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DeltaNode) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *DeltaNode) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *DeltaNode) GetParents() []uint32 {
+	if x != nil {
+		return x.Parents
+	}
+	return nil
+}
+
+// DeltaGrant replaces or removes a grant, for explanations.
+type DeltaGrant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Removed       bool                   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`
+	Deny          bool                   `protobuf:"varint,3,opt,name=deny,proto3" json:"deny,omitempty"`
+	Node          uint32                 `protobuf:"varint,4,opt,name=node,proto3" json:"node,omitempty"`
+	Reach         []*DeltaReach          `protobuf:"bytes,5,rep,name=reach,proto3" json:"reach,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeltaGrant) Reset() {
+	*x = DeltaGrant{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeltaGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeltaGrant) ProtoMessage() {}
+
+func (x *DeltaGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeltaGrant.ProtoReflect.Descriptor instead.
+func (*DeltaGrant) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *DeltaGrant) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DeltaGrant) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
+func (x *DeltaGrant) GetDeny() bool {
+	if x != nil {
+		return x.Deny
+	}
+	return false
+}
+
+func (x *DeltaGrant) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *DeltaGrant) GetReach() []*DeltaReach {
+	if x != nil {
+		return x.Reach
+	}
+	return nil
+}
+
+// DeltaReach is what a grant reaches on one page of a server.
+type DeltaReach struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Page  uint32                 `protobuf:"varint,1,opt,name=page,proto3" json:"page,omitempty"`
+	Mask  uint64                 `protobuf:"fixed64,2,opt,name=mask,proto3" json:"mask,omitempty"`
+	// Number of the program + 1; 0 for none.
+	Program       uint32 `protobuf:"varint,3,opt,name=program,proto3" json:"program,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeltaReach) Reset() {
+	*x = DeltaReach{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeltaReach) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeltaReach) ProtoMessage() {}
+
+func (x *DeltaReach) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeltaReach.ProtoReflect.Descriptor instead.
+func (*DeltaReach) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DeltaReach) GetPage() uint32 {
+	if x != nil {
+		return x.Page
+	}
+	return 0
+}
+
+func (x *DeltaReach) GetMask() uint64 {
+	if x != nil {
+		return x.Mask
+	}
+	return 0
+}
+
+func (x *DeltaReach) GetProgram() uint32 {
+	if x != nil {
+		return x.Program
+	}
+	return 0
+}
+
+// DeltaCell replaces or removes the cell of a node and a page.
+type DeltaCell struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Node    uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Page    uint32                 `protobuf:"varint,2,opt,name=page,proto3" json:"page,omitempty"`
+	Removed bool                   `protobuf:"varint,3,opt,name=removed,proto3" json:"removed,omitempty"`
+	Allow   uint64                 `protobuf:"fixed64,4,opt,name=allow,proto3" json:"allow,omitempty"`
+	Deny    uint64                 `protobuf:"fixed64,5,opt,name=deny,proto3" json:"deny,omitempty"`
+	// Conditions of denies and of allows.
+	Denies        []*DeltaReach `protobuf:"bytes,6,rep,name=denies,proto3" json:"denies,omitempty"`
+	Allows        []*DeltaReach `protobuf:"bytes,7,rep,name=allows,proto3" json:"allows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeltaCell) Reset() {
+	*x = DeltaCell{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeltaCell) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeltaCell) ProtoMessage() {}
+
+func (x *DeltaCell) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeltaCell.ProtoReflect.Descriptor instead.
+func (*DeltaCell) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DeltaCell) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *DeltaCell) GetPage() uint32 {
+	if x != nil {
+		return x.Page
+	}
+	return 0
+}
+
+func (x *DeltaCell) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
+func (x *DeltaCell) GetAllow() uint64 {
+	if x != nil {
+		return x.Allow
+	}
+	return 0
+}
+
+func (x *DeltaCell) GetDeny() uint64 {
+	if x != nil {
+		return x.Deny
+	}
+	return 0
+}
+
+func (x *DeltaCell) GetDenies() []*DeltaReach {
+	if x != nil {
+		return x.Denies
+	}
+	return nil
+}
+
+func (x *DeltaCell) GetAllows() []*DeltaReach {
+	if x != nil {
+		return x.Allows
+	}
+	return nil
+}
+
+// DeltaUser replaces, adds or removes a principal.
+type DeltaUser struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the principal; one past the last is new.
+	Id uint32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// For a new principal only.
+	Name    string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Removed bool   `protobuf:"varint,3,opt,name=removed,proto3" json:"removed,omitempty"`
+	// As in the shard's principal record.
+	Flags     uint32 `protobuf:"varint,4,opt,name=flags,proto3" json:"flags,omitempty"`
+	Kind      uint32 `protobuf:"varint,5,opt,name=kind,proto3" json:"kind,omitempty"`
+	Clearance uint32 `protobuf:"varint,6,opt,name=clearance,proto3" json:"clearance,omitempty"`
+	Region    string `protobuf:"bytes,7,opt,name=region,proto3" json:"region,omitempty"`
+	// Direct nodes, ascending.
+	Nodes         []uint32 `protobuf:"varint,8,rep,packed,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeltaUser) Reset() {
+	*x = DeltaUser{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeltaUser) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeltaUser) ProtoMessage() {}
+
+func (x *DeltaUser) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeltaUser.ProtoReflect.Descriptor instead.
+func (*DeltaUser) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *DeltaUser) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *DeltaUser) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeltaUser) GetRemoved() bool {
+	if x != nil {
+		return x.Removed
+	}
+	return false
+}
+
+func (x *DeltaUser) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *DeltaUser) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *DeltaUser) GetClearance() uint32 {
+	if x != nil {
+		return x.Clearance
+	}
+	return 0
+}
+
+func (x *DeltaUser) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *DeltaUser) GetNodes() []uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
 type HeadRef struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	TenantId   string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
@@ -693,7 +1366,7 @@ type HeadRef struct {
 
 func (x *HeadRef) Reset() {
 	*x = HeadRef{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[6]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +1378,7 @@ func (x *HeadRef) String() string {
 func (*HeadRef) ProtoMessage() {}
 
 func (x *HeadRef) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[6]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +1391,7 @@ func (x *HeadRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadRef.ProtoReflect.Descriptor instead.
 func (*HeadRef) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{6}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HeadRef) GetTenantId() string {
@@ -764,7 +1437,7 @@ type Manifest struct {
 
 func (x *Manifest) Reset() {
 	*x = Manifest{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[7]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +1449,7 @@ func (x *Manifest) String() string {
 func (*Manifest) ProtoMessage() {}
 
 func (x *Manifest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[7]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +1462,7 @@ func (x *Manifest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Manifest.ProtoReflect.Descriptor instead.
 func (*Manifest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{7}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Manifest) GetCell() string {
@@ -840,7 +1513,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[8]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +1525,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[8]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +1538,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{8}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Heartbeat) GetCell() string {
@@ -912,7 +1585,7 @@ type Kill struct {
 
 func (x *Kill) Reset() {
 	*x = Kill{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[9]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +1597,7 @@ func (x *Kill) String() string {
 func (*Kill) ProtoMessage() {}
 
 func (x *Kill) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[9]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1610,7 @@ func (x *Kill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kill.ProtoReflect.Descriptor instead.
 func (*Kill) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{9}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Kill) GetId() string {
@@ -998,7 +1671,7 @@ type Catalogue struct {
 
 func (x *Catalogue) Reset() {
 	*x = Catalogue{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[10]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1683,7 @@ func (x *Catalogue) String() string {
 func (*Catalogue) ProtoMessage() {}
 
 func (x *Catalogue) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[10]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1696,7 @@ func (x *Catalogue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Catalogue.ProtoReflect.Descriptor instead.
 func (*Catalogue) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Catalogue) GetTenantId() string {
@@ -1073,13 +1746,15 @@ type Settings struct {
 	// How long after the last heartbeat a class of calls is still served.
 	MaxStalenessReadMs  int64 `protobuf:"varint,1,opt,name=max_staleness_read_ms,json=maxStalenessReadMs,proto3" json:"max_staleness_read_ms,omitempty"`
 	MaxStalenessWriteMs int64 `protobuf:"varint,2,opt,name=max_staleness_write_ms,json=maxStalenessWriteMs,proto3" json:"max_staleness_write_ms,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Narrower bounds for what carries a label; the narrowest that applies counts. Sorted by label.
+	LabelStaleness []*LabelStaleness `protobuf:"bytes,3,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[11]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1766,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[11]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1779,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Settings) GetMaxStalenessReadMs() int64 {
@@ -1121,6 +1796,66 @@ func (x *Settings) GetMaxStalenessWriteMs() int64 {
 	return 0
 }
 
+func (x *Settings) GetLabelStaleness() []*LabelStaleness {
+	if x != nil {
+		return x.LabelStaleness
+	}
+	return nil
+}
+
+type LabelStaleness struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "key=value".
+	Label         string `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	MaxMs         int64  `protobuf:"varint,2,opt,name=max_ms,json=maxMs,proto3" json:"max_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelStaleness) Reset() {
+	*x = LabelStaleness{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelStaleness) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelStaleness) ProtoMessage() {}
+
+func (x *LabelStaleness) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelStaleness.ProtoReflect.Descriptor instead.
+func (*LabelStaleness) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *LabelStaleness) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *LabelStaleness) GetMaxMs() int64 {
+	if x != nil {
+		return x.MaxMs
+	}
+	return 0
+}
+
 type CatalogueServer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1133,16 +1868,22 @@ type CatalogueServer struct {
 	Version       uint32           `protobuf:"varint,6,opt,name=version,proto3" json:"version,omitempty"`
 	Tools         []*CatalogueTool `protobuf:"bytes,7,rep,name=tools,proto3" json:"tools,omitempty"`
 	// The raw JSON objects that the upstream sent at scan time.
-	ServerInfo    []byte `protobuf:"bytes,8,opt,name=server_info,json=serverInfo,proto3" json:"server_info,omitempty"`
-	Capabilities  []byte `protobuf:"bytes,9,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
-	Instructions  string `protobuf:"bytes,10,opt,name=instructions,proto3" json:"instructions,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ServerInfo   []byte `protobuf:"bytes,8,opt,name=server_info,json=serverInfo,proto3" json:"server_info,omitempty"`
+	Capabilities []byte `protobuf:"bytes,9,opt,name=capabilities,proto3" json:"capabilities,omitempty"`
+	Instructions string `protobuf:"bytes,10,opt,name=instructions,proto3" json:"instructions,omitempty"`
+	// "key=value", sorted.
+	Labels []string `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty"`
+	// The approved version's prompts, resources and resource templates, each sorted by name or URI.
+	Prompts           []*CatalogueEntry `protobuf:"bytes,12,rep,name=prompts,proto3" json:"prompts,omitempty"`
+	Resources         []*CatalogueEntry `protobuf:"bytes,13,rep,name=resources,proto3" json:"resources,omitempty"`
+	ResourceTemplates []*CatalogueEntry `protobuf:"bytes,14,rep,name=resource_templates,json=resourceTemplates,proto3" json:"resource_templates,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *CatalogueServer) Reset() {
 	*x = CatalogueServer{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[12]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1895,7 @@ func (x *CatalogueServer) String() string {
 func (*CatalogueServer) ProtoMessage() {}
 
 func (x *CatalogueServer) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[12]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1908,7 @@ func (x *CatalogueServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogueServer.ProtoReflect.Descriptor instead.
 func (*CatalogueServer) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CatalogueServer) GetId() string {
@@ -1240,19 +1981,104 @@ func (x *CatalogueServer) GetInstructions() string {
 	return ""
 }
 
+func (x *CatalogueServer) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *CatalogueServer) GetPrompts() []*CatalogueEntry {
+	if x != nil {
+		return x.Prompts
+	}
+	return nil
+}
+
+func (x *CatalogueServer) GetResources() []*CatalogueEntry {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *CatalogueServer) GetResourceTemplates() []*CatalogueEntry {
+	if x != nil {
+		return x.ResourceTemplates
+	}
+	return nil
+}
+
+// CatalogueEntry is a prompt, resource or resource template.
+type CatalogueEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of a prompt, URI of a resource, URI template of a template.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The object exactly as the upstream sent it.
+	Raw           []byte `protobuf:"bytes,2,opt,name=raw,proto3" json:"raw,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CatalogueEntry) Reset() {
+	*x = CatalogueEntry{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CatalogueEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CatalogueEntry) ProtoMessage() {}
+
+func (x *CatalogueEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CatalogueEntry.ProtoReflect.Descriptor instead.
+func (*CatalogueEntry) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *CatalogueEntry) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CatalogueEntry) GetRaw() []byte {
+	if x != nil {
+		return x.Raw
+	}
+	return nil
+}
+
 type CatalogueTool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The tool object exactly as the upstream sent it.
-	Raw           []byte `protobuf:"bytes,2,opt,name=raw,proto3" json:"raw,omitempty"`
-	Effect        Effect `protobuf:"varint,3,opt,name=effect,proto3,enum=mcpvault.snapshot.v1.Effect" json:"effect,omitempty"`
+	Raw    []byte `protobuf:"bytes,2,opt,name=raw,proto3" json:"raw,omitempty"`
+	Effect Effect `protobuf:"varint,3,opt,name=effect,proto3,enum=mcpvault.snapshot.v1.Effect" json:"effect,omitempty"`
+	// "key=value", sorted; its own and its server's.
+	Labels        []string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CatalogueTool) Reset() {
 	*x = CatalogueTool{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[13]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +2090,7 @@ func (x *CatalogueTool) String() string {
 func (*CatalogueTool) ProtoMessage() {}
 
 func (x *CatalogueTool) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[13]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +2103,7 @@ func (x *CatalogueTool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogueTool.ProtoReflect.Descriptor instead.
 func (*CatalogueTool) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CatalogueTool) GetName() string {
@@ -1301,6 +2127,13 @@ func (x *CatalogueTool) GetEffect() Effect {
 	return Effect_EFFECT_UNSPECIFIED
 }
 
+func (x *CatalogueTool) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 // Issuer is bound to this tenant: a token it signs can name only this tenant's principals.
 type Issuer struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -1314,7 +2147,7 @@ type Issuer struct {
 
 func (x *Issuer) Reset() {
 	*x = Issuer{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[14]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +2159,7 @@ func (x *Issuer) String() string {
 func (*Issuer) ProtoMessage() {}
 
 func (x *Issuer) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[14]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +2172,7 @@ func (x *Issuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issuer.ProtoReflect.Descriptor instead.
 func (*Issuer) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Issuer) GetIssuer() string {
@@ -1376,7 +2209,7 @@ type IssuerKey struct {
 
 func (x *IssuerKey) Reset() {
 	*x = IssuerKey{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[15]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +2221,7 @@ func (x *IssuerKey) String() string {
 func (*IssuerKey) ProtoMessage() {}
 
 func (x *IssuerKey) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[15]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +2234,7 @@ func (x *IssuerKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuerKey.ProtoReflect.Descriptor instead.
 func (*IssuerKey) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *IssuerKey) GetKid() string {
@@ -1451,7 +2284,7 @@ const file_mcpvault_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\x05Shard\x123\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1f.mcpvault.snapshot.v1.ShardKindR\x04kind\x12\x16\n" +
 	"\x06sha256\x18\x02 \x01(\fR\x06sha256\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x04R\x04size\"\xbc\x02\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"\xdb\x02\n" +
 	"\x04Head\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
@@ -1466,7 +2299,67 @@ const file_mcpvault_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"notAfterMs\x12\x1a\n" +
 	"\bcompiler\x18\t \x01(\tR\bcompiler\x123\n" +
 	"\x06shards\x18\n" +
-	" \x03(\v2\x1b.mcpvault.snapshot.v1.ShardR\x06shards\"}\n" +
+	" \x03(\v2\x1b.mcpvault.snapshot.v1.ShardR\x06shards\x12\x1d\n" +
+	"\n" +
+	"state_hash\x18\v \x01(\fR\tstateHash\"\xcc\x03\n" +
+	"\x05Delta\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\fR\btenantId\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x16\n" +
+	"\x06parent\x18\x05 \x01(\fR\x06parent\x12\x1d\n" +
+	"\n" +
+	"state_hash\x18\x06 \x01(\fR\tstateHash\x12>\n" +
+	"\bprograms\x18\a \x03(\v2\".mcpvault.snapshot.v1.DeltaProgramR\bprograms\x125\n" +
+	"\x05nodes\x18\b \x03(\v2\x1f.mcpvault.snapshot.v1.DeltaNodeR\x05nodes\x128\n" +
+	"\x06grants\x18\t \x03(\v2 .mcpvault.snapshot.v1.DeltaGrantR\x06grants\x125\n" +
+	"\x05cells\x18\n" +
+	" \x03(\v2\x1f.mcpvault.snapshot.v1.DeltaCellR\x05cells\x125\n" +
+	"\x05users\x18\v \x03(\v2\x1f.mcpvault.snapshot.v1.DeltaUserR\x05users\"?\n" +
+	"\vSignedDelta\x12\x12\n" +
+	"\x04body\x18\x01 \x01(\fR\x04body\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"v\n" +
+	"\fDeltaProgram\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\fR\x04code\x12\x12\n" +
+	"\x04args\x18\x02 \x03(\tR\x04args\x12\x14\n" +
+	"\x05texts\x18\x03 \x03(\fR\x05texts\x12\x12\n" +
+	"\x04sets\x18\x04 \x03(\fR\x04sets\x12\x14\n" +
+	"\x05zones\x18\x05 \x03(\tR\x05zones\"G\n" +
+	"\tDeltaNode\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x10\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x18\n" +
+	"\aparents\x18\x03 \x03(\rR\aparents\"\x96\x01\n" +
+	"\n" +
+	"DeltaGrant\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aremoved\x18\x02 \x01(\bR\aremoved\x12\x12\n" +
+	"\x04deny\x18\x03 \x01(\bR\x04deny\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\rR\x04node\x126\n" +
+	"\x05reach\x18\x05 \x03(\v2 .mcpvault.snapshot.v1.DeltaReachR\x05reach\"N\n" +
+	"\n" +
+	"DeltaReach\x12\x12\n" +
+	"\x04page\x18\x01 \x01(\rR\x04page\x12\x12\n" +
+	"\x04mask\x18\x02 \x01(\x06R\x04mask\x12\x18\n" +
+	"\aprogram\x18\x03 \x01(\rR\aprogram\"\xeb\x01\n" +
+	"\tDeltaCell\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\rR\x04node\x12\x12\n" +
+	"\x04page\x18\x02 \x01(\rR\x04page\x12\x18\n" +
+	"\aremoved\x18\x03 \x01(\bR\aremoved\x12\x14\n" +
+	"\x05allow\x18\x04 \x01(\x06R\x05allow\x12\x12\n" +
+	"\x04deny\x18\x05 \x01(\x06R\x04deny\x128\n" +
+	"\x06denies\x18\x06 \x03(\v2 .mcpvault.snapshot.v1.DeltaReachR\x06denies\x128\n" +
+	"\x06allows\x18\a \x03(\v2 .mcpvault.snapshot.v1.DeltaReachR\x06allows\"\xbf\x01\n" +
+	"\tDeltaUser\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\aremoved\x18\x03 \x01(\bR\aremoved\x12\x14\n" +
+	"\x05flags\x18\x04 \x01(\rR\x05flags\x12\x12\n" +
+	"\x04kind\x18\x05 \x01(\rR\x04kind\x12\x1c\n" +
+	"\tclearance\x18\x06 \x01(\rR\tclearance\x12\x16\n" +
+	"\x06region\x18\a \x01(\tR\x06region\x12\x14\n" +
+	"\x05nodes\x18\b \x03(\rR\x05nodes\"}\n" +
 	"\aHeadRef\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1e\n" +
@@ -1499,10 +2392,14 @@ const file_mcpvault_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\aservers\x18\x03 \x03(\v2%.mcpvault.snapshot.v1.CatalogueServerR\aservers\x126\n" +
 	"\aissuers\x18\x04 \x03(\v2\x1c.mcpvault.snapshot.v1.IssuerR\aissuers\x12\x14\n" +
 	"\x05hosts\x18\x05 \x03(\tR\x05hosts\x12:\n" +
-	"\bsettings\x18\x06 \x01(\v2\x1e.mcpvault.snapshot.v1.SettingsR\bsettings\"r\n" +
+	"\bsettings\x18\x06 \x01(\v2\x1e.mcpvault.snapshot.v1.SettingsR\bsettings\"\xc1\x01\n" +
 	"\bSettings\x121\n" +
 	"\x15max_staleness_read_ms\x18\x01 \x01(\x03R\x12maxStalenessReadMs\x123\n" +
-	"\x16max_staleness_write_ms\x18\x02 \x01(\x03R\x13maxStalenessWriteMs\"\xd9\x02\n" +
+	"\x16max_staleness_write_ms\x18\x02 \x01(\x03R\x13maxStalenessWriteMs\x12M\n" +
+	"\x0flabel_staleness\x18\x03 \x03(\v2$.mcpvault.snapshot.v1.LabelStalenessR\x0elabelStaleness\"=\n" +
+	"\x0eLabelStaleness\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12\x15\n" +
+	"\x06max_ms\x18\x02 \x01(\x03R\x05maxMs\"\xca\x04\n" +
 	"\x0fCatalogueServer\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1515,11 +2412,19 @@ const file_mcpvault_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"serverInfo\x12\"\n" +
 	"\fcapabilities\x18\t \x01(\fR\fcapabilities\x12\"\n" +
 	"\finstructions\x18\n" +
-	" \x01(\tR\finstructions\"k\n" +
+	" \x01(\tR\finstructions\x12\x16\n" +
+	"\x06labels\x18\v \x03(\tR\x06labels\x12>\n" +
+	"\aprompts\x18\f \x03(\v2$.mcpvault.snapshot.v1.CatalogueEntryR\aprompts\x12B\n" +
+	"\tresources\x18\r \x03(\v2$.mcpvault.snapshot.v1.CatalogueEntryR\tresources\x12S\n" +
+	"\x12resource_templates\x18\x0e \x03(\v2$.mcpvault.snapshot.v1.CatalogueEntryR\x11resourceTemplates\"6\n" +
+	"\x0eCatalogueEntry\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03raw\x18\x02 \x01(\fR\x03raw\"\x83\x01\n" +
 	"\rCatalogueTool\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03raw\x18\x02 \x01(\fR\x03raw\x124\n" +
-	"\x06effect\x18\x03 \x01(\x0e2\x1c.mcpvault.snapshot.v1.EffectR\x06effect\"s\n" +
+	"\x06effect\x18\x03 \x01(\x0e2\x1c.mcpvault.snapshot.v1.EffectR\x06effect\x12\x16\n" +
+	"\x06labels\x18\x04 \x03(\tR\x06labels\"s\n" +
 	"\x06Issuer\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1c\n" +
 	"\taudiences\x18\x02 \x03(\tR\taudiences\x123\n" +
@@ -1572,7 +2477,7 @@ func file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_snapshot_v1_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_mcpvault_snapshot_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_mcpvault_snapshot_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_mcpvault_snapshot_v1_snapshot_proto_goTypes = []any{
 	(KeyRole)(0),            // 0: mcpvault.snapshot.v1.KeyRole
 	(ShardKind)(0),          // 1: mcpvault.snapshot.v1.ShardKind
@@ -1584,16 +2489,26 @@ var file_mcpvault_snapshot_v1_snapshot_proto_goTypes = []any{
 	(*Roots)(nil),           // 7: mcpvault.snapshot.v1.Roots
 	(*Shard)(nil),           // 8: mcpvault.snapshot.v1.Shard
 	(*Head)(nil),            // 9: mcpvault.snapshot.v1.Head
-	(*HeadRef)(nil),         // 10: mcpvault.snapshot.v1.HeadRef
-	(*Manifest)(nil),        // 11: mcpvault.snapshot.v1.Manifest
-	(*Heartbeat)(nil),       // 12: mcpvault.snapshot.v1.Heartbeat
-	(*Kill)(nil),            // 13: mcpvault.snapshot.v1.Kill
-	(*Catalogue)(nil),       // 14: mcpvault.snapshot.v1.Catalogue
-	(*Settings)(nil),        // 15: mcpvault.snapshot.v1.Settings
-	(*CatalogueServer)(nil), // 16: mcpvault.snapshot.v1.CatalogueServer
-	(*CatalogueTool)(nil),   // 17: mcpvault.snapshot.v1.CatalogueTool
-	(*Issuer)(nil),          // 18: mcpvault.snapshot.v1.Issuer
-	(*IssuerKey)(nil),       // 19: mcpvault.snapshot.v1.IssuerKey
+	(*Delta)(nil),           // 10: mcpvault.snapshot.v1.Delta
+	(*SignedDelta)(nil),     // 11: mcpvault.snapshot.v1.SignedDelta
+	(*DeltaProgram)(nil),    // 12: mcpvault.snapshot.v1.DeltaProgram
+	(*DeltaNode)(nil),       // 13: mcpvault.snapshot.v1.DeltaNode
+	(*DeltaGrant)(nil),      // 14: mcpvault.snapshot.v1.DeltaGrant
+	(*DeltaReach)(nil),      // 15: mcpvault.snapshot.v1.DeltaReach
+	(*DeltaCell)(nil),       // 16: mcpvault.snapshot.v1.DeltaCell
+	(*DeltaUser)(nil),       // 17: mcpvault.snapshot.v1.DeltaUser
+	(*HeadRef)(nil),         // 18: mcpvault.snapshot.v1.HeadRef
+	(*Manifest)(nil),        // 19: mcpvault.snapshot.v1.Manifest
+	(*Heartbeat)(nil),       // 20: mcpvault.snapshot.v1.Heartbeat
+	(*Kill)(nil),            // 21: mcpvault.snapshot.v1.Kill
+	(*Catalogue)(nil),       // 22: mcpvault.snapshot.v1.Catalogue
+	(*Settings)(nil),        // 23: mcpvault.snapshot.v1.Settings
+	(*LabelStaleness)(nil),  // 24: mcpvault.snapshot.v1.LabelStaleness
+	(*CatalogueServer)(nil), // 25: mcpvault.snapshot.v1.CatalogueServer
+	(*CatalogueEntry)(nil),  // 26: mcpvault.snapshot.v1.CatalogueEntry
+	(*CatalogueTool)(nil),   // 27: mcpvault.snapshot.v1.CatalogueTool
+	(*Issuer)(nil),          // 28: mcpvault.snapshot.v1.Issuer
+	(*IssuerKey)(nil),       // 29: mcpvault.snapshot.v1.IssuerKey
 }
 var file_mcpvault_snapshot_v1_snapshot_proto_depIdxs = []int32{
 	5,  // 0: mcpvault.snapshot.v1.Envelope.signatures:type_name -> mcpvault.snapshot.v1.Signature
@@ -1601,19 +2516,31 @@ var file_mcpvault_snapshot_v1_snapshot_proto_depIdxs = []int32{
 	6,  // 2: mcpvault.snapshot.v1.Roots.keys:type_name -> mcpvault.snapshot.v1.PublicKey
 	1,  // 3: mcpvault.snapshot.v1.Shard.kind:type_name -> mcpvault.snapshot.v1.ShardKind
 	8,  // 4: mcpvault.snapshot.v1.Head.shards:type_name -> mcpvault.snapshot.v1.Shard
-	10, // 5: mcpvault.snapshot.v1.Manifest.heads:type_name -> mcpvault.snapshot.v1.HeadRef
-	2,  // 6: mcpvault.snapshot.v1.Kill.kind:type_name -> mcpvault.snapshot.v1.KillKind
-	16, // 7: mcpvault.snapshot.v1.Catalogue.servers:type_name -> mcpvault.snapshot.v1.CatalogueServer
-	18, // 8: mcpvault.snapshot.v1.Catalogue.issuers:type_name -> mcpvault.snapshot.v1.Issuer
-	15, // 9: mcpvault.snapshot.v1.Catalogue.settings:type_name -> mcpvault.snapshot.v1.Settings
-	17, // 10: mcpvault.snapshot.v1.CatalogueServer.tools:type_name -> mcpvault.snapshot.v1.CatalogueTool
-	3,  // 11: mcpvault.snapshot.v1.CatalogueTool.effect:type_name -> mcpvault.snapshot.v1.Effect
-	19, // 12: mcpvault.snapshot.v1.Issuer.keys:type_name -> mcpvault.snapshot.v1.IssuerKey
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	12, // 5: mcpvault.snapshot.v1.Delta.programs:type_name -> mcpvault.snapshot.v1.DeltaProgram
+	13, // 6: mcpvault.snapshot.v1.Delta.nodes:type_name -> mcpvault.snapshot.v1.DeltaNode
+	14, // 7: mcpvault.snapshot.v1.Delta.grants:type_name -> mcpvault.snapshot.v1.DeltaGrant
+	16, // 8: mcpvault.snapshot.v1.Delta.cells:type_name -> mcpvault.snapshot.v1.DeltaCell
+	17, // 9: mcpvault.snapshot.v1.Delta.users:type_name -> mcpvault.snapshot.v1.DeltaUser
+	15, // 10: mcpvault.snapshot.v1.DeltaGrant.reach:type_name -> mcpvault.snapshot.v1.DeltaReach
+	15, // 11: mcpvault.snapshot.v1.DeltaCell.denies:type_name -> mcpvault.snapshot.v1.DeltaReach
+	15, // 12: mcpvault.snapshot.v1.DeltaCell.allows:type_name -> mcpvault.snapshot.v1.DeltaReach
+	18, // 13: mcpvault.snapshot.v1.Manifest.heads:type_name -> mcpvault.snapshot.v1.HeadRef
+	2,  // 14: mcpvault.snapshot.v1.Kill.kind:type_name -> mcpvault.snapshot.v1.KillKind
+	25, // 15: mcpvault.snapshot.v1.Catalogue.servers:type_name -> mcpvault.snapshot.v1.CatalogueServer
+	28, // 16: mcpvault.snapshot.v1.Catalogue.issuers:type_name -> mcpvault.snapshot.v1.Issuer
+	23, // 17: mcpvault.snapshot.v1.Catalogue.settings:type_name -> mcpvault.snapshot.v1.Settings
+	24, // 18: mcpvault.snapshot.v1.Settings.label_staleness:type_name -> mcpvault.snapshot.v1.LabelStaleness
+	27, // 19: mcpvault.snapshot.v1.CatalogueServer.tools:type_name -> mcpvault.snapshot.v1.CatalogueTool
+	26, // 20: mcpvault.snapshot.v1.CatalogueServer.prompts:type_name -> mcpvault.snapshot.v1.CatalogueEntry
+	26, // 21: mcpvault.snapshot.v1.CatalogueServer.resources:type_name -> mcpvault.snapshot.v1.CatalogueEntry
+	26, // 22: mcpvault.snapshot.v1.CatalogueServer.resource_templates:type_name -> mcpvault.snapshot.v1.CatalogueEntry
+	3,  // 23: mcpvault.snapshot.v1.CatalogueTool.effect:type_name -> mcpvault.snapshot.v1.Effect
+	29, // 24: mcpvault.snapshot.v1.Issuer.keys:type_name -> mcpvault.snapshot.v1.IssuerKey
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_snapshot_v1_snapshot_proto_init() }
@@ -1627,7 +2554,7 @@ func file_mcpvault_snapshot_v1_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_snapshot_v1_snapshot_proto_rawDesc), len(file_mcpvault_snapshot_v1_snapshot_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   16,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

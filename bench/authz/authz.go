@@ -120,7 +120,7 @@ func (f *Figures) list(x *index.Index) {
 	view := x.View(p, s)
 	seen := 0
 	f.List50, _ = mean(func(int) {
-		for range authz.VisibleItems(&view, 1_800_000_000_000) {
+		for range authz.VisibleItems(&view, &authz.Request{NowMS: 1_800_000_000_000}) {
 			seen++
 		}
 	})

@@ -68,7 +68,7 @@ func (e *explainer) run() {
 	out := authz.Explain(x, p, srv, item, request)
 	view := x.View(p, srv)
 	e.res.Allowed, e.res.Reason = out.Decision.Allow, out.Decision.Reason.String()
-	e.res.Visible = authz.Visible(&view, item, e.now)
+	e.res.Visible = authz.Visible(&view, item, &authz.Request{NowMS: e.now})
 	e.grants(user, out)
 	e.sentence(user, name, out)
 }
@@ -222,7 +222,7 @@ func (v *view) holder(p index.PrincipalID, srv index.ServerID, items []index.Ite
 	view := v.index.View(p, srv)
 	var h *adminv1.Holder
 	for _, item := range items {
-		if !authz.Visible(&view, item, now) {
+		if !authz.Visible(&view, item, &authz.Request{NowMS: now}) {
 			continue
 		}
 		if h == nil {

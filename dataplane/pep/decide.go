@@ -80,7 +80,7 @@ func (x *exchange) seesAny(s *pdp.Server, v *index.View) bool {
 	}
 	now := x.nowMS()
 	for page := range v.Pages() {
-		if authz.VisibleMask(v, page, now) != 0 {
+		if authz.VisibleMask(v, page, &authz.Request{NowMS: now}) != 0 {
 			return true
 		}
 	}

@@ -99,7 +99,7 @@ func (x *exchange) visibleOn(all []veneer.Entry, s *pdp.Server, v *index.View, n
 	kills := x.state.Kills() > 0
 	for i := range s.Tools {
 		tool := &s.Tools[i]
-		if !authz.Visible(v, tool.Item, now) || kills && x.killedTool(s, tool.Name) {
+		if !authz.Visible(v, tool.Item, &authz.Request{NowMS: now}) || kills && x.killedTool(s, tool.Name) {
 			continue
 		}
 		e := veneer.Entry{Raw: tool.Raw}

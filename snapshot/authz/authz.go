@@ -171,16 +171,16 @@ func (e *evaluator) any(first, n uint32, bit uint64, d *Decision) bool {
 
 // Visible reports whether an item belongs in a list at that time: whether there are arguments with which a call would be
 // allowed now. A condition on arguments may still come true; a condition on time is judged.
-func Visible(v *index.View, item index.ItemID, nowMS int64) bool {
+func Visible(v *index.View, item index.ItemID, r *Request) bool {
 	if int(item) >= v.Items() {
 		return false
 	}
 	page := int(item) / 64
-	return VisibleMask(v, page, nowMS)>>(item%64)&1 != 0
+	return VisibleMask(v, page, r)>>(item%64)&1 != 0
 }
 
 // VisibleMask answers Visible for a page of 64 items at once, a bit an item.
-func VisibleMask(v *index.View, page int, nowMS int64) uint64 {
+func VisibleMask(v *index.View, page int, r *Request) uint64 {
 	if v.Disabled() || page < 0 || page >= v.Pages() {
 		return 0
 	}
@@ -198,7 +198,7 @@ func VisibleMask(v *index.View, page int, nowMS int64) uint64 {
 		for i := range uint32(rng.Deny) + uint32(rng.Allow) {
 			mask, id := x.Cond(rng.First + i)
 			prog := x.Program(id)
-			mayTrue, mayFalse := prog.Possible(nowMS)
+			mayTrue, mayFalse := prog.Possible(r.NowMS)
 			switch {
 			case i < uint32(rng.Deny) && !mayFalse:
 				hidden |= mask
@@ -218,10 +218,10 @@ func pageMask(v *index.View, page int) uint64 {
 }
 
 // VisibleItems yields the items of a view that belong in a list at that time, in the order of names.
-func VisibleItems(v *index.View, nowMS int64) func(yield func(index.ItemID) bool) {
+func VisibleItems(v *index.View, r *Request) func(yield func(index.ItemID) bool) {
 	return func(yield func(index.ItemID) bool) {
 		for page := range v.Pages() {
-			for mask := VisibleMask(v, page, nowMS); mask != 0; mask &= mask - 1 {
+			for mask := VisibleMask(v, page, r); mask != 0; mask &= mask - 1 {
 				if !yield(index.ItemID(page*64 + bits.TrailingZeros64(mask))) {
 					return
 				}

@@ -234,7 +234,7 @@ func TestHasGuardsAnOptionalArgument(t *testing.T) {
 func TestTimeIsJudgedInLists(t *testing.T) {
 	t.Parallel()
 	_, v, item := shop(t, false, at(snapshot.OpBefore, 1000))
-	if !authz.Visible(&v, item, 999) || authz.Visible(&v, item, 1000) {
+	if !authz.Visible(&v, item, &authz.Request{NowMS: 999}) || authz.Visible(&v, item, &authz.Request{NowMS: 1000}) {
 		t.Error("an allow until 1000 is shown after it or hidden before it")
 	}
 	d := authz.Decide(&v, item, &authz.Request{NowMS: 1000})
@@ -242,11 +242,11 @@ func TestTimeIsJudgedInLists(t *testing.T) {
 		t.Errorf("after its time a grant tells its holder why: %+v", d)
 	}
 	_, v, item = shop(t, true, at(snapshot.OpAfter, 1000))
-	if !authz.Visible(&v, item, 999) || authz.Visible(&v, item, 1000) {
+	if !authz.Visible(&v, item, &authz.Request{NowMS: 999}) || authz.Visible(&v, item, &authz.Request{NowMS: 1000}) {
 		t.Error("a deny from 1000 on")
 	}
 	_, v, item = shop(t, false, number("amount", snapshot.OpLt, 0))
-	if !authz.Visible(&v, item, 0) {
+	if !authz.Visible(&v, item, &authz.Request{NowMS: 0}) {
 		t.Error("an argument condition may still come true")
 	}
 }
@@ -259,7 +259,7 @@ func TestDisabledPrincipalIsRefusedEverything(t *testing.T) {
 		Grants:  []snapshot.Grant{{ID: "g", Subject: snapshot.Everyone, Server: "*"}},
 	})
 	v := x.View(0, 0)
-	if d := authz.Decide(&v, 1, &authz.Request{}); d != (authz.Decision{Reason: authz.Disabled}) || authz.Visible(&v, 1, 0) {
+	if d := authz.Decide(&v, 1, &authz.Request{}); d != (authz.Decision{Reason: authz.Disabled}) || authz.Visible(&v, 1, &authz.Request{NowMS: 0}) {
 		t.Errorf("%+v", d)
 	}
 }
@@ -273,7 +273,7 @@ func TestWhatDoesNotExistIsRefused(t *testing.T) {
 	views := []index.View{{}, x.View(1, 0), x.View(0, 1), x.View(1<<32-1, 1<<32-1), x.View(0, 0)}
 	for i, v := range views {
 		for _, item := range []index.ItemID{1, 63, 64, 1 << 20, 1<<32 - 1} {
-			if authz.Decide(&v, item, &authz.Request{}).Allow || authz.Visible(&v, item, 0) {
+			if authz.Decide(&v, item, &authz.Request{}).Allow || authz.Visible(&v, item, &authz.Request{NowMS: 0}) {
 				t.Errorf("view %d item %d is allowed or shown", i, item)
 			}
 		}
@@ -295,10 +295,10 @@ func TestMaskHasOnlyItemsThatExist(t *testing.T) {
 		},
 	})
 	v := x.View(0, 0)
-	if got := authz.VisibleMask(&v, 0, 0); got != 0b11 {
+	if got := authz.VisibleMask(&v, 0, &authz.Request{NowMS: 0}); got != 0b11 {
 		t.Errorf("%b", got)
 	}
-	if got := authz.VisibleMask(&v, 1, 0) | authz.VisibleMask(&v, -1, 0); got != 0 {
+	if got := authz.VisibleMask(&v, 1, &authz.Request{NowMS: 0}) | authz.VisibleMask(&v, -1, &authz.Request{NowMS: 0}); got != 0 {
 		t.Errorf("pages that do not exist: %b", got)
 	}
 }

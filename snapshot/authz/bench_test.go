@@ -29,7 +29,7 @@ func targets(x *index.Index, n int) []target {
 			for range 400 {
 				s := index.ServerID(r.IntN(x.Servers()))
 				v := x.View(t.p, s)
-				if authz.VisibleMask(&v, 0, snapshottest.Now) != 0 {
+				if authz.VisibleMask(&v, 0, &authz.Request{NowMS: snapshottest.Now}) != 0 {
 					t.s, t.item = s, index.ItemID(r.IntN(x.ItemCount(s)))
 					break
 				}
@@ -128,7 +128,7 @@ func BenchmarkList50(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		n := 0
-		for range authz.VisibleItems(&v, snapshottest.Now) {
+		for range authz.VisibleItems(&v, &authz.Request{NowMS: snapshottest.Now}) {
 			n++
 		}
 		if n < 50 {
@@ -145,7 +145,7 @@ func TestDecisionDoesNotAllocate(t *testing.T) {
 		for _, t := range ts {
 			v := x.View(t.p, t.s)
 			authz.Decide(&v, t.item, r)
-			authz.VisibleMask(&v, 0, r.NowMS)
+			authz.VisibleMask(&v, 0, &authz.Request{NowMS: r.NowMS})
 		}
 	}); n != 0 {
 		t.Fatalf("%v allocations", n)

@@ -60,10 +60,10 @@ func TestIndexAgreesWithTwin(t *testing.T) {
 			if want := twin.Decide(c.Principal, c.Server, c.Item, c.Args, c.NowMS); got != want {
 				t.Fatalf("%+v args %s: index %+v, twin %+v", c, c.Args, got, want)
 			}
-			if got, want := authz.Visible(&v, item, c.NowMS), twin.Visible(c.Principal, c.Server, c.Item, c.NowMS); got != want {
+			if got, want := authz.Visible(&v, item, &authz.Request{NowMS: c.NowMS}), twin.Visible(c.Principal, c.Server, c.Item, c.NowMS); got != want {
 				t.Fatalf("%+v: index shows %v, twin %v", c, got, want)
 			}
-			if got.Allow && (!got.Visible || !authz.Visible(&v, item, c.NowMS)) {
+			if got.Allow && (!got.Visible || !authz.Visible(&v, item, &authz.Request{NowMS: c.NowMS})) {
 				t.Fatalf("%+v: allowed but hidden", c)
 			}
 		}
@@ -80,7 +80,7 @@ func TestVisibleItemsAreThoseThatAreVisible(t *testing.T) {
 			for s := range x.Servers() {
 				v := x.View(index.PrincipalID(i), index.ServerID(s))
 				shown := map[string]bool{}
-				for item := range authz.VisibleItems(&v, snapshottest.Now) {
+				for item := range authz.VisibleItems(&v, &authz.Request{NowMS: snapshottest.Now}) {
 					shown[x.ItemName(v.Server(), item)] = true
 				}
 				for _, name := range x.Items(v.Server()) {

@@ -220,7 +220,7 @@ func TestGrantOnWhatIsNotPublishedReachesNothing(t *testing.T) {
 		},
 	})
 	v := x.View(0, 0)
-	if authz.VisibleMask(&v, 0, 0) != 0 {
+	if authz.VisibleMask(&v, 0, &authz.Request{NowMS: 0}) != 0 {
 		t.Error("something is shown")
 	}
 }
@@ -300,7 +300,7 @@ func exercise(x *index.Index) {
 				item := index.ItemID(i)
 				r := &authz.Request{NowMS: 5, Args: []byte(`{"r":"eu","amount":5}`)}
 				_ = authz.Decide(&v, item, r)
-				_ = authz.Visible(&v, item, 5)
+				_ = authz.Visible(&v, item, &authz.Request{NowMS: 5})
 				_ = authz.Explain(x, index.PrincipalID(p), index.ServerID(s), item, r)
 			}
 		}

@@ -73,7 +73,9 @@ type Principal struct {
 	// ClientID is the OAuth client that got the token, "" when the token does not say.
 	ClientID string
 	// Type is user, service_account or workload.
-	Type      string
+	Type string
+	// Actor is who acts for the principal, "" when nobody does.
+	Actor     string
 	ExpiresAt time.Time
 }
 

@@ -210,6 +210,18 @@ func TestClaimsAreJudged(t *testing.T) {
 		"jti too long":          {change{"jti": strings.Repeat("a", 257)}, TokenMalformed},
 		"service account":       {change{"mcpvault_type": "service_account"}, "accepted"},
 		"unknown type":          {change{"mcpvault_type": "root"}, TokenMalformed},
+		"somebody acts":         {change{"act": map[string]any{"sub": "bot", "iss": "urn:x"}}, "accepted"},
+		"nobody acts":           {change{"act": json.RawMessage("null")}, "accepted"},
+		"actor is text":         {change{"act": "bot"}, TokenMalformed},
+		"actor is a list":       {change{"act": []string{"bot"}}, TokenMalformed},
+		"actor without sub":     {change{"act": map[string]any{"iss": "urn:x"}}, TokenMalformed},
+		"actor's sub in case":   {change{"act": map[string]any{"Sub": "bot"}}, TokenMalformed},
+		"actor's sub is number": {change{"act": map[string]any{"sub": 7}}, TokenMalformed},
+		"actor with controls":   {change{"act": map[string]any{"sub": "bot\nboss"}}, TokenMalformed},
+		"actor too long":        {change{"act": map[string]any{"sub": strings.Repeat("a", 257)}}, TokenMalformed},
+		"8 actors":              {change{"act": actors(8)}, "accepted"},
+		"9 actors":              {change{"act": actors(9)}, TokenMalformed},
+		"a bad one before":      {change{"act": map[string]any{"sub": "bot", "act": map[string]any{}}}, TokenMalformed},
 		"unknown claims":        {change{"x": map[string]any{"y": []int{1}}}, "accepted"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -223,6 +235,24 @@ func TestClaimsAreJudged(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// actors is a chain of n, the last to act first.
+func actors(n int) json.RawMessage {
+	return json.RawMessage(strings.Repeat(`{"sub":"a","act":`, n-1) + `{"sub":"first"}` + strings.Repeat("}", n-1))
+}
+
+func TestTheOneWhoActsNowIsTheActor(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	act := map[string]any{"sub": "bot", "act": map[string]any{"sub": "script"}}
+	got, err := b.auth.Bearer(b.mint(change{"act": act}), b.keys)
+	if err != nil || got.Name != "alice" || got.Actor != "bot" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if got, err = b.auth.Bearer(b.mint(nil), b.keys); err != nil || got.Actor != "" {
+		t.Errorf("got %+v, %v", got, err)
 	}
 }
 

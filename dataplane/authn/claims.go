@@ -18,6 +18,8 @@ const (
 	maxAudiences = 16
 	// maxName bounds what becomes a key of audit records and kills, in bytes.
 	maxName = 256
+	// maxActors bounds a chain of actors.
+	maxActors = 8
 	// maxTime is the year 10000. A time beyond it was meant in milliseconds.
 	maxTime = 253402300800
 )
@@ -41,6 +43,7 @@ type claims struct {
 	Expires   *numericDate `json:"exp"`
 	NotBefore *numericDate `json:"nbf"`
 	IssuedAt  *numericDate `json:"iat"`
+	Actor     *actor       `json:"act"`
 	// KeyID is the header's.
 	KeyID string `json:"-"`
 }
@@ -63,6 +66,9 @@ func parseClaims(raw json.RawMessage) (claims, error) {
 	}
 	if c.Subject == "" {
 		return claims{}, errors.New("sub is missing")
+	}
+	if err := c.Actor.check(); err != nil {
+		return claims{}, err
 	}
 	switch c.Type {
 	case "":
@@ -108,10 +114,37 @@ func (c *claims) hold(t *TenantKeys, audiences []string, now, leeway int64) erro
 }
 
 func (c *claims) principal() Principal {
-	return Principal{
+	p := Principal{
 		Name: c.Subject, Issuer: c.Issuer, Subject: c.Subject, JTI: c.JTI, KeyID: c.KeyID, ClientID: c.ClientID,
 		Type: c.Type, ExpiresAt: time.Unix(int64(*c.Expires), 0).UTC(),
 	}
+	if c.Actor != nil {
+		p.Actor = c.Actor.Subject
+	}
+	return p
+}
+
+// actor is who acts for the subject (RFC 8693, 4.1). Those that it holds in turn acted before and decide nothing.
+type actor struct {
+	Subject string `json:"sub"`
+	Issuer  string `json:"iss"`
+	Before  *actor `json:"act"`
+}
+
+// check refuses a chain that is not plain: an actor that cannot be read must not pass for none.
+func (a *actor) check() error {
+	for n := 0; a != nil; n++ {
+		switch {
+		case n == maxActors:
+			return fmt.Errorf("act: more than %d actors", maxActors)
+		case a.Subject == "":
+			return errors.New("act: sub is missing")
+		case !plain(a.Subject) || !plain(a.Issuer):
+			return fmt.Errorf("act: longer than %d bytes or with control characters", maxName)
+		}
+		a = a.Before
+	}
+	return nil
 }
 
 // audience is one text or a list of them (RFC 7519, 4.1.3).

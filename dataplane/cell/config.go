@@ -5,7 +5,9 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strings"
 
+	"github.com/mcpvault/mcpvault/dataplane/remote"
 	"github.com/mcpvault/mcpvault/kit/tele"
 )
 
@@ -38,6 +40,11 @@ type Config struct {
 	AuthorizationServers []string `yaml:"authorization_servers"`
 	// DefaultTenant serves requests whose host name is not mapped; none when empty.
 	DefaultTenant string `yaml:"default_tenant"`
+	// Region is where this cell is, for conditions on it: "eu". Nowhere when empty.
+	Region string `yaml:"region"`
+	// TrustedProxies are the networks, or addresses, of proxies whose X-Forwarded-For or Forwarded header says where a call
+	// comes from. Without any it comes from where the connection does.
+	TrustedProxies []string `yaml:"trusted_proxies"`
 	// EgressAllow lists private destinations that upstreams may have, as CIDR:port.
 	EgressAllow []string `yaml:"egress_allow"`
 	// SealKey is the file of this node's sealing key, made when absent; DataDir/seal.key when empty.
@@ -49,6 +56,9 @@ type Config struct {
 	LogLevel  string `yaml:"log_level"`
 	LogFormat string `yaml:"log_format"`
 }
+
+// maxRegion bounds the name of a region.
+const maxRegion = 64
 
 // Member is one node of the cell as the others reach it.
 type Member struct {
@@ -141,6 +151,12 @@ func (c *Config) frontProblems() []string {
 		if err != nil || u.Host == "" || !slices.Contains([]string{"https", "http"}, u.Scheme) {
 			p = append(p, fmt.Sprintf("public_urls: %q is not an absolute URL", raw))
 		}
+	}
+	if len(c.Region) > maxRegion || strings.ContainsFunc(c.Region, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		p = append(p, fmt.Sprintf("region %.80q: at most %d characters of ASCII without spaces, for example eu", c.Region, maxRegion))
+	}
+	if _, err := remote.ParseProxies(c.TrustedProxies); err != nil {
+		p = append(p, "trusted_proxies: "+err.Error())
 	}
 	return p
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/edge"
 	"github.com/mcpvault/mcpvault/dataplane/peers"
 	"github.com/mcpvault/mcpvault/dataplane/pep"
+	"github.com/mcpvault/mcpvault/dataplane/remote"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	"github.com/mcpvault/mcpvault/kit/egress"
@@ -23,6 +24,10 @@ import (
 // openFront makes what callers meet.
 func (n *Node) openFront(context.Context) error {
 	guard, err := egress.NewGuard(n.cfg.EgressAllow)
+	if err != nil {
+		return err
+	}
+	proxies, err := remote.ParseProxies(n.cfg.TrustedProxies)
 	if err != nil {
 		return err
 	}
@@ -38,8 +43,8 @@ func (n *Node) openFront(context.Context) error {
 	n.takeSessionKeys()
 	cfg := pep.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, PublicURLs: n.cfg.PublicURLs, Loopback: n.cfg.Dev,
-		AuthorizationServers: n.cfg.AuthorizationServers,
-		Version:              run.Version().Version, Now: n.clock.Now,
+		AuthorizationServers: n.cfg.AuthorizationServers, Region: n.cfg.Region, Proxies: proxies,
+		Version: run.Version().Version, Now: n.clock.Now,
 	}
 	if n.cfg.Dev {
 		cfg.MaxStreams = 4096

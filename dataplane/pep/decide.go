@@ -17,6 +17,7 @@ import (
 // locate finds the server of the path, if the caller may know of it: one that does not exist and one of which the caller
 // can see nothing look the same.
 func (x *exchange) locate() *answer {
+	x.readClock()
 	if x.route.server == "" {
 		x.owned = true
 		return nil
@@ -71,16 +72,16 @@ func legacyRevision(s *pdp.Server) string {
 	return ""
 }
 
-func (x *exchange) nowMS() int64 { return x.p.cfg.Now().UnixMilli() }
+// readClock sets the time that the next decision is made at.
+func (x *exchange) readClock() { x.ask.NowMS = x.p.cfg.Now().UnixMilli() }
 
 // seesAny reports whether anything of a server is visible to the caller.
 func (x *exchange) seesAny(s *pdp.Server, v *index.View) bool {
 	if x.killedServer(s) {
 		return false
 	}
-	now := x.nowMS()
 	for page := range v.Pages() {
-		if authz.VisibleMask(v, page, &authz.Request{NowMS: now}) != 0 {
+		if authz.VisibleMask(v, page, &x.ask) != 0 {
 			return true
 		}
 	}
@@ -140,6 +141,7 @@ func (x *exchange) limit() *answer {
 // on the whole of it.
 func (x *exchange) decide() *answer {
 	began := time.Now()
+	x.readClock()
 	x.tool, x.visible = nil, false
 	a := x.judge()
 	x.decided = time.Since(began)
@@ -168,7 +170,7 @@ func (x *exchange) judge() *answer {
 		x.allowed(snapshotv1.Effect_EFFECT_READ)
 		return nil
 	case mcp.MethodToolsList:
-		if !x.state.Fresh(x.tenant, snapshotv1.Effect_EFFECT_READ, x.nowMS()) {
+		if !x.state.Fresh(x.tenant, snapshotv1.Effect_EFFECT_READ, x.ask.NowMS) {
 			x.denied("stale")
 			return x.fail(mcp.CodeServer, "stale", staleSentence, true)
 		}
@@ -190,7 +192,7 @@ func (x *exchange) decideListen() *answer {
 
 // mayOther reports whether the caller has the whole server.
 func (x *exchange) mayOther() bool {
-	d := authz.Decide(&x.view, x.server.Other, &authz.Request{NowMS: x.nowMS()})
+	d := authz.Decide(&x.view, x.server.Other, &x.ask)
 	return d.Allow && !x.killedServer(x.server)
 }
 
@@ -201,7 +203,7 @@ func (x *exchange) decideOther() *answer {
 		return x.unknownMethod("unknown_method")
 	case !x.mayOther():
 		return x.unknownMethod("no_grant")
-	case !x.state.Fresh(x.tenant, effect, x.nowMS()):
+	case !x.state.Fresh(x.tenant, effect, x.ask.NowMS):
 		x.denied("stale")
 		return x.fail(mcp.CodeServer, "stale", staleSentence, true)
 	}
@@ -248,7 +250,8 @@ func (x *exchange) decideTool() *answer {
 	if !exists {
 		return x.hiddenTool("unknown_tool")
 	}
-	d := authz.Decide(&x.view, tool.Item, &authz.Request{NowMS: x.nowMS(), Args: x.msg.Raw(x.msg.Arguments)})
+	x.ask.Args = x.msg.Raw(x.msg.Arguments)
+	d := authz.Decide(&x.view, tool.Item, &x.ask)
 	x.rec.Effect = tool.Effect
 	x.noteGrants(tool, d.Allow)
 	switch {
@@ -260,7 +263,7 @@ func (x *exchange) decideTool() *answer {
 		return x.deniedTool(d.Reason.String())
 	case x.killedTool(x.server, tool.Name):
 		return x.deniedTool("killed")
-	case !x.state.Fresh(x.tenant, tool.Effect, x.nowMS()):
+	case !x.state.Fresh(x.tenant, tool.Effect, x.ask.NowMS):
 		return x.deniedTool("stale")
 	}
 	x.tool = tool

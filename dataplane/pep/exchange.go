@@ -12,6 +12,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
+	"github.com/mcpvault/mcpvault/snapshot/authz"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
 
@@ -50,7 +51,9 @@ type exchange struct {
 	// server is where the request goes, nil on the aggregate until a name chooses one.
 	server *pdp.Server
 	view   index.View
-	tool   *pdp.Tool
+	// ask is what a decision may depend on besides who calls what; its time is the decision's own.
+	ask  authz.Request
+	tool *pdp.Tool
 	// owned: the gateway leads this dialogue itself. shown is the name by which the caller knows the tool.
 	owned bool
 	shown string
@@ -80,12 +83,13 @@ type answer struct {
 func (p *PEP) open(w http.ResponseWriter, r *http.Request) *exchange {
 	now := p.cfg.Now()
 	x := &exchange{p: p, w: w, r: r, began: now, state: p.policy.Current(), set: http.Header{}}
+	x.ask = authz.Request{NowMS: now.UnixMilli(), IP: p.cfg.Proxies.Client(r), Region: p.cfg.Region}
 	x.ctx, x.cancel = context.WithCancelCause(r.Context())
 	x.timer = time.AfterFunc(p.cfg.BodyTimeout+p.cfg.CallTimeout, func() { x.cancel(errTimeout) })
 	id := p.audit.NewID()
 	x.rec = &auditv1.Record{
 		Id: id, RequestId: id, Kind: auditv1.RecordKind_RECORD_KIND_CALL, TimeMs: now.UnixMilli(), Cell: p.cfg.Cell,
-		Node: p.cfg.Node, Client: &auditv1.Client{Address: address(r)},
+		Node: p.cfg.Node, Client: &auditv1.Client{Address: address(x.ask.IP, r)}, Region: p.cfg.Region,
 	}
 	return x
 }

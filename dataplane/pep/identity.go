@@ -31,6 +31,10 @@ func (x *exchange) authenticate() *answer {
 	x.owner = session.OwnerOf(x.who.Issuer, x.who.Subject)
 	x.pid, x.known = x.tenant.Index.Principal(x.who.Name)
 	x.rec.Principal = &auditv1.Person{Name: x.who.Name, Issuer: x.who.Issuer, Subject: x.who.Subject, Type: x.who.Type}
+	if x.who.Actor != "" {
+		x.ask.Actor = x.who.Actor
+		x.rec.Actor = &auditv1.Person{Name: x.who.Actor, Subject: x.who.Actor}
+	}
 	if reason := x.killedIdentity(); reason != "" {
 		return x.challenge(reason)
 	}
@@ -45,6 +49,8 @@ func (x *exchange) killedIdentity() string {
 		return ""
 	case s.Killed(snapshotv1.KillKind_KILL_KIND_USER, t, x.who.Name), s.Killed(snapshotv1.KillKind_KILL_KIND_USER, t, x.who.Subject):
 		return "token_user_killed"
+	case x.who.Actor != "" && s.Killed(snapshotv1.KillKind_KILL_KIND_USER, t, x.who.Actor):
+		return "token_actor_killed"
 	case x.who.JTI != "" && s.Killed(snapshotv1.KillKind_KILL_KIND_TOKEN, t, x.who.JTI):
 		return "token_killed"
 	case s.Killed(snapshotv1.KillKind_KILL_KIND_ISSUER, t, x.who.Issuer):

@@ -95,11 +95,10 @@ func (x *exchange) visibleTools() []veneer.Entry {
 }
 
 func (x *exchange) visibleOn(all []veneer.Entry, s *pdp.Server, v *index.View, names *veneer.Names) []veneer.Entry {
-	now := x.nowMS()
 	kills := x.state.Kills() > 0
 	for i := range s.Tools {
 		tool := &s.Tools[i]
-		if !authz.Visible(v, tool.Item, &authz.Request{NowMS: now}) || kills && x.killedTool(s, tool.Name) {
+		if !authz.Visible(v, tool.Item, &x.ask) || kills && x.killedTool(s, tool.Name) {
 			continue
 		}
 		e := veneer.Entry{Raw: tool.Raw}

@@ -22,6 +22,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/limit"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
+	"github.com/mcpvault/mcpvault/dataplane/remote"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
@@ -65,6 +66,10 @@ type Injector interface {
 // Config configures a PEP. Zero durations and counts take the defaults named.
 type Config struct {
 	Cell, Node string
+	// Region is that of the cell, for conditions on it; "" for none.
+	Region string
+	// Proxies are those whose word on a caller's address is taken.
+	Proxies remote.Proxies
 	// Hosts are the public host names of this cell, besides those that tenants map. Loopback accepts every loopback name
 	// on any port, for development.
 	Hosts    []string

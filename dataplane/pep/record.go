@@ -3,8 +3,8 @@ package pep
 import (
 	"context"
 	"encoding/hex"
-	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -132,10 +132,11 @@ func bounded(s string, n int) string {
 	return strings.ToValidUTF8(s, "")
 }
 
-func address(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
+// address is the caller's as conditions saw it. An unknown one is said to be unknown, so that no reader takes the proxy's
+// for it.
+func address(ip netip.Addr, r *http.Request) string {
+	if ip.IsValid() {
+		return ip.String()
 	}
-	return host
+	return "unknown, through " + bounded(r.RemoteAddr, 64)
 }

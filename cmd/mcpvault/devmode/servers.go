@@ -120,7 +120,7 @@ func (p *plan) cellConfig(n node) cell.Config {
 		TrustDomain: trustDomain, IdentityDir: p.identity(n.file()), Roots: p.rootsFile(),
 		TLSCert: p.frontCert(), TLSKey: p.frontKey(),
 		PublicURLs:    []string{mcpURL(n), mcpTLSURL(n)},
-		DefaultTenant: tenant, EgressAllow: loopback(), Dev: true,
+		DefaultTenant: tenant, Region: n.cell, EgressAllow: loopback(), Dev: true,
 	}
 	for _, m := range p.nodes {
 		if m.cell == n.cell {

@@ -1,0 +1,31 @@
+package cell
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestACellSaysWhatIsWrongWithWhereItIs(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		region  string
+		proxies []string
+		want    string // "" for nothing
+	}{
+		{"", nil, ""},
+		{"eu-west", []string{"10.0.0.0/8", "192.0.2.7", "2001:db8::/32"}, ""},
+		{"eu west", nil, "region"},
+		{"eu\n", nil, "region"},
+		{strings.Repeat("a", 65), nil, "region"},
+		{"eu", []string{"proxy.internal"}, "trusted_proxies"},
+		{"eu", []string{"0.0.0.0/0"}, "trusted_proxies"},
+	} {
+		c := Config{Region: tc.region, TrustedProxies: tc.proxies}
+		about := func(p string) bool { return strings.HasPrefix(p, "region") || strings.HasPrefix(p, "trusted_proxies") }
+		i := slices.IndexFunc(c.Problems(), about)
+		if tc.want == "" && i >= 0 || tc.want != "" && (i < 0 || !strings.HasPrefix(c.Problems()[i], tc.want)) {
+			t.Errorf("%q %q: %v", tc.region, tc.proxies, c.Problems())
+		}
+	}
+}

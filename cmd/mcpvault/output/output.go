@@ -1,4 +1,4 @@
-// Package output prints what a command found: as a table for people, as JSON or YAML for programs, or as bare names for
+// Package output prints what a command found: as a table for people, as JSON or YAML for programs, as CSV for spreadsheets, or as bare names for
 // shells. It promises that a value from a server cannot move the reader's cursor or colour the terminal: control
 // characters are shown, not sent.
 package output
@@ -30,18 +30,19 @@ const (
 	Wide  Format = "wide"
 	JSON  Format = "json"
 	YAML  Format = "yaml"
+	CSV   Format = "csv"
 	Name  Format = "name"
 )
 
 // Formats are all formats, in the order of the help text.
 func Formats() []string {
-	return []string{string(Table), string(Wide), string(JSON), string(YAML), string(Name)}
+	return []string{string(Table), string(Wide), string(JSON), string(YAML), string(CSV), string(Name)}
 }
 
 // Parse reads a format's name. An unknown one is problem.Invalid.
 func Parse(s string) (Format, error) {
 	switch f := Format(s); f {
-	case Table, Wide, JSON, YAML, Name:
+	case Table, Wide, JSON, YAML, CSV, Name:
 		return f, nil
 	case "":
 		return Table, nil
@@ -73,6 +74,8 @@ func List[T any](w io.Writer, f Format, rows []T, columns ...Column[T]) error {
 			}
 		}
 		return nil
+	case CSV:
+		return writeCSV(w, rows, columns)
 	default: // Tables.
 	}
 	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
@@ -100,6 +103,8 @@ func One[T any](w io.Writer, f Format, v T, columns ...Column[T]) error {
 	case Name:
 		_, err := fmt.Fprintln(w, Clean(columns[0].Cell(v)))
 		return err
+	case CSV:
+		return writeCSV(w, []T{v}, columns)
 	default: // Tables.
 	}
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)

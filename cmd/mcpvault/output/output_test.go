@@ -29,6 +29,7 @@ func TestAListInEveryFormat(t *testing.T) {
 		output.Table: "NAME       URL\ndemo       http://x\npayments   -\n",
 		output.Wide:  "NAME       URL        TAGS\ndemo       http://x   a,b\npayments   -          -\n",
 		output.Name:  "demo\npayments\n",
+		output.CSV:   "name,url,tags\r\ndemo,http://x,\"a,b\"\r\npayments,,\r\n",
 		output.JSON: "[\n  {\n    \"name\": \"demo\",\n    \"url\": \"http://x\",\n    \"tags\": [\n      \"a\",\n      \"b\"\n    ]\n  },\n" +
 			"  {\n    \"name\": \"payments\",\n    \"tags\": null\n  }\n]\n",
 		output.YAML: "- name: demo\n  url: http://x\n  tags:\n    - a\n    - b\n- name: payments\n  tags: null\n",
@@ -42,7 +43,7 @@ func TestAListInEveryFormat(t *testing.T) {
 
 func TestAnEmptyListIsAnAnswer(t *testing.T) {
 	t.Parallel()
-	for f, want := range map[output.Format]string{output.Table: "NAME   URL\n", output.JSON: "[]\n", output.YAML: "[]\n", output.Name: ""} {
+	for f, want := range map[output.Format]string{output.Table: "NAME   URL\n", output.JSON: "[]\n", output.YAML: "[]\n", output.Name: "", output.CSV: "name,url,tags\r\n"} {
 		var b strings.Builder
 		if err := output.List[row](&b, f, nil, columns()...); err != nil || b.String() != want {
 			t.Errorf("%s: %v %q", f, err, b.String())

@@ -41,6 +41,18 @@ type Team struct {
 	Members []string // user names, sorted
 }
 
+// Group is a flat set of users, kept by hand or by an identity provider. It has no groups within: what a provider nests
+// arrives as members.
+type Group struct {
+	ID      string
+	Name    string
+	Source  string   // GroupManual, or what provisions it
+	Members []string // user names, sorted
+}
+
+// GroupManual is the source of a group that is kept by hand.
+const GroupManual = "manual"
+
 // UserKind says whether a principal is a person or a program.
 type UserKind string
 
@@ -48,30 +60,35 @@ type UserKind string
 const (
 	Person         UserKind = "person"
 	ServiceAccount UserKind = "service_account"
+	Workload       UserKind = "workload" // named by its SPIFFE ID
 )
 
-// User is a principal: a person or a service account.
+// User is a principal: a person, a service account or a workload.
 type User struct {
 	ID          string
 	Name        string
 	Kind        UserKind
 	Unit        string // name; may be ""
 	DisplayName string
-	Supervisor  string   // user name; may be ""
-	Teams       []string // sorted
-	Roles       []string // given directly, sorted
-	AdminRoles  []string // what they may do through the admin API
-	Disabled    bool
-	CreatedAt   time.Time
+	Supervisor  string // user name; may be ""
+	// Clearance is the highest class of data that the user may touch, 0 to snapshot.MaxLevel.
+	Clearance  uint8
+	Region     string   // where the user belongs; may be ""
+	Teams      []string // sorted
+	Groups     []string // sorted
+	Roles      []string // given directly, sorted
+	AdminRoles []string // what they may do through the admin API
+	Disabled   bool
+	CreatedAt  time.Time
 }
 
-// Role is a named set of grants that users and teams are given.
+// Role is a named set of grants that users, teams, groups and units are given.
 type Role struct {
 	ID          string
 	Name        string
 	Description string
 	Inherits    []string // role names, sorted
-	Members     []string // "user:alice", "team:analysts", sorted
+	Members     []string // "user:alice", "team:analysts", "group:eng", "unit:emea", sorted
 }
 
 // Token is what is kept of an access token: never the token itself.

@@ -260,12 +260,16 @@ func checkSubject(ctx context.Context, tx *store.Tx, subject string) error {
 		for _, u := range rows.Users {
 			names = append(names, u.Name)
 		}
+	case "unit":
+		names = nodeNames(rows.Units)
 	case "team":
 		names = nodeNames(rows.Teams)
+	case "group":
+		names = nodeNames(rows.Groups)
 	case "role":
 		names = nodeNames(rows.Roles)
 	default:
-		return problem.Newf(problem.Invalid, "write user:NAME, team:NAME, role:NAME or everyone", "%q is no subject", subject)
+		return problem.Newf(problem.Invalid, "write user:NAME, team:NAME, group:NAME, unit:NAME, role:NAME or everyone", "%q is no subject", subject)
 	}
 	if slices.Contains(names, name) {
 		return nil

@@ -123,7 +123,7 @@ func (v *view) path(user, via, subject string) string {
 
 const arrow = " > "
 
-// climb is the shortest way from a team or role up to another. It is the same for everybody, so it is found once.
+// climb is the shortest way from a node up to another. It is the same for everybody, so it is found once.
 func (v *view) climb(from, to string) string {
 	if from == to || to == "" {
 		return from
@@ -141,11 +141,14 @@ func (v *view) climb(from, to string) string {
 
 func (v *view) walk(from, to string) string {
 	parents := map[string][]string{}
-	for _, t := range v.rows.Teams {
-		parents["team:"+t.Name] = prefix("role:", t.Roles)
-	}
-	for _, r := range v.rows.Roles {
-		parents["role:"+r.Name] = prefix("role:", r.Roles)
+	for kind, list := range map[string][]store.PolicyNode{"unit:": v.rows.Units, "team:": v.rows.Teams, "group:": v.rows.Groups, "role:": v.rows.Roles} {
+		for _, n := range list {
+			above := prefix("role:", n.Roles)
+			if n.Unit != "" {
+				above = append(above, "unit:"+n.Unit)
+			}
+			parents[kind+n.Name] = above
+		}
 	}
 	type step struct{ node, text string }
 	seen := map[string]bool{from: true}

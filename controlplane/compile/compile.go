@@ -23,7 +23,7 @@ import (
 )
 
 // ID names the compiler in a head. It changes when the same rows give other bytes.
-const ID = "mcpvault/1"
+const ID = "mcpvault/2"
 
 // How long after the last heartbeat a class of calls is served, unless the tenant says otherwise.
 const (
@@ -33,10 +33,13 @@ const (
 
 // Input is one consistent view of a tenant. Slices may come in any order.
 type Input struct {
-	Tenant  controlplane.Tenant
-	Users   []User
-	Teams   []Node
-	Roles   []Node
+	Tenant controlplane.Tenant
+	Users  []User
+	Units  []Node
+	Teams  []Node
+	Groups []Node
+	Roles  []Node
+
 	Servers []Server
 	Grants  []Grant
 	Issuers []*snapshotv1.Issuer
@@ -44,16 +47,24 @@ type Input struct {
 	ReadStaleness, WriteStaleness time.Duration
 }
 
-// User is a principal with the names of its teams and its own roles.
+// User is a principal with the names of what it belongs to directly.
 type User struct {
-	Name         string
-	Disabled     bool
-	Teams, Roles []string
+	Name      string
+	Kind      controlplane.UserKind
+	Disabled  bool
+	Clearance uint8
+	Region    string
+	Unit      string
+	Teams     []string
+	Groups    []string
+	Roles     []string
 }
 
-// Node is a team or a role with the names of the roles directly above it.
+// Node is a unit, team, group or role. Unit is the one above a unit, or the one that a team belongs to; Roles are what it
+// was given, or what a role inherits from.
 type Node struct {
 	Name  string
+	Unit  string
 	Roles []string
 }
 

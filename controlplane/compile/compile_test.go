@@ -101,7 +101,9 @@ func TestCompileGivesTheSameBytesForRowsInAnyOrder(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 50 {
 		shuffle(rng, in.Users)
+		shuffle(rng, in.Units)
 		shuffle(rng, in.Teams)
+		shuffle(rng, in.Groups)
 		shuffle(rng, in.Roles)
 		shuffle(rng, in.Servers)
 		shuffle(rng, in.Grants)
@@ -109,6 +111,7 @@ func TestCompileGivesTheSameBytesForRowsInAnyOrder(t *testing.T) {
 		for _, u := range in.Users {
 			shuffle(rng, u.Roles)
 			shuffle(rng, u.Teams)
+			shuffle(rng, u.Groups)
 		}
 		out, err := Compile(in)
 		if err != nil {
@@ -160,7 +163,11 @@ func dump(t *testing.T, out *Output) string {
 	t.Helper()
 	var b strings.Builder
 	for _, p := range out.Policy.Principals {
-		fmt.Fprintf(&b, "principal %s disabled=%v %v\n", p.Name, p.Disabled, p.Nodes)
+		fmt.Fprintf(&b, "principal %s disabled=%v %v", p.Name, p.Disabled, p.Nodes)
+		if p.Kind != snapshot.KindPerson || p.Clearance != 0 || p.Region != "" {
+			fmt.Fprintf(&b, " kind=%d clearance=%d region=%s", p.Kind, p.Clearance, p.Region)
+		}
+		b.WriteByte('\n')
 	}
 	for _, n := range out.Policy.Nodes {
 		fmt.Fprintf(&b, "node %s %v\n", n.Ref, n.Parents)

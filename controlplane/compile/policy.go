@@ -8,27 +8,8 @@ import (
 )
 
 func (c *compiler) policy() *snapshot.Policy {
-	p := &snapshot.Policy{Tenant: c.in.Tenant.ID}
-	known := map[snapshot.Ref]bool{snapshot.Everyone: true}
-	for _, t := range c.in.Teams {
-		known[snapshot.Ref("team:"+t.Name)] = true
-	}
-	for _, r := range c.in.Roles {
-		known[snapshot.Ref("role:"+r.Name)] = true
-	}
-	for _, u := range c.in.Users {
-		known[snapshot.Ref("user:"+u.Name)] = true
-	}
-	for _, u := range sorted(c.in.Users, func(u User) string { return u.Name }) {
-		nodes := append(refs("team:", u.Teams, known), refs("role:", u.Roles, known)...)
-		p.Principals = append(p.Principals, snapshot.Principal{Name: u.Name, Disabled: u.Disabled, Nodes: nodes})
-	}
-	for _, t := range sorted(c.in.Teams, func(n Node) string { return n.Name }) {
-		p.Nodes = append(p.Nodes, snapshot.Node{Ref: snapshot.Ref("team:" + t.Name), Parents: refs("role:", t.Roles, known)})
-	}
-	for _, r := range sorted(c.in.Roles, func(n Node) string { return n.Name }) {
-		p.Nodes = append(p.Nodes, snapshot.Node{Ref: snapshot.Ref("role:" + r.Name), Parents: refs("role:", r.Roles, known)})
-	}
+	who := newGraph(c.in)
+	p := &snapshot.Policy{Tenant: c.in.Tenant.ID, Principals: who.principals, Nodes: who.nodes}
 	for _, s := range sorted(c.in.Servers, func(s Server) string { return s.Name }) {
 		items := []string{snapshot.ItemOther}
 		for _, t := range c.surfaces[s.Name].GetTools() {
@@ -37,24 +18,13 @@ func (c *compiler) policy() *snapshot.Policy {
 		p.Servers = append(p.Servers, snapshot.Server{Name: s.Name, Items: items})
 	}
 	for _, g := range sorted(c.in.Grants, func(g Grant) string { return g.ID }) {
-		if !known[snapshot.Ref(g.Subject)] {
+		if !who.has(g.Subject) {
 			c.note(g.ID, "%s does not exist (any more): the grant reaches nobody", g.Subject)
 			continue
 		}
 		p.Grants = append(p.Grants, c.grant(g))
 	}
 	return p
-}
-
-// refs names nodes that exist; what does not exist gives nobody anything.
-func refs(kind string, names []string, known map[snapshot.Ref]bool) []snapshot.Ref {
-	var out []snapshot.Ref
-	for _, n := range slices.Compact(slices.Sorted(slices.Values(names))) {
-		if r := snapshot.Ref(kind + n); known[r] {
-			out = append(out, r)
-		}
-	}
-	return out
 }
 
 func (c *compiler) grant(g Grant) snapshot.Grant {

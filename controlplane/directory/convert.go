@@ -43,17 +43,33 @@ func team(t controlplane.Team) *adminv1.Team {
 	return &adminv1.Team{Id: t.ID, Name: t.Name, Unit: t.Unit, Members: t.Members}
 }
 
+func group(g controlplane.Group) *adminv1.Group {
+	return &adminv1.Group{Id: g.ID, Name: g.Name, Source: g.Source, Members: g.Members}
+}
+
 func role(r controlplane.Role) *adminv1.Role {
 	return &adminv1.Role{Id: r.ID, Name: r.Name, Description: r.Description, Inherits: r.Inherits, Members: r.Members}
 }
 
 func user(u controlplane.User) *adminv1.User {
-	kind := adminv1.UserKind_USER_KIND_PERSON
-	if u.Kind == controlplane.ServiceAccount {
-		kind = adminv1.UserKind_USER_KIND_SERVICE_ACCOUNT
-	}
 	return &adminv1.User{
-		Id: u.ID, Name: u.Name, Kind: kind, Unit: u.Unit, DisplayName: u.DisplayName, Supervisor: u.Supervisor,
-		Teams: u.Teams, Roles: u.Roles, Disabled: u.Disabled,
+		Id: u.ID, Name: u.Name, Kind: kindWords[u.Kind], Unit: u.Unit, DisplayName: u.DisplayName, Supervisor: u.Supervisor,
+		Teams: u.Teams, Groups: u.Groups, Roles: u.Roles, Disabled: u.Disabled, Clearance: uint32(u.Clearance), Region: u.Region,
 	}
+}
+
+var kindWords = map[controlplane.UserKind]adminv1.UserKind{
+	controlplane.Person:         adminv1.UserKind_USER_KIND_PERSON,
+	controlplane.ServiceAccount: adminv1.UserKind_USER_KIND_SERVICE_ACCOUNT,
+	controlplane.Workload:       adminv1.UserKind_USER_KIND_WORKLOAD,
+}
+
+// kindOf is what a new user is: a person, unless the request says.
+func kindOf(k adminv1.UserKind) controlplane.UserKind {
+	for word, kind := range kindWords {
+		if kind == k {
+			return word
+		}
+	}
+	return controlplane.Person
 }

@@ -1,5 +1,5 @@
-// Package directory keeps who there is: tenants, and in each of them units, teams, users, service accounts and roles. It
-// answers the admin API's OrganisationService and DirectoryService.
+// Package directory keeps who there is: tenants, and in each of them units, teams, groups, users, service accounts,
+// workloads and roles. It answers the admin API's OrganisationService and DirectoryService.
 //
 // It promises that a name means one thing in its tenant, that nothing is above itself, and that whatever a row refers to
 // is of the same tenant. Who may ask is decided before a request comes here; what a role allows is for access.
@@ -8,6 +8,7 @@ package directory
 import (
 	"context"
 	"encoding/base64"
+	"slices"
 	"strings"
 
 	"github.com/mcpvault/mcpvault/controlplane"
@@ -67,6 +68,20 @@ func (s *Service) ListUnits(ctx context.Context, _ *adminv1.ListUnitsRequest) (*
 		return err
 	})
 	return res, err
+}
+
+// MoveUnit puts a unit, and everything below it, under another unit or to the top; doing it twice is doing it once.
+func (s *Service) MoveUnit(ctx context.Context, req *adminv1.MoveUnitRequest) (*adminv1.MoveUnitResponse, error) {
+	rev, err := s.write(ctx, func(tx *store.Tx) error {
+		if err := tx.MoveUnit(ctx, req.GetName(), req.GetParent()); err != nil {
+			return err
+		}
+		return tx.Change(ctx, "unit.move", "unit:"+req.GetName(), map[string]any{"parent": req.GetParent()})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.MoveUnitResponse{Revision: rev}, nil
 }
 
 // CreateTeam adds a team without members.
@@ -143,11 +158,12 @@ func (s *Service) ListRoles(ctx context.Context, _ *adminv1.ListRolesRequest) (*
 	return res, err
 }
 
-// SetRoleMember gives a role to a user or a team, or takes it away; doing it twice is doing it once.
+// SetRoleMember gives a role to a user, team, group or unit, or takes it away; doing it twice is doing it once.
 func (s *Service) SetRoleMember(ctx context.Context, req *adminv1.SetRoleMemberRequest) (*adminv1.SetRoleMemberResponse, error) {
 	kind, name, _ := strings.Cut(req.GetMember(), ":")
-	if kind != string(store.MemberUser) && kind != string(store.MemberTeam) || name == "" {
-		return nil, problem.Newf(problem.Invalid, "write user:NAME or team:NAME", "%q is neither a user nor a team", req.GetMember())
+	kinds := []store.MemberKind{store.MemberUser, store.MemberTeam, store.MemberGroup, store.MemberUnit}
+	if !slices.Contains(kinds, store.MemberKind(kind)) || name == "" {
+		return nil, problem.Newf(problem.Invalid, "write user:NAME, team:NAME, group:NAME or unit:NAME", "a role cannot be given to %q", req.GetMember())
 	}
 	rev, err := s.write(ctx, func(tx *store.Tx) error {
 		if err := tx.SetRoleMember(ctx, req.GetRole(), store.MemberKind(kind), name, req.GetRemove()); err != nil {

@@ -262,3 +262,161 @@ func TestEnsureMakesOnceAndKeepsRolesCurrent(t *testing.T) {
 		t.Errorf("got %v, %v", u, err)
 	}
 }
+
+func TestGroupsAreKeptLikeTeams(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.user(t, b.acme, "alice", "")
+	if _, err := b.dir.CreateGroup(b.acme, &adminv1.CreateGroupRequest{Name: "eng"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := b.dir.CreateGroup(b.acme, &adminv1.CreateGroupRequest{Name: "eng"})
+	refused(t, err, problem.Conflict)
+	first, err := b.dir.SetGroupMember(b.acme, &adminv1.SetGroupMemberRequest{Group: "eng", User: "alice"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := b.dir.SetGroupMember(b.acme, &adminv1.SetGroupMemberRequest{Group: "eng", User: "alice"})
+	if err != nil || again.GetRevision() != first.GetRevision() {
+		t.Errorf("twice is not once: %v, %v", again, err)
+	}
+	list, err := b.dir.ListGroups(b.acme, &adminv1.ListGroupsRequest{})
+	if err != nil || len(list.GetGroups()) != 1 || !slices.Equal(list.GetGroups()[0].GetMembers(), []string{"alice"}) || list.GetGroups()[0].GetSource() != "manual" {
+		t.Errorf("got %v, %v", list, err)
+	}
+	u, err := b.dir.GetUser(b.acme, &adminv1.GetUserRequest{Name: "alice"})
+	if err != nil || !slices.Equal(u.GetUser().GetGroups(), []string{"eng"}) {
+		t.Errorf("got %v, %v", u, err)
+	}
+	// Another tenant neither sees the group nor writes into it.
+	if list, err := b.dir.ListGroups(b.globex, &adminv1.ListGroupsRequest{}); err != nil || len(list.GetGroups()) != 0 {
+		t.Errorf("globex sees %v, %v", list, err)
+	}
+	_, err = b.dir.SetGroupMember(b.globex, &adminv1.SetGroupMemberRequest{Group: "eng", User: "alice"})
+	refused(t, err, problem.NotFound)
+	if _, err := b.dir.DeleteGroup(b.acme, &adminv1.DeleteGroupRequest{Name: "eng"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.dir.DeleteGroup(b.acme, &adminv1.DeleteGroupRequest{Name: "eng"})
+	refused(t, err, problem.NotFound)
+}
+
+func TestAGroupThatIsProvisionedIsNotChangedByHand(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.user(t, b.acme, "alice", "")
+	c := controlplane.CallerFrom(b.acme)
+	_, err := b.store.Write(t.Context(), c.TenantID, "scim", func(tx *store.Tx) error {
+		if _, err := tx.InsertGroup(t.Context(), controlplane.Group{Name: "eng", Source: "scim"}); err != nil {
+			return err
+		}
+		return tx.Change(t.Context(), "group.create", "group:eng", nil)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.dir.SetGroupMember(b.acme, &adminv1.SetGroupMemberRequest{Group: "eng", User: "alice"})
+	refused(t, err, problem.Conflict)
+	_, err = b.dir.DeleteGroup(b.acme, &adminv1.DeleteGroupRequest{Name: "eng"})
+	refused(t, err, problem.Conflict)
+}
+
+func TestARoleIsGivenToUnitsAndGroups(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	_, err := b.dir.CreateUnit(b.acme, &adminv1.CreateUnitRequest{Name: "emea"})
+	if err == nil {
+		_, err = b.dir.CreateGroup(b.acme, &adminv1.CreateGroupRequest{Name: "eng"})
+	}
+	if err == nil {
+		_, err = b.dir.CreateRole(b.acme, &adminv1.CreateRoleRequest{Name: "reader"})
+	}
+	for _, m := range []string{"unit:emea", "group:eng"} {
+		if err == nil {
+			_, err = b.dir.SetRoleMember(b.acme, &adminv1.SetRoleMemberRequest{Role: "reader", Member: m})
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	roles, err := b.dir.ListRoles(b.acme, &adminv1.ListRolesRequest{})
+	if err != nil || !slices.Equal(roles.GetRoles()[0].GetMembers(), []string{"group:eng", "unit:emea"}) {
+		t.Errorf("got %v, %v", roles, err)
+	}
+	_, err = b.dir.SetRoleMember(b.acme, &adminv1.SetRoleMemberRequest{Role: "reader", Member: "unit:apac"})
+	refused(t, err, problem.NotFound)
+}
+
+func TestAWorkloadIsNamedByItsSPIFFEID(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	const id = "spiffe://prod.example.com/agent/billing"
+	workload := adminv1.UserKind_USER_KIND_WORKLOAD
+	res, err := b.dir.CreateUser(b.acme, &adminv1.CreateUserRequest{Name: id, Kind: workload, Clearance: 3, Region: "eu"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u := res.GetUser(); u.GetKind() != workload || u.GetClearance() != 3 || u.GetRegion() != "eu" {
+		t.Errorf("got %v", u)
+	}
+	for _, name := range []string{"agent", "spiffe://prod.example.com", "spiffe://Prod.example.com/a", "spiffe://prod.example.com/a/", "spiffe://prod.example.com/../a", "spiffe://prod.example.com//a"} {
+		_, err := b.dir.CreateUser(b.acme, &adminv1.CreateUserRequest{Name: name, Kind: workload})
+		refused(t, err, problem.Invalid)
+	}
+	_, err = b.dir.CreateUser(b.acme, &adminv1.CreateUserRequest{Name: id + "2"})
+	refused(t, err, problem.Invalid)
+	_, err = b.dir.CreateUser(b.acme, &adminv1.CreateUserRequest{Name: "alice", Supervisor: id})
+	refused(t, err, problem.Invalid)
+}
+
+func TestAUsersAttributesChangeOneByOne(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.user(t, b.acme, "alice", "")
+	if _, err := b.dir.CreateUnit(b.acme, &adminv1.CreateUnitRequest{Name: "emea"}); err != nil {
+		t.Fatal(err)
+	}
+	class, region, unit, none := uint32(2), "eu", "emea", ""
+	for _, req := range []*adminv1.UpdateUserRequest{{Clearance: &class}, {Region: &region}, {Unit: &unit}} {
+		req.Name = "alice"
+		if _, err := b.dir.UpdateUser(b.acme, req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	res, err := b.dir.UpdateUser(b.acme, &adminv1.UpdateUserRequest{Name: "alice", Region: &none})
+	if u := res.GetUser(); err != nil || u.GetClearance() != 2 || u.GetRegion() != "" || u.GetUnit() != "emea" {
+		t.Errorf("got %v, %v", res, err)
+	}
+	if again, err := b.dir.UpdateUser(b.acme, &adminv1.UpdateUserRequest{Name: "alice", Clearance: &class}); err != nil || again.GetRevision() != res.GetRevision() {
+		t.Errorf("what is so already made revision %d, %v", again.GetRevision(), err)
+	}
+	unit = "apac"
+	_, err = b.dir.UpdateUser(b.acme, &adminv1.UpdateUserRequest{Name: "alice", Unit: &unit})
+	refused(t, err, problem.NotFound)
+}
+
+func TestAUnitIsMovedButNeverBelowItself(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	parent := ""
+	for _, name := range []string{"world", "emea", "dach", "germany", "berlin"} {
+		if _, err := b.dir.CreateUnit(b.acme, &adminv1.CreateUnitRequest{Name: name, Parent: parent}); err != nil {
+			t.Fatal(err)
+		}
+		parent = name
+	}
+	_, err := b.dir.MoveUnit(b.acme, &adminv1.MoveUnitRequest{Name: "world", Parent: "berlin"})
+	refused(t, err, problem.Invalid)
+	if _, err := b.dir.MoveUnit(b.acme, &adminv1.MoveUnitRequest{Name: "germany"}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := b.dir.ListUnits(b.acme, &adminv1.ListUnitsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, u := range list.GetUnits() {
+		if u.GetName() == "germany" && u.GetParent() != "" || u.GetName() == "berlin" && u.GetParent() != "germany" {
+			t.Errorf("got %v", u)
+		}
+	}
+}

@@ -4,30 +4,49 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
+	"github.com/mcpvault/mcpvault/kit/svid"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
 )
 
 // defaultPage is how many users one answer lists unless the request says.
 const defaultPage = 200
 
-// CreateUser adds a person or a service account. A supervisor is a person of the same tenant.
+// CreateUser adds a person, a service account or a workload. A supervisor is a person of the same tenant.
 func (s *Service) CreateUser(ctx context.Context, req *adminv1.CreateUserRequest) (*adminv1.CreateUserResponse, error) {
 	u := controlplane.User{
-		Name: req.GetName(), Kind: controlplane.Person, Unit: req.GetUnit(),
-		DisplayName: req.GetDisplayName(), Supervisor: req.GetSupervisor(),
+		Name: req.GetName(), Kind: kindOf(req.GetKind()), Unit: req.GetUnit(), DisplayName: req.GetDisplayName(),
+		Supervisor: req.GetSupervisor(), Clearance: uint8(req.GetClearance()), Region: req.GetRegion(),
 	}
-	if req.GetKind() == adminv1.UserKind_USER_KIND_SERVICE_ACCOUNT {
-		u.Kind = controlplane.ServiceAccount
+	if err := checkName(u); err != nil {
+		return nil, err
 	}
 	u, rev, err := s.createUser(ctx, controlplane.CallerFrom(ctx), u)
 	if err != nil {
 		return nil, err
 	}
 	return &adminv1.CreateUserResponse{User: user(u), Revision: rev}, nil
+}
+
+// checkName holds workloads to the rules of SPIFFE, and keeps its names for them.
+func checkName(u controlplane.User) error {
+	isID := strings.HasPrefix(u.Name, "spiffe:")
+	if u.Kind != controlplane.Workload {
+		if isID {
+			return problem.Newf(problem.Invalid, "make it a workload: mcpvault workload create "+u.Name, "%s is a SPIFFE ID, which names workloads only", u.Name)
+		}
+		return nil
+	}
+	id, err := svid.ParseID(u.Name)
+	if err != nil || id.Path() == "" || id.String() != u.Name {
+		return problem.Newf(problem.Invalid, "write it like spiffe://prod.example.com/agent/billing: a trust domain in lower case, and a path",
+			"%q is no SPIFFE ID of a workload", u.Name).Because(err)
+	}
+	return nil
 }
 
 func (s *Service) createUser(ctx context.Context, by controlplane.Caller, want controlplane.User) (controlplane.User, uint64, error) {
@@ -44,6 +63,7 @@ func (s *Service) createUser(ctx context.Context, by controlplane.Caller, want c
 		}
 		return tx.Change(ctx, "user.create", "user:"+u.Name, map[string]any{
 			"id": u.ID, "kind": u.Kind, "unit": u.Unit, "supervisor": u.Supervisor, "admin_roles": u.AdminRoles,
+			"clearance": u.Clearance, "region": u.Region,
 		})
 	})
 	return u, rev, taken(err, "user", want.Name)
@@ -59,7 +79,7 @@ func supervises(ctx context.Context, tx *store.Tx, name string) error {
 		return err
 	}
 	if boss.Kind != controlplane.Person {
-		return problem.Newf(problem.Invalid, "name a person", "%s is a service account and supervises nobody", name)
+		return problem.Newf(problem.Invalid, "name a person", "%s is a %s and supervises nobody", name, strings.ReplaceAll(string(boss.Kind), "_", " "))
 	}
 	return nil
 }
@@ -103,6 +123,34 @@ func (s *Service) ListUsers(ctx context.Context, req *adminv1.ListUsersRequest) 
 		return nil
 	})
 	return res, err
+}
+
+// UpdateUser changes what conditions ask about a user; what the request does not give stays.
+func (s *Service) UpdateUser(ctx context.Context, req *adminv1.UpdateUserRequest) (*adminv1.UpdateUserResponse, error) {
+	var u controlplane.User
+	rev, err := s.write(ctx, func(tx *store.Tx) (err error) {
+		if u, err = tx.UserByName(ctx, req.GetName()); err != nil {
+			return err
+		}
+		if req.Clearance != nil {
+			u.Clearance = uint8(req.GetClearance())
+		}
+		if req.Region != nil {
+			u.Region = req.GetRegion()
+		}
+		if req.Unit != nil {
+			u.Unit = req.GetUnit()
+		}
+		if err := tx.UpdateUser(ctx, u); err != nil {
+			return err
+		}
+		detail := map[string]any{"unit": u.Unit, "clearance": u.Clearance, "region": u.Region}
+		return tx.Change(ctx, "user.update", "user:"+u.Name, detail)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.UpdateUserResponse{User: user(u), Revision: rev}, nil
 }
 
 // SetUserDisabled shuts a user out or lets them in again; doing it twice is doing it once.

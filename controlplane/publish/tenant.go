@@ -279,15 +279,12 @@ func (p *Publisher) read(ctx context.Context, tenant controlplane.TenantID) (in 
 }
 
 func inputOf(rows store.PolicyRows, grants []store.Grant, servers []store.Server, versions map[string]store.ServerVersion) compile.Input {
-	in := compile.Input{Tenant: rows.Tenant}
-	for _, u := range rows.Users {
-		in.Users = append(in.Users, compile.User(u))
+	in := compile.Input{
+		Tenant: rows.Tenant, Users: make([]compile.User, len(rows.Users)),
+		Units: nodes(rows.Units), Teams: nodes(rows.Teams), Groups: nodes(rows.Groups), Roles: nodes(rows.Roles),
 	}
-	for _, t := range rows.Teams {
-		in.Teams = append(in.Teams, compile.Node(t))
-	}
-	for _, r := range rows.Roles {
-		in.Roles = append(in.Roles, compile.Node(r))
+	for i, u := range rows.Users {
+		in.Users[i] = compile.User(u)
 	}
 	for _, g := range grants {
 		in.Grants = append(in.Grants, compile.Grant{
@@ -305,6 +302,14 @@ func inputOf(rows store.PolicyRows, grants []store.Grant, servers []store.Server
 		})
 	}
 	return in
+}
+
+func nodes(list []store.PolicyNode) []compile.Node {
+	out := make([]compile.Node, len(list))
+	for i, n := range list {
+		out[i] = compile.Node(n)
+	}
+	return out
 }
 
 func headOf(id controlplane.TenantID, g store.Generation) (*Head, error) {

@@ -14,7 +14,8 @@ const (
 	sqlListUnits  = `SELECT u.id::text, u.name, coalesce(p.name, '') FROM units u
 		LEFT JOIN units p ON p.tenant_id = u.tenant_id AND p.id = u.parent_id
 		WHERE u.tenant_id = $1 ORDER BY u.name`
-	sqlUnitID = `SELECT id::text FROM units WHERE tenant_id = $1 AND name = $2`
+	sqlMoveUnit = `UPDATE units SET parent_id = $3 WHERE tenant_id = $1 AND name = $2 AND parent_id IS DISTINCT FROM $3`
+	sqlUnitID   = `SELECT id::text FROM units WHERE tenant_id = $1 AND name = $2`
 
 	sqlInsertTeam = `INSERT INTO teams (tenant_id, id, name, unit_id, created_at) VALUES ($1, $2, $3, $4, $5)`
 	sqlListTeams  = `SELECT t.id::text, t.name, coalesce(u.name, ''), ARRAY(
@@ -26,19 +27,24 @@ const (
 	sqlInsertTeamMember = `INSERT INTO team_members (tenant_id, team_id, user_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`
 	sqlDeleteTeamMember = `DELETE FROM team_members WHERE tenant_id = $1 AND team_id = $2 AND user_id = $3`
 
-	sqlInsertUser = `INSERT INTO users (tenant_id, id, name, kind, unit_id, display_name, supervisor_id, disabled, admin_roles, created_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`
-	sqlUserColumns = `SELECT u.id::text, u.name, u.kind, coalesce(un.name, ''), u.display_name, coalesce(s.name, ''), u.disabled, u.admin_roles, u.created_at,
+	sqlInsertUser = `INSERT INTO users (tenant_id, id, name, kind, unit_id, display_name, supervisor_id, disabled, admin_roles, clearance, region, created_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`
+	sqlUserColumns = `SELECT u.id::text, u.name, u.kind, coalesce(un.name, ''), u.display_name, coalesce(s.name, ''), u.disabled, u.admin_roles,
+			u.clearance, u.region, u.created_at,
 			ARRAY(SELECT t.name FROM team_members tm JOIN teams t ON t.tenant_id = tm.tenant_id AND t.id = tm.team_id
 				WHERE tm.tenant_id = u.tenant_id AND tm.user_id = u.id ORDER BY t.name),
+			ARRAY(SELECT g.name FROM group_members gm JOIN groups g ON g.tenant_id = gm.tenant_id AND g.id = gm.group_id
+				WHERE gm.tenant_id = u.tenant_id AND gm.user_id = u.id ORDER BY g.name),
 			ARRAY(SELECT r.name FROM role_members rm JOIN roles r ON r.tenant_id = rm.tenant_id AND r.id = rm.role_id
 				WHERE rm.tenant_id = u.tenant_id AND rm.member_kind = 'user' AND rm.member_id = u.id ORDER BY r.name)
 		FROM users u
 		LEFT JOIN units un ON un.tenant_id = u.tenant_id AND un.id = u.unit_id
 		LEFT JOIN users s ON s.tenant_id = u.tenant_id AND s.id = u.supervisor_id `
-	sqlUserByName      = sqlUserColumns + `WHERE u.tenant_id = $1 AND u.name = $2`
-	sqlListUsers       = sqlUserColumns + `WHERE u.tenant_id = $1 AND u.name > $2 ORDER BY u.name LIMIT $3`
-	sqlUserID          = `SELECT id::text FROM users WHERE tenant_id = $1 AND name = $2`
+	sqlUserByName = sqlUserColumns + `WHERE u.tenant_id = $1 AND u.name = $2`
+	sqlListUsers  = sqlUserColumns + `WHERE u.tenant_id = $1 AND u.name > $2 ORDER BY u.name LIMIT $3`
+	sqlUserID     = `SELECT id::text FROM users WHERE tenant_id = $1 AND name = $2`
+	sqlUpdateUser = `UPDATE users SET unit_id = $3, clearance = $4, region = $5 WHERE tenant_id = $1 AND name = $2
+		AND (unit_id IS DISTINCT FROM $3 OR clearance <> $4 OR region <> $5)`
 	sqlSetUserDisabled = `UPDATE users SET disabled = $3 WHERE tenant_id = $1 AND name = $2 AND disabled <> $3`
 	sqlSetAdminRoles   = `UPDATE users SET admin_roles = $3 WHERE tenant_id = $1 AND name = $2 AND admin_roles <> $3`
 
@@ -47,9 +53,11 @@ const (
 	sqlListRoles         = `SELECT r.id::text, r.name, r.description,
 			ARRAY(SELECT i.name FROM role_inherits ri JOIN roles i ON i.tenant_id = ri.tenant_id AND i.id = ri.inherits_id
 				WHERE ri.tenant_id = r.tenant_id AND ri.role_id = r.id ORDER BY i.name),
-			ARRAY(SELECT rm.member_kind || ':' || coalesce(u.name, t.name) FROM role_members rm
+			ARRAY(SELECT rm.member_kind || ':' || coalesce(u.name, t.name, g.name, n.name) FROM role_members rm
 				LEFT JOIN users u ON u.tenant_id = rm.tenant_id AND u.id = rm.user_id
 				LEFT JOIN teams t ON t.tenant_id = rm.tenant_id AND t.id = rm.team_id
+				LEFT JOIN groups g ON g.tenant_id = rm.tenant_id AND g.id = rm.group_id
+				LEFT JOIN units n ON n.tenant_id = rm.tenant_id AND n.id = rm.unit_id
 				WHERE rm.tenant_id = r.tenant_id AND rm.role_id = r.id ORDER BY 1)
 		FROM roles r WHERE r.tenant_id = $1 ORDER BY r.name`
 	sqlRoleID           = `SELECT id::text FROM roles WHERE tenant_id = $1 AND name = $2`
@@ -75,6 +83,18 @@ func (tx *Tx) InsertUnit(ctx context.Context, u controlplane.Unit) (controlplane
 	u.ID = NewID()
 	_, err = tx.exec(ctx, sqlInsertUnit, tx.tenant, u.ID, u.Name, orNull(parent), tx.now)
 	return u, err
+}
+
+// MoveUnit puts a unit below another one, or at the top when parent is "". It returns ErrNoChange when it is there already.
+func (tx *Tx) MoveUnit(ctx context.Context, name, parent string) error {
+	if _, err := tx.idOf(ctx, sqlUnitID, "unit", name); err != nil {
+		return err
+	}
+	above, err := tx.idOf(ctx, sqlUnitID, "unit", parent)
+	if err != nil {
+		return err
+	}
+	return changed(tx.exec(ctx, sqlMoveUnit, tx.tenant, name, orNull(above)))
 }
 
 // Units lists the tenant's units, by name.
@@ -133,9 +153,9 @@ func (tx *Tx) InsertUser(ctx context.Context, u controlplane.User) (controlplane
 	if err != nil {
 		return u, err
 	}
-	u.ID, u.CreatedAt, u.Teams, u.Roles = NewID(), tx.now, []string{}, []string{}
+	u.ID, u.CreatedAt, u.Teams, u.Groups, u.Roles = NewID(), tx.now, []string{}, []string{}, []string{}
 	_, err = tx.exec(ctx, sqlInsertUser, tx.tenant, u.ID, u.Name, u.Kind, orNull(unit), u.DisplayName, orNull(supervisor),
-		u.Disabled, orEmpty(u.AdminRoles), tx.now)
+		u.Disabled, orEmpty(u.AdminRoles), int16(u.Clearance), u.Region, tx.now)
 	return u, err
 }
 
@@ -148,6 +168,16 @@ func (tx *Tx) UserByName(ctx context.Context, name string) (controlplane.User, e
 // Users lists the tenant's users by name, those after the given name, at most limit of them.
 func (tx *Tx) Users(ctx context.Context, after string, limit int) ([]controlplane.User, error) {
 	return all(ctx, tx, scanUser, sqlListUsers, tx.tenant, after, limit)
+}
+
+// UpdateUser writes the unit, the clearance and the region of the user that u.Name names. It returns ErrNoChange when they
+// are so already.
+func (tx *Tx) UpdateUser(ctx context.Context, u controlplane.User) error {
+	unit, err := tx.idOf(ctx, sqlUnitID, "unit", u.Unit)
+	if err != nil {
+		return err
+	}
+	return changed(tx.exec(ctx, sqlUpdateUser, tx.tenant, u.Name, orNull(unit), int16(u.Clearance), u.Region))
 }
 
 // SetUserDisabled shuts a user out or lets them in again. It returns ErrNoChange when that is so already.
@@ -198,20 +228,19 @@ type MemberKind string
 
 // The kinds of members.
 const (
-	MemberUser MemberKind = "user"
-	MemberTeam MemberKind = "team"
+	MemberUser  MemberKind = "user"
+	MemberTeam  MemberKind = "team"
+	MemberGroup MemberKind = "group"
+	MemberUnit  MemberKind = "unit"
 )
 
-// SetRoleMember gives a role to a user or a team, or takes it away. It returns ErrNoChange when that is so already.
+// SetRoleMember gives a role to a user, team, group or unit, or takes it away. It returns ErrNoChange when that is so already.
 func (tx *Tx) SetRoleMember(ctx context.Context, role string, kind MemberKind, member string, remove bool) error {
 	roleID, err := tx.idOf(ctx, sqlRoleID, "role", role)
 	if err != nil {
 		return err
 	}
-	lookup := sqlUserID
-	if kind == MemberTeam {
-		lookup = sqlTeamID
-	}
+	lookup := map[MemberKind]string{MemberUser: sqlUserID, MemberTeam: sqlTeamID, MemberGroup: sqlGroupID, MemberUnit: sqlUnitID}[kind]
 	memberID, err := tx.idOf(ctx, lookup, string(kind), member)
 	if err != nil {
 		return err
@@ -234,7 +263,8 @@ func changed(rows int64, err error) error {
 func scanUser(row pgx.CollectableRow) (controlplane.User, error) {
 	var u controlplane.User
 	var at time.Time
-	err := row.Scan(&u.ID, &u.Name, (*string)(&u.Kind), &u.Unit, &u.DisplayName, &u.Supervisor, &u.Disabled, &u.AdminRoles, &at, &u.Teams, &u.Roles)
+	err := row.Scan(&u.ID, &u.Name, (*string)(&u.Kind), &u.Unit, &u.DisplayName, &u.Supervisor, &u.Disabled, &u.AdminRoles,
+		&u.Clearance, &u.Region, &at, &u.Teams, &u.Groups, &u.Roles)
 	u.CreatedAt = at.UTC()
 	return u, err
 }

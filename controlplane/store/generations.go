@@ -56,20 +56,6 @@ const (
 		ORDER BY tenant_id, epoch DESC, generation DESC`
 	sqlSweepBlobs = `DELETE FROM blobs b WHERE NOT EXISTS (SELECT 1 FROM generation_shards s WHERE s.sha256 = b.sha256)`
 
-	sqlPolicyUsers     = `SELECT id::text, name, disabled FROM users WHERE tenant_id = $1`
-	sqlPolicyUserTeams = `SELECT m.user_id::text, t.name FROM team_members m JOIN teams t ON t.tenant_id = m.tenant_id AND t.id = m.team_id
-		WHERE m.tenant_id = $1`
-	sqlPolicyUserRoles = `SELECT m.user_id::text, r.name FROM role_members m JOIN roles r ON r.tenant_id = m.tenant_id AND r.id = m.role_id
-		WHERE m.tenant_id = $1 AND m.member_kind = 'user'`
-	sqlPolicyTeams = `SELECT t.name,
-		array(SELECT r.name FROM role_members m JOIN roles r ON r.tenant_id = m.tenant_id AND r.id = m.role_id
-			WHERE m.tenant_id = t.tenant_id AND m.member_kind = 'team' AND m.member_id = t.id ORDER BY r.name)
-		FROM teams t WHERE t.tenant_id = $1 ORDER BY t.name`
-	sqlPolicyRoles = `SELECT r.name,
-		array(SELECT p.name FROM role_inherits i JOIN roles p ON p.tenant_id = i.tenant_id AND p.id = i.inherits_id
-			WHERE i.tenant_id = r.tenant_id AND i.role_id = r.id ORDER BY p.name)
-		FROM roles r WHERE r.tenant_id = $1 ORDER BY r.name`
-
 	sqlOldestOpen = `SELECT min(revision) FROM outbox WHERE tenant_id = $1 AND kind = $2 AND done_at IS NULL`
 	sqlCommitted  = `SELECT at FROM outbox WHERE tenant_id = $1 AND revision <= $2 ORDER BY revision DESC LIMIT 1`
 	sqlOfRevision = `SELECT at FROM outbox WHERE tenant_id = $1 AND revision = $2 LIMIT 1`
@@ -151,80 +137,6 @@ func (tx *Tx) ForgetGenerations(ctx context.Context, keep int) error {
 
 // SweepBlobs drops the shards that no generation names. It is for a platform transaction, which sees every tenant's.
 func (tx *Tx) SweepBlobs(ctx context.Context) (int64, error) { return tx.exec(ctx, sqlSweepBlobs) }
-
-// PolicyRows is everything in the directory that decides about calls, in no particular order.
-type PolicyRows struct {
-	Tenant controlplane.Tenant
-	Users  []PolicyUser
-	// Teams and Roles by name, each with the roles directly above it.
-	Teams, Roles []PolicyNode
-}
-
-// PolicyUser is a principal and what it belongs to directly.
-type PolicyUser struct {
-	Name         string
-	Disabled     bool
-	Teams, Roles []string
-}
-
-// PolicyNode is a team or a role.
-type PolicyNode struct {
-	Name  string
-	Roles []string
-}
-
-// PolicyRows reads the directory as the compiler needs it. In a Read it is one consistent view with everything else that
-// the transaction reads.
-func (tx *Tx) PolicyRows(ctx context.Context) (rows PolicyRows, err error) {
-	if rows.Tenant, err = tx.Self(ctx); err != nil {
-		return rows, err
-	}
-	if rows.Users, err = tx.policyUsers(ctx); err != nil {
-		return rows, err
-	}
-	if rows.Teams, err = all(ctx, tx, pgx.RowToStructByPos[PolicyNode], sqlPolicyTeams, tx.tenant); err != nil {
-		return rows, err
-	}
-	rows.Roles, err = all(ctx, tx, pgx.RowToStructByPos[PolicyNode], sqlPolicyRoles, tx.tenant)
-	return rows, err
-}
-
-// policyUsers joins in Go: three plain scans are several times quicker than a subquery for each of many users.
-func (tx *Tx) policyUsers(ctx context.Context) ([]PolicyUser, error) {
-	at := map[string]int{}
-	n := 0
-	users, err := all(ctx, tx, func(row pgx.CollectableRow) (PolicyUser, error) {
-		var u PolicyUser
-		var id string
-		err := row.Scan(&id, &u.Name, &u.Disabled)
-		at[id] = n
-		n++
-		return u, err
-	}, sqlPolicyUsers, tx.tenant)
-	if err != nil {
-		return nil, err
-	}
-	type pair struct{ user, name string }
-	scan := func(row pgx.CollectableRow) (p pair, err error) {
-		err = row.Scan(&p.user, &p.name)
-		return p, err
-	}
-	teams, err := all(ctx, tx, scan, sqlPolicyUserTeams, tx.tenant)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range teams {
-		users[at[p.user]].Teams = append(users[at[p.user]].Teams, p.name)
-	}
-	roles, err := all(ctx, tx, scan, sqlPolicyUserRoles, tx.tenant)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range roles {
-		users[at[p.user]].Roles = append(users[at[p.user]].Roles, p.name)
-	}
-	return users, nil
-}
 
 // AnnounceGeneration tells the other control planes, when the transaction commits, and who published.
 func (tx *Tx) AnnounceGeneration(ctx context.Context, publisher string) error {

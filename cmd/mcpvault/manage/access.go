@@ -54,9 +54,9 @@ func grantColumns() []output.Column[grantView] {
 	}
 }
 
-// subject completes the short form of a person: alice is user:alice.
+// subject completes the short form of a principal: alice is user:alice.
 func subject(s string) string {
-	if s == "everyone" || strings.Contains(s, ":") {
+	if s == "everyone" || strings.Contains(s, ":") && !strings.HasPrefix(s, "spiffe://") {
 		return s
 	}
 	return "user:" + s
@@ -74,7 +74,7 @@ func grantCommand(a *cli.App) *cobra.Command {
 	var w cli.Waiting
 	var deny bool
 	var when, reason, lasting string
-	cmd := a.AdminLeaf("grant SUBJECT TARGET", "Lets a user, team, role or everyone use a server or one of its tools.",
+	cmd := a.AdminLeaf("grant SUBJECT TARGET", "Lets a user, team, group, unit, role or everyone use a server or one of its tools.",
 		`  mcpvault grant user:alice server:payments/refund --when 'context.args.amount < 100' --for 1h --reason "ticket 4711"
   mcpvault grant role:analyst server:demo
   mcpvault grant everyone server:payments/refund --deny
@@ -164,7 +164,7 @@ func grantsCommand(a *cli.App) *cobra.Command {
 			}
 			return cli.PrintList(a, output.Map(resp.GetGrants(), viewGrant), grantColumns()...)
 		})
-	list.Flags().StringVar(&who, "subject", "", "only grants to this user, team or role")
+	list.Flags().StringVar(&who, "subject", "", "only grants to this user, team, group, unit or role")
 	list.Flags().StringVar(&what, "target", "", "only grants on this server or tool")
 	return a.Group("grants", "What has been granted.", "  mcpvault grants list", list)
 }

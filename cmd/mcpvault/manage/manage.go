@@ -11,7 +11,7 @@ import (
 // Commands are what this package adds to the command line.
 func Commands() []func(*cli.App) *cobra.Command {
 	return []func(*cli.App) *cobra.Command{
-		orgCommand, unitCommand, teamCommand, userCommand, roleCommand,
+		orgCommand, unitCommand, teamCommand, groupCommand, userCommand, workloadCommand, roleCommand,
 		grantCommand, revokeCommand, grantsCommand, accessCommand, killCommand, serverCommand,
 	}
 }

@@ -90,7 +90,24 @@ func unitCommand(a *cli.App) *cobra.Command {
 		},
 		columns: unitColumns(),
 	}
-	return a.Group("unit", "Units: the parts of an organisation.", "  mcpvault unit list", units.list(a), create)
+	return a.Group("unit", "Units: the parts of an organisation, in a tree.", "  mcpvault unit list", units.list(a), create, moveUnit(a))
+}
+
+func moveUnit(a *cli.App) *cobra.Command {
+	var w cli.Waiting
+	var parent string
+	cmd := a.AdminLeaf("move NAME", "Puts a unit, and everything below it, under another one; at the top without --parent.",
+		"  mcpvault unit move emea --parent sales", cli.Args("NAME"),
+		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+			resp, err := c.Directory.MoveUnit(ctx, &adminv1.MoveUnitRequest{Tenant: tenant, Name: args[0], Parent: parent})
+			if err != nil {
+				return err
+			}
+			a.Published(ctx, c, tenant, resp.GetRevision(), w)
+			return nil
+		})
+	cmd.Flags().StringVar(&parent, "parent", "", "unit above it")
+	return a.Publishes(cmd, &w)
 }
 
 type teamView struct {
@@ -151,119 +168,6 @@ func teamCommand(a *cli.App) *cobra.Command {
 		member("remove-member", "Takes a person out of a team.", true))
 }
 
-type userView struct {
-	Name        string   `json:"name"`
-	ID          string   `json:"id"`
-	Kind        string   `json:"kind"`
-	DisplayName string   `json:"display_name,omitempty"`
-	Unit        string   `json:"unit,omitempty"`
-	Supervisor  string   `json:"supervisor,omitempty"`
-	Teams       []string `json:"teams"`
-	Roles       []string `json:"roles"`
-	Disabled    bool     `json:"disabled"`
-}
-
-func viewUser(u *adminv1.User) userView {
-	kind := "person"
-	if u.GetKind() == adminv1.UserKind_USER_KIND_SERVICE_ACCOUNT {
-		kind = "service_account"
-	}
-	return userView{
-		u.GetName(), u.GetId(), kind, u.GetDisplayName(), u.GetUnit(), u.GetSupervisor(),
-		append([]string{}, u.GetTeams()...), append([]string{}, u.GetRoles()...), u.GetDisabled(),
-	}
-}
-
-func (u userView) state() string {
-	if u.Disabled {
-		return "disabled"
-	}
-	return "active"
-}
-
-func userColumns() []output.Column[userView] {
-	return []output.Column[userView]{
-		{Head: "NAME", Cell: func(v userView) string { return v.Name }},
-		{Head: "KIND", Cell: func(v userView) string { return v.Kind }},
-		{Head: "ROLES", Cell: func(v userView) string { return strings.Join(v.Roles, ",") }},
-		{Head: "TEAMS", Cell: func(v userView) string { return strings.Join(v.Teams, ",") }},
-		{Head: "SUPERVISOR", Cell: func(v userView) string { return v.Supervisor }},
-		{Head: "STATE", Cell: userView.state},
-		{Head: "UNIT", Cell: func(v userView) string { return v.Unit }, Wide: true},
-		{Head: "DISPLAY NAME", Cell: func(v userView) string { return v.DisplayName }, Wide: true},
-		{Head: "ID", Cell: func(v userView) string { return v.ID }, Wide: true},
-	}
-}
-
-func userCommand(a *cli.App) *cobra.Command {
-	var w cli.Waiting
-	disable := func(verb, short string, disabled bool) *cobra.Command {
-		return a.Publishes(a.AdminLeaf(verb+" NAME", short, "  mcpvault user "+verb+" mallory", cli.Args("NAME"),
-			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
-				resp, err := c.Directory.SetUserDisabled(ctx, &adminv1.SetUserDisabledRequest{Tenant: tenant, Name: args[0], Disabled: disabled})
-				if err != nil {
-					return err
-				}
-				a.Published(ctx, c, tenant, resp.GetRevision(), w)
-				return nil
-			}), &w)
-	}
-	return a.Group("user", "People and service accounts.", "  mcpvault user list",
-		listUsers(a),
-		a.AdminLeaf("get NAME", "Shows a user.", "  mcpvault user get alice", cli.Args("NAME"),
-			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
-				resp, err := c.Directory.GetUser(ctx, &adminv1.GetUserRequest{Tenant: tenant, Name: args[0]})
-				if err != nil {
-					return err
-				}
-				return cli.Print(a, viewUser(resp.GetUser()), userColumns()...)
-			}),
-		createUser(a),
-		disable("disable", "Takes away everything that a user may do.", true),
-		disable("enable", "Gives a disabled user everything back.", false))
-}
-
-func listUsers(a *cli.App) *cobra.Command {
-	return a.AdminLeaf("list", "Lists the users.", "  mcpvault user list -o wide", cli.Args(),
-		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
-			var rows []userView
-			for page := ""; ; {
-				resp, err := c.Directory.ListUsers(ctx, &adminv1.ListUsersRequest{Tenant: tenant, PageSize: 1000, PageToken: page})
-				if err != nil {
-					return err
-				}
-				rows = append(rows, output.Map(resp.GetUsers(), viewUser)...)
-				if page = resp.GetNextPageToken(); page == "" {
-					return cli.PrintList(a, rows, userColumns()...)
-				}
-			}
-		})
-}
-
-func createUser(a *cli.App) *cobra.Command {
-	var unit, display, supervisor string
-	var service bool
-	create := a.AdminLeaf("create NAME", "Makes a user.", "  mcpvault user create carol --supervisor bob", cli.Args("NAME"),
-		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
-			kind := adminv1.UserKind_USER_KIND_PERSON
-			if service {
-				kind = adminv1.UserKind_USER_KIND_SERVICE_ACCOUNT
-			}
-			resp, err := c.Directory.CreateUser(ctx, &adminv1.CreateUserRequest{
-				Tenant: tenant, Name: args[0], Kind: kind, Unit: unit, DisplayName: display, Supervisor: supervisor,
-			})
-			if err != nil {
-				return err
-			}
-			return cli.Print(a, viewUser(resp.GetUser()), userColumns()...)
-		})
-	create.Flags().StringVar(&unit, "unit", "", "unit that the user belongs to")
-	create.Flags().StringVar(&display, "display-name", "", "name as people write it")
-	create.Flags().StringVar(&supervisor, "supervisor", "", "user who supervises this one")
-	create.Flags().BoolVar(&service, "service-account", false, "a program, not a person")
-	return create
-}
-
 type roleView struct {
 	Name        string   `json:"name"`
 	ID          string   `json:"id"`
@@ -300,7 +204,7 @@ func roleCommand(a *cli.App) *cobra.Command {
 		columns: roleColumns(), name: func(v roleView) string { return v.Name },
 	}
 	assign := func(verb, short string, remove bool) *cobra.Command {
-		return a.Publishes(a.AdminLeaf(verb+" ROLE MEMBER", short, "  mcpvault role "+verb+" analyst user:alice", cli.Args("ROLE", "MEMBER"),
+		return a.Publishes(a.AdminLeaf(verb+" ROLE MEMBER", short, "  mcpvault role "+verb+" analyst user:alice\n  mcpvault role "+verb+" analyst group:eng", cli.Args("ROLE", "MEMBER"),
 			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 				resp, err := c.Directory.SetRoleMember(ctx, &adminv1.SetRoleMemberRequest{Tenant: tenant, Role: args[0], Member: subject(args[1]), Remove: remove})
 				if err != nil {
@@ -313,8 +217,8 @@ func roleCommand(a *cli.App) *cobra.Command {
 	return a.Group("role", "Roles: what people are allowed because of what they do.", "  mcpvault role list",
 		roles.list(a), roles.get(a),
 		createRole(a),
-		assign("assign", "Gives a role to a user or a team.", false),
-		assign("unassign", "Takes a role from a user or a team.", true))
+		assign("assign", "Gives a role to a user, team, group or unit.", false),
+		assign("unassign", "Takes a role from a user, team, group or unit.", true))
 }
 
 func createRole(a *cli.App) *cobra.Command {

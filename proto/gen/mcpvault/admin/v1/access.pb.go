@@ -76,7 +76,7 @@ type Grant struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Effect GrantEffect            `protobuf:"varint,2,opt,name=effect,proto3,enum=mcpvault.admin.v1.GrantEffect" json:"effect,omitempty"`
-	// "user:alice", "team:analysts", "role:analyst", "everyone".
+	// "user:alice", "team:analysts", "group:eng", "unit:emea", "role:analyst", "everyone".
 	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
 	// "server:payments", "server:payments/refund", "server:*".
 	Target string `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
@@ -572,7 +572,7 @@ func (x *ListGrantsResponse) GetGrants() []*Grant {
 type ExplainRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	// User or service account.
+	// User, service account or workload.
 	Principal string `protobuf:"bytes,2,opt,name=principal,proto3" json:"principal,omitempty"`
 	Server    string `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"`
 	Tool      string `protobuf:"bytes,4,opt,name=tool,proto3" json:"tool,omitempty"`
@@ -1498,11 +1498,11 @@ const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"\n" +
 	"created_by\x18\b \x01(\tR\tcreatedBy\x12\x1d\n" +
 	"\n" +
-	"created_ms\x18\t \x01(\x03R\tcreatedMs\"\xee\x02\n" +
+	"created_ms\x18\t \x01(\x03R\tcreatedMs\"\xf9\x02\n" +
 	"\x12CreateGrantRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12@\n" +
-	"\x06effect\x18\x02 \x01(\x0e2\x1e.mcpvault.admin.v1.GrantEffectB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06effect\x12D\n" +
-	"\asubject\x18\x03 \x01(\tB*\xbaH'r%\x18\xc8\x012 ^((user|team|role):.+|everyone)$R\asubject\x12-\n" +
+	"\x06effect\x18\x02 \x01(\x0e2\x1e.mcpvault.admin.v1.GrantEffectB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06effect\x12O\n" +
+	"\asubject\x18\x03 \x01(\tB5\xbaH2r0\x18\xa0\x062+^((user|team|group|unit|role):.+|everyone)$R\asubject\x12-\n" +
 	"\x06target\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x18\x90\x032\v^server:.+$R\x06target\x12&\n" +
 	"\tcondition\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tcondition\x126\n" +
 	"\tvalid_for\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\x12 \n" +
@@ -1512,7 +1512,7 @@ const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\"\xff\x01\n" +
 	"\x13DeleteGrantsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\"\n" +
-	"\asubject\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\asubject\x12 \n" +
+	"\asubject\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xa0\x06R\asubject\x12 \n" +
 	"\x06target\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x90\x03R\x06target\x12@\n" +
 	"\x06effect\x18\x04 \x01(\x0e2\x1e.mcpvault.admin.v1.GrantEffectB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06effect\x12&\n" +
 	"\tcondition\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tcondition\x12\x17\n" +
@@ -1522,14 +1522,14 @@ const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\"z\n" +
 	"\x11ListGrantsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\"\n" +
-	"\asubject\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\asubject\x12 \n" +
+	"\asubject\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xa0\x06R\asubject\x12 \n" +
 	"\x06target\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x90\x03R\x06target\"F\n" +
 	"\x12ListGrantsResponse\x120\n" +
 	"\x06grants\x18\x01 \x03(\v2\x18.mcpvault.admin.v1.GrantR\x06grants\"\xc2\x01\n" +
 	"\x0eExplainRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12(\n" +
 	"\tprincipal\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\tprincipal\x12\x1f\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xa0\x06R\tprincipal\x12\x1f\n" +
 	"\x06server\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06server\x12\x1b\n" +
 	"\x04tool\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04tool\x12'\n" +
 	"\targuments\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\targuments\"\x80\x02\n" +

@@ -28,6 +28,8 @@ const (
 	UserKind_USER_KIND_UNSPECIFIED     UserKind = 0
 	UserKind_USER_KIND_PERSON          UserKind = 1
 	UserKind_USER_KIND_SERVICE_ACCOUNT UserKind = 2
+	// A program that proves a SPIFFE ID, which is its name.
+	UserKind_USER_KIND_WORKLOAD UserKind = 3
 )
 
 // Enum value maps for UserKind.
@@ -36,11 +38,13 @@ var (
 		0: "USER_KIND_UNSPECIFIED",
 		1: "USER_KIND_PERSON",
 		2: "USER_KIND_SERVICE_ACCOUNT",
+		3: "USER_KIND_WORKLOAD",
 	}
 	UserKind_value = map[string]int32{
 		"USER_KIND_UNSPECIFIED":     0,
 		"USER_KIND_PERSON":          1,
 		"USER_KIND_SERVICE_ACCOUNT": 2,
+		"USER_KIND_WORKLOAD":        3,
 	}
 )
 
@@ -279,6 +283,77 @@ func (x *Team) GetMembers() []string {
 	return nil
 }
 
+// Group is a flat set of users.
+type Group struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// "manual", or the name of what provisions it.
+	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	// Names of the users in it, sorted.
+	Members       []string `protobuf:"bytes,4,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Group) Reset() {
+	*x = Group{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Group) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Group) ProtoMessage() {}
+
+func (x *Group) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Group.ProtoReflect.Descriptor instead.
+func (*Group) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Group) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Group) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Group) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Group) GetMembers() []string {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 type User struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -287,17 +362,22 @@ type User struct {
 	Unit        string                 `protobuf:"bytes,4,opt,name=unit,proto3" json:"unit,omitempty"`
 	DisplayName string                 `protobuf:"bytes,5,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
 	// Name of the user who supervises this one.
-	Supervisor    string   `protobuf:"bytes,6,opt,name=supervisor,proto3" json:"supervisor,omitempty"`
-	Teams         []string `protobuf:"bytes,7,rep,name=teams,proto3" json:"teams,omitempty"`
-	Roles         []string `protobuf:"bytes,8,rep,name=roles,proto3" json:"roles,omitempty"`
-	Disabled      bool     `protobuf:"varint,9,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	Supervisor string   `protobuf:"bytes,6,opt,name=supervisor,proto3" json:"supervisor,omitempty"`
+	Teams      []string `protobuf:"bytes,7,rep,name=teams,proto3" json:"teams,omitempty"`
+	Roles      []string `protobuf:"bytes,8,rep,name=roles,proto3" json:"roles,omitempty"`
+	Disabled   bool     `protobuf:"varint,9,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	// Highest class of data that the user may touch: 0 public, 1 internal, 2 confidential, 3 restricted, up to 7.
+	Clearance uint32 `protobuf:"varint,10,opt,name=clearance,proto3" json:"clearance,omitempty"`
+	// Where the user belongs, "" for nowhere.
+	Region        string   `protobuf:"bytes,11,opt,name=region,proto3" json:"region,omitempty"`
+	Groups        []string `protobuf:"bytes,12,rep,name=groups,proto3" json:"groups,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[3]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -309,7 +389,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[3]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -322,7 +402,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{3}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *User) GetId() string {
@@ -388,6 +468,27 @@ func (x *User) GetDisabled() bool {
 	return false
 }
 
+func (x *User) GetClearance() uint32 {
+	if x != nil {
+		return x.Clearance
+	}
+	return 0
+}
+
+func (x *User) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *User) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
 type Role struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Id          string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -395,7 +496,7 @@ type Role struct {
 	Description string                 `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
 	// Roles whose grants this one has too.
 	Inherits []string `protobuf:"bytes,4,rep,name=inherits,proto3" json:"inherits,omitempty"`
-	// "user:alice", "team:analysts".
+	// "user:alice", "team:analysts", "group:eng", "unit:emea".
 	Members       []string `protobuf:"bytes,5,rep,name=members,proto3" json:"members,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -403,7 +504,7 @@ type Role struct {
 
 func (x *Role) Reset() {
 	*x = Role{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[4]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +516,7 @@ func (x *Role) String() string {
 func (*Role) ProtoMessage() {}
 
 func (x *Role) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[4]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +529,7 @@ func (x *Role) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Role.ProtoReflect.Descriptor instead.
 func (*Role) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{4}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Role) GetId() string {
@@ -476,7 +577,7 @@ type CreateTenantRequest struct {
 
 func (x *CreateTenantRequest) Reset() {
 	*x = CreateTenantRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[5]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +589,7 @@ func (x *CreateTenantRequest) String() string {
 func (*CreateTenantRequest) ProtoMessage() {}
 
 func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[5]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +602,7 @@ func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTenantRequest.ProtoReflect.Descriptor instead.
 func (*CreateTenantRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{5}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateTenantRequest) GetName() string {
@@ -528,7 +629,7 @@ type CreateTenantResponse struct {
 
 func (x *CreateTenantResponse) Reset() {
 	*x = CreateTenantResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[6]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -540,7 +641,7 @@ func (x *CreateTenantResponse) String() string {
 func (*CreateTenantResponse) ProtoMessage() {}
 
 func (x *CreateTenantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[6]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -553,7 +654,7 @@ func (x *CreateTenantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTenantResponse.ProtoReflect.Descriptor instead.
 func (*CreateTenantResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{6}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateTenantResponse) GetTenant() *Tenant {
@@ -578,7 +679,7 @@ type ListTenantsRequest struct {
 
 func (x *ListTenantsRequest) Reset() {
 	*x = ListTenantsRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[7]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +691,7 @@ func (x *ListTenantsRequest) String() string {
 func (*ListTenantsRequest) ProtoMessage() {}
 
 func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[7]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +704,7 @@ func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsRequest.ProtoReflect.Descriptor instead.
 func (*ListTenantsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{7}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{8}
 }
 
 type ListTenantsResponse struct {
@@ -615,7 +716,7 @@ type ListTenantsResponse struct {
 
 func (x *ListTenantsResponse) Reset() {
 	*x = ListTenantsResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[8]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +728,7 @@ func (x *ListTenantsResponse) String() string {
 func (*ListTenantsResponse) ProtoMessage() {}
 
 func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[8]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +741,7 @@ func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsResponse.ProtoReflect.Descriptor instead.
 func (*ListTenantsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{8}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListTenantsResponse) GetTenants() []*Tenant {
@@ -661,7 +762,7 @@ type CreateUnitRequest struct {
 
 func (x *CreateUnitRequest) Reset() {
 	*x = CreateUnitRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[9]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +774,7 @@ func (x *CreateUnitRequest) String() string {
 func (*CreateUnitRequest) ProtoMessage() {}
 
 func (x *CreateUnitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[9]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +787,7 @@ func (x *CreateUnitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUnitRequest.ProtoReflect.Descriptor instead.
 func (*CreateUnitRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{9}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreateUnitRequest) GetTenant() string {
@@ -720,7 +821,7 @@ type CreateUnitResponse struct {
 
 func (x *CreateUnitResponse) Reset() {
 	*x = CreateUnitResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[10]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +833,7 @@ func (x *CreateUnitResponse) String() string {
 func (*CreateUnitResponse) ProtoMessage() {}
 
 func (x *CreateUnitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[10]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +846,7 @@ func (x *CreateUnitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUnitResponse.ProtoReflect.Descriptor instead.
 func (*CreateUnitResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateUnitResponse) GetUnit() *Unit {
@@ -771,7 +872,7 @@ type ListUnitsRequest struct {
 
 func (x *ListUnitsRequest) Reset() {
 	*x = ListUnitsRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[11]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -783,7 +884,7 @@ func (x *ListUnitsRequest) String() string {
 func (*ListUnitsRequest) ProtoMessage() {}
 
 func (x *ListUnitsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[11]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -796,7 +897,7 @@ func (x *ListUnitsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUnitsRequest.ProtoReflect.Descriptor instead.
 func (*ListUnitsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListUnitsRequest) GetTenant() string {
@@ -815,7 +916,7 @@ type ListUnitsResponse struct {
 
 func (x *ListUnitsResponse) Reset() {
 	*x = ListUnitsResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[12]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -827,7 +928,7 @@ func (x *ListUnitsResponse) String() string {
 func (*ListUnitsResponse) ProtoMessage() {}
 
 func (x *ListUnitsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[12]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -840,7 +941,7 @@ func (x *ListUnitsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUnitsResponse.ProtoReflect.Descriptor instead.
 func (*ListUnitsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListUnitsResponse) GetUnits() []*Unit {
@@ -848,6 +949,111 @@ func (x *ListUnitsResponse) GetUnits() []*Unit {
 		return x.Units
 	}
 	return nil
+}
+
+type MoveUnitRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// "" for the top.
+	Parent        string `protobuf:"bytes,3,opt,name=parent,proto3" json:"parent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveUnitRequest) Reset() {
+	*x = MoveUnitRequest{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveUnitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveUnitRequest) ProtoMessage() {}
+
+func (x *MoveUnitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveUnitRequest.ProtoReflect.Descriptor instead.
+func (*MoveUnitRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *MoveUnitRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *MoveUnitRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *MoveUnitRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+type MoveUnitResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MoveUnitResponse) Reset() {
+	*x = MoveUnitResponse{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MoveUnitResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MoveUnitResponse) ProtoMessage() {}
+
+func (x *MoveUnitResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MoveUnitResponse.ProtoReflect.Descriptor instead.
+func (*MoveUnitResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *MoveUnitResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
 }
 
 type CreateTeamRequest struct {
@@ -861,7 +1067,7 @@ type CreateTeamRequest struct {
 
 func (x *CreateTeamRequest) Reset() {
 	*x = CreateTeamRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -873,7 +1079,7 @@ func (x *CreateTeamRequest) String() string {
 func (*CreateTeamRequest) ProtoMessage() {}
 
 func (x *CreateTeamRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -886,7 +1092,7 @@ func (x *CreateTeamRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTeamRequest.ProtoReflect.Descriptor instead.
 func (*CreateTeamRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateTeamRequest) GetTenant() string {
@@ -920,7 +1126,7 @@ type CreateTeamResponse struct {
 
 func (x *CreateTeamResponse) Reset() {
 	*x = CreateTeamResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -932,7 +1138,7 @@ func (x *CreateTeamResponse) String() string {
 func (*CreateTeamResponse) ProtoMessage() {}
 
 func (x *CreateTeamResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -945,7 +1151,7 @@ func (x *CreateTeamResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTeamResponse.ProtoReflect.Descriptor instead.
 func (*CreateTeamResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateTeamResponse) GetTeam() *Team {
@@ -971,7 +1177,7 @@ type ListTeamsRequest struct {
 
 func (x *ListTeamsRequest) Reset() {
 	*x = ListTeamsRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1189,7 @@ func (x *ListTeamsRequest) String() string {
 func (*ListTeamsRequest) ProtoMessage() {}
 
 func (x *ListTeamsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1202,7 @@ func (x *ListTeamsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTeamsRequest.ProtoReflect.Descriptor instead.
 func (*ListTeamsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListTeamsRequest) GetTenant() string {
@@ -1015,7 +1221,7 @@ type ListTeamsResponse struct {
 
 func (x *ListTeamsResponse) Reset() {
 	*x = ListTeamsResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1233,7 @@ func (x *ListTeamsResponse) String() string {
 func (*ListTeamsResponse) ProtoMessage() {}
 
 func (x *ListTeamsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1246,7 @@ func (x *ListTeamsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTeamsResponse.ProtoReflect.Descriptor instead.
 func (*ListTeamsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListTeamsResponse) GetTeams() []*Team {
@@ -1063,7 +1269,7 @@ type SetTeamMemberRequest struct {
 
 func (x *SetTeamMemberRequest) Reset() {
 	*x = SetTeamMemberRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1075,7 +1281,7 @@ func (x *SetTeamMemberRequest) String() string {
 func (*SetTeamMemberRequest) ProtoMessage() {}
 
 func (x *SetTeamMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1088,7 +1294,7 @@ func (x *SetTeamMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTeamMemberRequest.ProtoReflect.Descriptor instead.
 func (*SetTeamMemberRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{17}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SetTeamMemberRequest) GetTenant() string {
@@ -1128,7 +1334,7 @@ type SetTeamMemberResponse struct {
 
 func (x *SetTeamMemberResponse) Reset() {
 	*x = SetTeamMemberResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[18]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1346,7 @@ func (x *SetTeamMemberResponse) String() string {
 func (*SetTeamMemberResponse) ProtoMessage() {}
 
 func (x *SetTeamMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[18]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1359,7 @@ func (x *SetTeamMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTeamMemberResponse.ProtoReflect.Descriptor instead.
 func (*SetTeamMemberResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{18}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetTeamMemberResponse) GetRevision() uint64 {
@@ -1163,21 +1369,425 @@ func (x *SetTeamMemberResponse) GetRevision() uint64 {
 	return 0
 }
 
-type CreateUserRequest struct {
+type CreateGroupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Kind          UserKind               `protobuf:"varint,3,opt,name=kind,proto3,enum=mcpvault.admin.v1.UserKind" json:"kind,omitempty"`
-	Unit          string                 `protobuf:"bytes,4,opt,name=unit,proto3" json:"unit,omitempty"`
-	DisplayName   string                 `protobuf:"bytes,5,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
-	Supervisor    string                 `protobuf:"bytes,6,opt,name=supervisor,proto3" json:"supervisor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupRequest) Reset() {
+	*x = CreateGroupRequest{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupRequest) ProtoMessage() {}
+
+func (x *CreateGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupRequest.ProtoReflect.Descriptor instead.
+func (*CreateGroupRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *CreateGroupRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *CreateGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CreateGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         *Group                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateGroupResponse) Reset() {
+	*x = CreateGroupResponse{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateGroupResponse) ProtoMessage() {}
+
+func (x *CreateGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateGroupResponse.ProtoReflect.Descriptor instead.
+func (*CreateGroupResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *CreateGroupResponse) GetGroup() *Group {
+	if x != nil {
+		return x.Group
+	}
+	return nil
+}
+
+func (x *CreateGroupResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type ListGroupsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupsRequest) Reset() {
+	*x = ListGroupsRequest{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupsRequest) ProtoMessage() {}
+
+func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
+func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ListGroupsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+type ListGroupsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Groups        []*Group               `protobuf:"bytes,1,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGroupsResponse) Reset() {
+	*x = ListGroupsResponse{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGroupsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGroupsResponse) ProtoMessage() {}
+
+func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
+func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *ListGroupsResponse) GetGroups() []*Group {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+type DeleteGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupRequest) Reset() {
+	*x = DeleteGroupRequest{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupRequest) ProtoMessage() {}
+
+func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
+func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *DeleteGroupRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *DeleteGroupRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteGroupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteGroupResponse) Reset() {
+	*x = DeleteGroupResponse{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteGroupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteGroupResponse) ProtoMessage() {}
+
+func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
+func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *DeleteGroupResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type SetGroupMemberRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Group  string                 `protobuf:"bytes,2,opt,name=group,proto3" json:"group,omitempty"`
+	User   string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	// True takes the user out.
+	Remove        bool `protobuf:"varint,4,opt,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetGroupMemberRequest) Reset() {
+	*x = SetGroupMemberRequest{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetGroupMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetGroupMemberRequest) ProtoMessage() {}
+
+func (x *SetGroupMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetGroupMemberRequest.ProtoReflect.Descriptor instead.
+func (*SetGroupMemberRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SetGroupMemberRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetGroupMemberRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *SetGroupMemberRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *SetGroupMemberRequest) GetRemove() bool {
+	if x != nil {
+		return x.Remove
+	}
+	return false
+}
+
+type SetGroupMemberResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetGroupMemberResponse) Reset() {
+	*x = SetGroupMemberResponse{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetGroupMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetGroupMemberResponse) ProtoMessage() {}
+
+func (x *SetGroupMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetGroupMemberResponse.ProtoReflect.Descriptor instead.
+func (*SetGroupMemberResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *SetGroupMemberResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type CreateUserRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Of a workload: its SPIFFE ID.
+	Name          string   `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Kind          UserKind `protobuf:"varint,3,opt,name=kind,proto3,enum=mcpvault.admin.v1.UserKind" json:"kind,omitempty"`
+	Unit          string   `protobuf:"bytes,4,opt,name=unit,proto3" json:"unit,omitempty"`
+	DisplayName   string   `protobuf:"bytes,5,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
+	Supervisor    string   `protobuf:"bytes,6,opt,name=supervisor,proto3" json:"supervisor,omitempty"`
+	Clearance     uint32   `protobuf:"varint,7,opt,name=clearance,proto3" json:"clearance,omitempty"`
+	Region        string   `protobuf:"bytes,8,opt,name=region,proto3" json:"region,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateUserRequest) Reset() {
 	*x = CreateUserRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[19]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1799,7 @@ func (x *CreateUserRequest) String() string {
 func (*CreateUserRequest) ProtoMessage() {}
 
 func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[19]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1812,7 @@ func (x *CreateUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserRequest.ProtoReflect.Descriptor instead.
 func (*CreateUserRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{19}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CreateUserRequest) GetTenant() string {
@@ -1247,6 +1857,20 @@ func (x *CreateUserRequest) GetSupervisor() string {
 	return ""
 }
 
+func (x *CreateUserRequest) GetClearance() uint32 {
+	if x != nil {
+		return x.Clearance
+	}
+	return 0
+}
+
+func (x *CreateUserRequest) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
 type CreateUserResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	User          *User                  `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
@@ -1257,7 +1881,7 @@ type CreateUserResponse struct {
 
 func (x *CreateUserResponse) Reset() {
 	*x = CreateUserResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[20]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1893,7 @@ func (x *CreateUserResponse) String() string {
 func (*CreateUserResponse) ProtoMessage() {}
 
 func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[20]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1906,7 @@ func (x *CreateUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateUserResponse.ProtoReflect.Descriptor instead.
 func (*CreateUserResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{20}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CreateUserResponse) GetUser() *User {
@@ -1309,7 +1933,7 @@ type GetUserRequest struct {
 
 func (x *GetUserRequest) Reset() {
 	*x = GetUserRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[21]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1321,7 +1945,7 @@ func (x *GetUserRequest) String() string {
 func (*GetUserRequest) ProtoMessage() {}
 
 func (x *GetUserRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[21]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1334,7 +1958,7 @@ func (x *GetUserRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUserRequest.ProtoReflect.Descriptor instead.
 func (*GetUserRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{21}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetUserRequest) GetTenant() string {
@@ -1360,7 +1984,7 @@ type GetUserResponse struct {
 
 func (x *GetUserResponse) Reset() {
 	*x = GetUserResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[22]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1372,7 +1996,7 @@ func (x *GetUserResponse) String() string {
 func (*GetUserResponse) ProtoMessage() {}
 
 func (x *GetUserResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[22]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1385,7 +2009,7 @@ func (x *GetUserResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUserResponse.ProtoReflect.Descriptor instead.
 func (*GetUserResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{22}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetUserResponse) GetUser() *User {
@@ -1407,7 +2031,7 @@ type ListUsersRequest struct {
 
 func (x *ListUsersRequest) Reset() {
 	*x = ListUsersRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[23]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +2043,7 @@ func (x *ListUsersRequest) String() string {
 func (*ListUsersRequest) ProtoMessage() {}
 
 func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[23]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +2056,7 @@ func (x *ListUsersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersRequest.ProtoReflect.Descriptor instead.
 func (*ListUsersRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{23}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListUsersRequest) GetTenant() string {
@@ -1466,7 +2090,7 @@ type ListUsersResponse struct {
 
 func (x *ListUsersResponse) Reset() {
 	*x = ListUsersResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[24]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +2102,7 @@ func (x *ListUsersResponse) String() string {
 func (*ListUsersResponse) ProtoMessage() {}
 
 func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[24]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +2115,7 @@ func (x *ListUsersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListUsersResponse.ProtoReflect.Descriptor instead.
 func (*ListUsersResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{24}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListUsersResponse) GetUsers() []*User {
@@ -1508,6 +2132,135 @@ func (x *ListUsersResponse) GetNextPageToken() string {
 	return ""
 }
 
+type UpdateUserRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Tenant    string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Clearance *uint32                `protobuf:"varint,3,opt,name=clearance,proto3,oneof" json:"clearance,omitempty"`
+	Region    *string                `protobuf:"bytes,4,opt,name=region,proto3,oneof" json:"region,omitempty"`
+	// "" for none.
+	Unit          *string `protobuf:"bytes,5,opt,name=unit,proto3,oneof" json:"unit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateUserRequest) Reset() {
+	*x = UpdateUserRequest{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateUserRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateUserRequest) ProtoMessage() {}
+
+func (x *UpdateUserRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateUserRequest.ProtoReflect.Descriptor instead.
+func (*UpdateUserRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *UpdateUserRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *UpdateUserRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateUserRequest) GetClearance() uint32 {
+	if x != nil && x.Clearance != nil {
+		return *x.Clearance
+	}
+	return 0
+}
+
+func (x *UpdateUserRequest) GetRegion() string {
+	if x != nil && x.Region != nil {
+		return *x.Region
+	}
+	return ""
+}
+
+func (x *UpdateUserRequest) GetUnit() string {
+	if x != nil && x.Unit != nil {
+		return *x.Unit
+	}
+	return ""
+}
+
+type UpdateUserResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	User          *User                  `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
+	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateUserResponse) Reset() {
+	*x = UpdateUserResponse{}
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateUserResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateUserResponse) ProtoMessage() {}
+
+func (x *UpdateUserResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateUserResponse.ProtoReflect.Descriptor instead.
+func (*UpdateUserResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *UpdateUserResponse) GetUser() *User {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+func (x *UpdateUserResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
 type SetUserDisabledRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -1519,7 +2272,7 @@ type SetUserDisabledRequest struct {
 
 func (x *SetUserDisabledRequest) Reset() {
 	*x = SetUserDisabledRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[25]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +2284,7 @@ func (x *SetUserDisabledRequest) String() string {
 func (*SetUserDisabledRequest) ProtoMessage() {}
 
 func (x *SetUserDisabledRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[25]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +2297,7 @@ func (x *SetUserDisabledRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetUserDisabledRequest.ProtoReflect.Descriptor instead.
 func (*SetUserDisabledRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{25}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SetUserDisabledRequest) GetTenant() string {
@@ -1577,7 +2330,7 @@ type SetUserDisabledResponse struct {
 
 func (x *SetUserDisabledResponse) Reset() {
 	*x = SetUserDisabledResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[26]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +2342,7 @@ func (x *SetUserDisabledResponse) String() string {
 func (*SetUserDisabledResponse) ProtoMessage() {}
 
 func (x *SetUserDisabledResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[26]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +2355,7 @@ func (x *SetUserDisabledResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetUserDisabledResponse.ProtoReflect.Descriptor instead.
 func (*SetUserDisabledResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{26}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *SetUserDisabledResponse) GetRevision() uint64 {
@@ -1624,7 +2377,7 @@ type CreateRoleRequest struct {
 
 func (x *CreateRoleRequest) Reset() {
 	*x = CreateRoleRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[27]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +2389,7 @@ func (x *CreateRoleRequest) String() string {
 func (*CreateRoleRequest) ProtoMessage() {}
 
 func (x *CreateRoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[27]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +2402,7 @@ func (x *CreateRoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoleRequest.ProtoReflect.Descriptor instead.
 func (*CreateRoleRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{27}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateRoleRequest) GetTenant() string {
@@ -1690,7 +2443,7 @@ type CreateRoleResponse struct {
 
 func (x *CreateRoleResponse) Reset() {
 	*x = CreateRoleResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[28]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1702,7 +2455,7 @@ func (x *CreateRoleResponse) String() string {
 func (*CreateRoleResponse) ProtoMessage() {}
 
 func (x *CreateRoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[28]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1715,7 +2468,7 @@ func (x *CreateRoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRoleResponse.ProtoReflect.Descriptor instead.
 func (*CreateRoleResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{28}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateRoleResponse) GetRole() *Role {
@@ -1741,7 +2494,7 @@ type ListRolesRequest struct {
 
 func (x *ListRolesRequest) Reset() {
 	*x = ListRolesRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[29]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +2506,7 @@ func (x *ListRolesRequest) String() string {
 func (*ListRolesRequest) ProtoMessage() {}
 
 func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[29]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +2519,7 @@ func (x *ListRolesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesRequest.ProtoReflect.Descriptor instead.
 func (*ListRolesRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{29}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListRolesRequest) GetTenant() string {
@@ -1785,7 +2538,7 @@ type ListRolesResponse struct {
 
 func (x *ListRolesResponse) Reset() {
 	*x = ListRolesResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[30]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1797,7 +2550,7 @@ func (x *ListRolesResponse) String() string {
 func (*ListRolesResponse) ProtoMessage() {}
 
 func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[30]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1810,7 +2563,7 @@ func (x *ListRolesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolesResponse.ProtoReflect.Descriptor instead.
 func (*ListRolesResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{30}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListRolesResponse) GetRoles() []*Role {
@@ -1824,7 +2577,7 @@ type SetRoleMemberRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	Role   string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
-	// "user:alice" or "team:analysts".
+	// "user:alice", "team:analysts", "group:eng" or "unit:emea".
 	Member        string `protobuf:"bytes,3,opt,name=member,proto3" json:"member,omitempty"`
 	Remove        bool   `protobuf:"varint,4,opt,name=remove,proto3" json:"remove,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1833,7 +2586,7 @@ type SetRoleMemberRequest struct {
 
 func (x *SetRoleMemberRequest) Reset() {
 	*x = SetRoleMemberRequest{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[31]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +2598,7 @@ func (x *SetRoleMemberRequest) String() string {
 func (*SetRoleMemberRequest) ProtoMessage() {}
 
 func (x *SetRoleMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[31]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +2611,7 @@ func (x *SetRoleMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRoleMemberRequest.ProtoReflect.Descriptor instead.
 func (*SetRoleMemberRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{31}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SetRoleMemberRequest) GetTenant() string {
@@ -1898,7 +2651,7 @@ type SetRoleMemberResponse struct {
 
 func (x *SetRoleMemberResponse) Reset() {
 	*x = SetRoleMemberResponse{}
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[32]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +2663,7 @@ func (x *SetRoleMemberResponse) String() string {
 func (*SetRoleMemberResponse) ProtoMessage() {}
 
 func (x *SetRoleMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[32]
+	mi := &file_mcpvault_admin_v1_directory_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2676,7 @@ func (x *SetRoleMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRoleMemberResponse.ProtoReflect.Descriptor instead.
 func (*SetRoleMemberResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{32}
+	return file_mcpvault_admin_v1_directory_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SetRoleMemberResponse) GetRevision() uint64 {
@@ -1953,7 +2706,12 @@ const file_mcpvault_admin_v1_directory_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
 	"\x04unit\x18\x03 \x01(\tR\x04unit\x12\x18\n" +
-	"\amembers\x18\x04 \x03(\tR\amembers\"\xfa\x01\n" +
+	"\amembers\x18\x04 \x03(\tR\amembers\"]\n" +
+	"\x05Group\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12\x18\n" +
+	"\amembers\x18\x04 \x03(\tR\amembers\"\xc8\x02\n" +
 	"\x04User\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12/\n" +
@@ -1965,7 +2723,11 @@ const file_mcpvault_admin_v1_directory_proto_rawDesc = "" +
 	"supervisor\x12\x14\n" +
 	"\x05teams\x18\a \x03(\tR\x05teams\x12\x14\n" +
 	"\x05roles\x18\b \x03(\tR\x05roles\x12\x1a\n" +
-	"\bdisabled\x18\t \x01(\bR\bdisabled\"\x82\x01\n" +
+	"\bdisabled\x18\t \x01(\bR\bdisabled\x12\x1c\n" +
+	"\tclearance\x18\n" +
+	" \x01(\rR\tclearance\x12\x16\n" +
+	"\x06region\x18\v \x01(\tR\x06region\x12\x16\n" +
+	"\x06groups\x18\f \x03(\tR\x06groups\"\x82\x01\n" +
 	"\x04Role\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -1991,7 +2753,13 @@ const file_mcpvault_admin_v1_directory_proto_rawDesc = "" +
 	"\x10ListUnitsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\"B\n" +
 	"\x11ListUnitsResponse\x12-\n" +
-	"\x05units\x18\x01 \x03(\v2\x17.mcpvault.admin.v1.UnitR\x05units\"\x8f\x01\n" +
+	"\x05units\x18\x01 \x03(\v2\x17.mcpvault.admin.v1.UnitR\x05units\"p\n" +
+	"\x0fMoveUnitRequest\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x1b\n" +
+	"\x04name\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\x12\x1f\n" +
+	"\x06parent\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06parent\".\n" +
+	"\x10MoveUnitResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"\x8f\x01\n" +
 	"\x11CreateTeamRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12<\n" +
 	"\x04name\x18\x02 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x04name\x12\x1b\n" +
@@ -2009,16 +2777,40 @@ const file_mcpvault_admin_v1_directory_proto_rawDesc = "" +
 	"\x04user\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04user\x12\x16\n" +
 	"\x06remove\x18\x04 \x01(\bR\x06remove\"3\n" +
 	"\x15SetTeamMemberResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\"\xa3\x02\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"s\n" +
+	"\x12CreateGroupRequest\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12<\n" +
+	"\x04name\x18\x02 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x04name\"a\n" +
+	"\x13CreateGroupResponse\x12.\n" +
+	"\x05group\x18\x01 \x01(\v2\x18.mcpvault.admin.v1.GroupR\x05group\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"4\n" +
+	"\x11ListGroupsRequest\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\"F\n" +
+	"\x12ListGroupsResponse\x120\n" +
+	"\x06groups\x18\x01 \x03(\v2\x18.mcpvault.admin.v1.GroupR\x06groups\"R\n" +
+	"\x12DeleteGroupRequest\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x1b\n" +
+	"\x04name\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\"1\n" +
+	"\x13DeleteGroupResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"\x8c\x01\n" +
+	"\x15SetGroupMemberRequest\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x1d\n" +
+	"\x05group\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x05group\x12\x1b\n" +
+	"\x04user\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04user\x12\x16\n" +
+	"\x06remove\x18\x04 \x01(\bR\x06remove\"4\n" +
+	"\x16SetGroupMemberResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"\xb1\x03\n" +
 	"\x11CreateUserRequest\x12\x1f\n" +
-	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12>\n" +
-	"\x04name\x18\x02 \x01(\tB*\xbaH'r%2#^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$R\x04name\x129\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12`\n" +
+	"\x04name\x18\x02 \x01(\tBL\xbaHIrG2E^([A-Za-z0-9][A-Za-z0-9._@-]{0,127}|spiffe://[A-Za-z0-9._/-]{1,760})$R\x04name\x129\n" +
 	"\x04kind\x18\x03 \x01(\x0e2\x1b.mcpvault.admin.v1.UserKindB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04kind\x12\x1b\n" +
 	"\x04unit\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18?R\x04unit\x12+\n" +
 	"\fdisplay_name\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\xc8\x01R\vdisplayName\x12(\n" +
 	"\n" +
 	"supervisor\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\n" +
-	"supervisor\"]\n" +
+	"supervisor\x12%\n" +
+	"\tclearance\x18\a \x01(\rB\a\xbaH\x04*\x02\x18\aR\tclearance\x12C\n" +
+	"\x06region\x18\b \x01(\tB+\xbaH(r&2$^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$R\x06region\"]\n" +
 	"\x12CreateUserResponse\x12+\n" +
 	"\x04user\x18\x01 \x01(\v2\x17.mcpvault.admin.v1.UserR\x04user\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\"N\n" +
@@ -2034,7 +2826,20 @@ const file_mcpvault_admin_v1_directory_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tpageToken\"j\n" +
 	"\x11ListUsersResponse\x12-\n" +
 	"\x05users\x18\x01 \x03(\v2\x17.mcpvault.admin.v1.UserR\x05users\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"r\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8b\x02\n" +
+	"\x11UpdateUserRequest\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x1b\n" +
+	"\x04name\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\x12*\n" +
+	"\tclearance\x18\x03 \x01(\rB\a\xbaH\x04*\x02\x18\aH\x00R\tclearance\x88\x01\x01\x12H\n" +
+	"\x06region\x18\x04 \x01(\tB+\xbaH(r&2$^([A-Za-z0-9][A-Za-z0-9._-]{0,62})?$H\x01R\x06region\x88\x01\x01\x12 \n" +
+	"\x04unit\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18?H\x02R\x04unit\x88\x01\x01B\f\n" +
+	"\n" +
+	"_clearanceB\t\n" +
+	"\a_regionB\a\n" +
+	"\x05_unit\"]\n" +
+	"\x12UpdateUserResponse\x12+\n" +
+	"\x04user\x18\x01 \x01(\v2\x17.mcpvault.admin.v1.UserR\x04user\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"r\n" +
 	"\x16SetUserDisabledRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x1b\n" +
 	"\x04name\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\x12\x1a\n" +
@@ -2052,33 +2857,42 @@ const file_mcpvault_admin_v1_directory_proto_rawDesc = "" +
 	"\x10ListRolesRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\"B\n" +
 	"\x11ListRolesResponse\x12-\n" +
-	"\x05roles\x18\x01 \x03(\v2\x17.mcpvault.admin.v1.RoleR\x05roles\"\x9d\x01\n" +
+	"\x05roles\x18\x01 \x03(\v2\x17.mcpvault.admin.v1.RoleR\x05roles\"\xab\x01\n" +
 	"\x14SetRoleMemberRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x1b\n" +
-	"\x04role\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04role\x12/\n" +
-	"\x06member\x18\x03 \x01(\tB\x17\xbaH\x14r\x122\x10^(user|team):.+$R\x06member\x12\x16\n" +
+	"\x04role\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04role\x12=\n" +
+	"\x06member\x18\x03 \x01(\tB%\xbaH\"r \x18\xa0\x062\x1b^(user|team|group|unit):.+$R\x06member\x12\x16\n" +
 	"\x06remove\x18\x04 \x01(\bR\x06remove\"3\n" +
 	"\x15SetRoleMemberResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision*Z\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision*r\n" +
 	"\bUserKind\x12\x19\n" +
 	"\x15USER_KIND_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10USER_KIND_PERSON\x10\x01\x12\x1d\n" +
-	"\x19USER_KIND_SERVICE_ACCOUNT\x10\x022\xd9\x01\n" +
+	"\x19USER_KIND_SERVICE_ACCOUNT\x10\x02\x12\x16\n" +
+	"\x12USER_KIND_WORKLOAD\x10\x032\xd9\x01\n" +
 	"\x13OrganisationService\x12_\n" +
 	"\fCreateTenant\x12&.mcpvault.admin.v1.CreateTenantRequest\x1a'.mcpvault.admin.v1.CreateTenantResponse\x12a\n" +
-	"\vListTenants\x12%.mcpvault.admin.v1.ListTenantsRequest\x1a&.mcpvault.admin.v1.ListTenantsResponse\"\x03\x90\x02\x012\xfb\b\n" +
+	"\vListTenants\x12%.mcpvault.admin.v1.ListTenantsRequest\x1a&.mcpvault.admin.v1.ListTenantsResponse\"\x03\x90\x02\x012\xae\r\n" +
 	"\x10DirectoryService\x12Y\n" +
 	"\n" +
 	"CreateUnit\x12$.mcpvault.admin.v1.CreateUnitRequest\x1a%.mcpvault.admin.v1.CreateUnitResponse\x12[\n" +
-	"\tListUnits\x12#.mcpvault.admin.v1.ListUnitsRequest\x1a$.mcpvault.admin.v1.ListUnitsResponse\"\x03\x90\x02\x01\x12Y\n" +
+	"\tListUnits\x12#.mcpvault.admin.v1.ListUnitsRequest\x1a$.mcpvault.admin.v1.ListUnitsResponse\"\x03\x90\x02\x01\x12S\n" +
+	"\bMoveUnit\x12\".mcpvault.admin.v1.MoveUnitRequest\x1a#.mcpvault.admin.v1.MoveUnitResponse\x12Y\n" +
 	"\n" +
 	"CreateTeam\x12$.mcpvault.admin.v1.CreateTeamRequest\x1a%.mcpvault.admin.v1.CreateTeamResponse\x12[\n" +
 	"\tListTeams\x12#.mcpvault.admin.v1.ListTeamsRequest\x1a$.mcpvault.admin.v1.ListTeamsResponse\"\x03\x90\x02\x01\x12b\n" +
-	"\rSetTeamMember\x12'.mcpvault.admin.v1.SetTeamMemberRequest\x1a(.mcpvault.admin.v1.SetTeamMemberResponse\x12Y\n" +
+	"\rSetTeamMember\x12'.mcpvault.admin.v1.SetTeamMemberRequest\x1a(.mcpvault.admin.v1.SetTeamMemberResponse\x12\\\n" +
+	"\vCreateGroup\x12%.mcpvault.admin.v1.CreateGroupRequest\x1a&.mcpvault.admin.v1.CreateGroupResponse\x12^\n" +
+	"\n" +
+	"ListGroups\x12$.mcpvault.admin.v1.ListGroupsRequest\x1a%.mcpvault.admin.v1.ListGroupsResponse\"\x03\x90\x02\x01\x12\\\n" +
+	"\vDeleteGroup\x12%.mcpvault.admin.v1.DeleteGroupRequest\x1a&.mcpvault.admin.v1.DeleteGroupResponse\x12e\n" +
+	"\x0eSetGroupMember\x12(.mcpvault.admin.v1.SetGroupMemberRequest\x1a).mcpvault.admin.v1.SetGroupMemberResponse\x12Y\n" +
 	"\n" +
 	"CreateUser\x12$.mcpvault.admin.v1.CreateUserRequest\x1a%.mcpvault.admin.v1.CreateUserResponse\x12U\n" +
 	"\aGetUser\x12!.mcpvault.admin.v1.GetUserRequest\x1a\".mcpvault.admin.v1.GetUserResponse\"\x03\x90\x02\x01\x12[\n" +
-	"\tListUsers\x12#.mcpvault.admin.v1.ListUsersRequest\x1a$.mcpvault.admin.v1.ListUsersResponse\"\x03\x90\x02\x01\x12h\n" +
+	"\tListUsers\x12#.mcpvault.admin.v1.ListUsersRequest\x1a$.mcpvault.admin.v1.ListUsersResponse\"\x03\x90\x02\x01\x12Y\n" +
+	"\n" +
+	"UpdateUser\x12$.mcpvault.admin.v1.UpdateUserRequest\x1a%.mcpvault.admin.v1.UpdateUserResponse\x12h\n" +
 	"\x0fSetUserDisabled\x12).mcpvault.admin.v1.SetUserDisabledRequest\x1a*.mcpvault.admin.v1.SetUserDisabledResponse\x12Y\n" +
 	"\n" +
 	"CreateRole\x12$.mcpvault.admin.v1.CreateRoleRequest\x1a%.mcpvault.admin.v1.CreateRoleResponse\x12[\n" +
@@ -2099,42 +2913,55 @@ func file_mcpvault_admin_v1_directory_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_admin_v1_directory_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mcpvault_admin_v1_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_mcpvault_admin_v1_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_mcpvault_admin_v1_directory_proto_goTypes = []any{
 	(UserKind)(0),                   // 0: mcpvault.admin.v1.UserKind
 	(*Tenant)(nil),                  // 1: mcpvault.admin.v1.Tenant
 	(*Unit)(nil),                    // 2: mcpvault.admin.v1.Unit
 	(*Team)(nil),                    // 3: mcpvault.admin.v1.Team
-	(*User)(nil),                    // 4: mcpvault.admin.v1.User
-	(*Role)(nil),                    // 5: mcpvault.admin.v1.Role
-	(*CreateTenantRequest)(nil),     // 6: mcpvault.admin.v1.CreateTenantRequest
-	(*CreateTenantResponse)(nil),    // 7: mcpvault.admin.v1.CreateTenantResponse
-	(*ListTenantsRequest)(nil),      // 8: mcpvault.admin.v1.ListTenantsRequest
-	(*ListTenantsResponse)(nil),     // 9: mcpvault.admin.v1.ListTenantsResponse
-	(*CreateUnitRequest)(nil),       // 10: mcpvault.admin.v1.CreateUnitRequest
-	(*CreateUnitResponse)(nil),      // 11: mcpvault.admin.v1.CreateUnitResponse
-	(*ListUnitsRequest)(nil),        // 12: mcpvault.admin.v1.ListUnitsRequest
-	(*ListUnitsResponse)(nil),       // 13: mcpvault.admin.v1.ListUnitsResponse
-	(*CreateTeamRequest)(nil),       // 14: mcpvault.admin.v1.CreateTeamRequest
-	(*CreateTeamResponse)(nil),      // 15: mcpvault.admin.v1.CreateTeamResponse
-	(*ListTeamsRequest)(nil),        // 16: mcpvault.admin.v1.ListTeamsRequest
-	(*ListTeamsResponse)(nil),       // 17: mcpvault.admin.v1.ListTeamsResponse
-	(*SetTeamMemberRequest)(nil),    // 18: mcpvault.admin.v1.SetTeamMemberRequest
-	(*SetTeamMemberResponse)(nil),   // 19: mcpvault.admin.v1.SetTeamMemberResponse
-	(*CreateUserRequest)(nil),       // 20: mcpvault.admin.v1.CreateUserRequest
-	(*CreateUserResponse)(nil),      // 21: mcpvault.admin.v1.CreateUserResponse
-	(*GetUserRequest)(nil),          // 22: mcpvault.admin.v1.GetUserRequest
-	(*GetUserResponse)(nil),         // 23: mcpvault.admin.v1.GetUserResponse
-	(*ListUsersRequest)(nil),        // 24: mcpvault.admin.v1.ListUsersRequest
-	(*ListUsersResponse)(nil),       // 25: mcpvault.admin.v1.ListUsersResponse
-	(*SetUserDisabledRequest)(nil),  // 26: mcpvault.admin.v1.SetUserDisabledRequest
-	(*SetUserDisabledResponse)(nil), // 27: mcpvault.admin.v1.SetUserDisabledResponse
-	(*CreateRoleRequest)(nil),       // 28: mcpvault.admin.v1.CreateRoleRequest
-	(*CreateRoleResponse)(nil),      // 29: mcpvault.admin.v1.CreateRoleResponse
-	(*ListRolesRequest)(nil),        // 30: mcpvault.admin.v1.ListRolesRequest
-	(*ListRolesResponse)(nil),       // 31: mcpvault.admin.v1.ListRolesResponse
-	(*SetRoleMemberRequest)(nil),    // 32: mcpvault.admin.v1.SetRoleMemberRequest
-	(*SetRoleMemberResponse)(nil),   // 33: mcpvault.admin.v1.SetRoleMemberResponse
+	(*Group)(nil),                   // 4: mcpvault.admin.v1.Group
+	(*User)(nil),                    // 5: mcpvault.admin.v1.User
+	(*Role)(nil),                    // 6: mcpvault.admin.v1.Role
+	(*CreateTenantRequest)(nil),     // 7: mcpvault.admin.v1.CreateTenantRequest
+	(*CreateTenantResponse)(nil),    // 8: mcpvault.admin.v1.CreateTenantResponse
+	(*ListTenantsRequest)(nil),      // 9: mcpvault.admin.v1.ListTenantsRequest
+	(*ListTenantsResponse)(nil),     // 10: mcpvault.admin.v1.ListTenantsResponse
+	(*CreateUnitRequest)(nil),       // 11: mcpvault.admin.v1.CreateUnitRequest
+	(*CreateUnitResponse)(nil),      // 12: mcpvault.admin.v1.CreateUnitResponse
+	(*ListUnitsRequest)(nil),        // 13: mcpvault.admin.v1.ListUnitsRequest
+	(*ListUnitsResponse)(nil),       // 14: mcpvault.admin.v1.ListUnitsResponse
+	(*MoveUnitRequest)(nil),         // 15: mcpvault.admin.v1.MoveUnitRequest
+	(*MoveUnitResponse)(nil),        // 16: mcpvault.admin.v1.MoveUnitResponse
+	(*CreateTeamRequest)(nil),       // 17: mcpvault.admin.v1.CreateTeamRequest
+	(*CreateTeamResponse)(nil),      // 18: mcpvault.admin.v1.CreateTeamResponse
+	(*ListTeamsRequest)(nil),        // 19: mcpvault.admin.v1.ListTeamsRequest
+	(*ListTeamsResponse)(nil),       // 20: mcpvault.admin.v1.ListTeamsResponse
+	(*SetTeamMemberRequest)(nil),    // 21: mcpvault.admin.v1.SetTeamMemberRequest
+	(*SetTeamMemberResponse)(nil),   // 22: mcpvault.admin.v1.SetTeamMemberResponse
+	(*CreateGroupRequest)(nil),      // 23: mcpvault.admin.v1.CreateGroupRequest
+	(*CreateGroupResponse)(nil),     // 24: mcpvault.admin.v1.CreateGroupResponse
+	(*ListGroupsRequest)(nil),       // 25: mcpvault.admin.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),      // 26: mcpvault.admin.v1.ListGroupsResponse
+	(*DeleteGroupRequest)(nil),      // 27: mcpvault.admin.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),     // 28: mcpvault.admin.v1.DeleteGroupResponse
+	(*SetGroupMemberRequest)(nil),   // 29: mcpvault.admin.v1.SetGroupMemberRequest
+	(*SetGroupMemberResponse)(nil),  // 30: mcpvault.admin.v1.SetGroupMemberResponse
+	(*CreateUserRequest)(nil),       // 31: mcpvault.admin.v1.CreateUserRequest
+	(*CreateUserResponse)(nil),      // 32: mcpvault.admin.v1.CreateUserResponse
+	(*GetUserRequest)(nil),          // 33: mcpvault.admin.v1.GetUserRequest
+	(*GetUserResponse)(nil),         // 34: mcpvault.admin.v1.GetUserResponse
+	(*ListUsersRequest)(nil),        // 35: mcpvault.admin.v1.ListUsersRequest
+	(*ListUsersResponse)(nil),       // 36: mcpvault.admin.v1.ListUsersResponse
+	(*UpdateUserRequest)(nil),       // 37: mcpvault.admin.v1.UpdateUserRequest
+	(*UpdateUserResponse)(nil),      // 38: mcpvault.admin.v1.UpdateUserResponse
+	(*SetUserDisabledRequest)(nil),  // 39: mcpvault.admin.v1.SetUserDisabledRequest
+	(*SetUserDisabledResponse)(nil), // 40: mcpvault.admin.v1.SetUserDisabledResponse
+	(*CreateRoleRequest)(nil),       // 41: mcpvault.admin.v1.CreateRoleRequest
+	(*CreateRoleResponse)(nil),      // 42: mcpvault.admin.v1.CreateRoleResponse
+	(*ListRolesRequest)(nil),        // 43: mcpvault.admin.v1.ListRolesRequest
+	(*ListRolesResponse)(nil),       // 44: mcpvault.admin.v1.ListRolesResponse
+	(*SetRoleMemberRequest)(nil),    // 45: mcpvault.admin.v1.SetRoleMemberRequest
+	(*SetRoleMemberResponse)(nil),   // 46: mcpvault.admin.v1.SetRoleMemberResponse
 }
 var file_mcpvault_admin_v1_directory_proto_depIdxs = []int32{
 	0,  // 0: mcpvault.admin.v1.User.kind:type_name -> mcpvault.admin.v1.UserKind
@@ -2144,45 +2971,60 @@ var file_mcpvault_admin_v1_directory_proto_depIdxs = []int32{
 	2,  // 4: mcpvault.admin.v1.ListUnitsResponse.units:type_name -> mcpvault.admin.v1.Unit
 	3,  // 5: mcpvault.admin.v1.CreateTeamResponse.team:type_name -> mcpvault.admin.v1.Team
 	3,  // 6: mcpvault.admin.v1.ListTeamsResponse.teams:type_name -> mcpvault.admin.v1.Team
-	0,  // 7: mcpvault.admin.v1.CreateUserRequest.kind:type_name -> mcpvault.admin.v1.UserKind
-	4,  // 8: mcpvault.admin.v1.CreateUserResponse.user:type_name -> mcpvault.admin.v1.User
-	4,  // 9: mcpvault.admin.v1.GetUserResponse.user:type_name -> mcpvault.admin.v1.User
-	4,  // 10: mcpvault.admin.v1.ListUsersResponse.users:type_name -> mcpvault.admin.v1.User
-	5,  // 11: mcpvault.admin.v1.CreateRoleResponse.role:type_name -> mcpvault.admin.v1.Role
-	5,  // 12: mcpvault.admin.v1.ListRolesResponse.roles:type_name -> mcpvault.admin.v1.Role
-	6,  // 13: mcpvault.admin.v1.OrganisationService.CreateTenant:input_type -> mcpvault.admin.v1.CreateTenantRequest
-	8,  // 14: mcpvault.admin.v1.OrganisationService.ListTenants:input_type -> mcpvault.admin.v1.ListTenantsRequest
-	10, // 15: mcpvault.admin.v1.DirectoryService.CreateUnit:input_type -> mcpvault.admin.v1.CreateUnitRequest
-	12, // 16: mcpvault.admin.v1.DirectoryService.ListUnits:input_type -> mcpvault.admin.v1.ListUnitsRequest
-	14, // 17: mcpvault.admin.v1.DirectoryService.CreateTeam:input_type -> mcpvault.admin.v1.CreateTeamRequest
-	16, // 18: mcpvault.admin.v1.DirectoryService.ListTeams:input_type -> mcpvault.admin.v1.ListTeamsRequest
-	18, // 19: mcpvault.admin.v1.DirectoryService.SetTeamMember:input_type -> mcpvault.admin.v1.SetTeamMemberRequest
-	20, // 20: mcpvault.admin.v1.DirectoryService.CreateUser:input_type -> mcpvault.admin.v1.CreateUserRequest
-	22, // 21: mcpvault.admin.v1.DirectoryService.GetUser:input_type -> mcpvault.admin.v1.GetUserRequest
-	24, // 22: mcpvault.admin.v1.DirectoryService.ListUsers:input_type -> mcpvault.admin.v1.ListUsersRequest
-	26, // 23: mcpvault.admin.v1.DirectoryService.SetUserDisabled:input_type -> mcpvault.admin.v1.SetUserDisabledRequest
-	28, // 24: mcpvault.admin.v1.DirectoryService.CreateRole:input_type -> mcpvault.admin.v1.CreateRoleRequest
-	30, // 25: mcpvault.admin.v1.DirectoryService.ListRoles:input_type -> mcpvault.admin.v1.ListRolesRequest
-	32, // 26: mcpvault.admin.v1.DirectoryService.SetRoleMember:input_type -> mcpvault.admin.v1.SetRoleMemberRequest
-	7,  // 27: mcpvault.admin.v1.OrganisationService.CreateTenant:output_type -> mcpvault.admin.v1.CreateTenantResponse
-	9,  // 28: mcpvault.admin.v1.OrganisationService.ListTenants:output_type -> mcpvault.admin.v1.ListTenantsResponse
-	11, // 29: mcpvault.admin.v1.DirectoryService.CreateUnit:output_type -> mcpvault.admin.v1.CreateUnitResponse
-	13, // 30: mcpvault.admin.v1.DirectoryService.ListUnits:output_type -> mcpvault.admin.v1.ListUnitsResponse
-	15, // 31: mcpvault.admin.v1.DirectoryService.CreateTeam:output_type -> mcpvault.admin.v1.CreateTeamResponse
-	17, // 32: mcpvault.admin.v1.DirectoryService.ListTeams:output_type -> mcpvault.admin.v1.ListTeamsResponse
-	19, // 33: mcpvault.admin.v1.DirectoryService.SetTeamMember:output_type -> mcpvault.admin.v1.SetTeamMemberResponse
-	21, // 34: mcpvault.admin.v1.DirectoryService.CreateUser:output_type -> mcpvault.admin.v1.CreateUserResponse
-	23, // 35: mcpvault.admin.v1.DirectoryService.GetUser:output_type -> mcpvault.admin.v1.GetUserResponse
-	25, // 36: mcpvault.admin.v1.DirectoryService.ListUsers:output_type -> mcpvault.admin.v1.ListUsersResponse
-	27, // 37: mcpvault.admin.v1.DirectoryService.SetUserDisabled:output_type -> mcpvault.admin.v1.SetUserDisabledResponse
-	29, // 38: mcpvault.admin.v1.DirectoryService.CreateRole:output_type -> mcpvault.admin.v1.CreateRoleResponse
-	31, // 39: mcpvault.admin.v1.DirectoryService.ListRoles:output_type -> mcpvault.admin.v1.ListRolesResponse
-	33, // 40: mcpvault.admin.v1.DirectoryService.SetRoleMember:output_type -> mcpvault.admin.v1.SetRoleMemberResponse
-	27, // [27:41] is the sub-list for method output_type
-	13, // [13:27] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	4,  // 7: mcpvault.admin.v1.CreateGroupResponse.group:type_name -> mcpvault.admin.v1.Group
+	4,  // 8: mcpvault.admin.v1.ListGroupsResponse.groups:type_name -> mcpvault.admin.v1.Group
+	0,  // 9: mcpvault.admin.v1.CreateUserRequest.kind:type_name -> mcpvault.admin.v1.UserKind
+	5,  // 10: mcpvault.admin.v1.CreateUserResponse.user:type_name -> mcpvault.admin.v1.User
+	5,  // 11: mcpvault.admin.v1.GetUserResponse.user:type_name -> mcpvault.admin.v1.User
+	5,  // 12: mcpvault.admin.v1.ListUsersResponse.users:type_name -> mcpvault.admin.v1.User
+	5,  // 13: mcpvault.admin.v1.UpdateUserResponse.user:type_name -> mcpvault.admin.v1.User
+	6,  // 14: mcpvault.admin.v1.CreateRoleResponse.role:type_name -> mcpvault.admin.v1.Role
+	6,  // 15: mcpvault.admin.v1.ListRolesResponse.roles:type_name -> mcpvault.admin.v1.Role
+	7,  // 16: mcpvault.admin.v1.OrganisationService.CreateTenant:input_type -> mcpvault.admin.v1.CreateTenantRequest
+	9,  // 17: mcpvault.admin.v1.OrganisationService.ListTenants:input_type -> mcpvault.admin.v1.ListTenantsRequest
+	11, // 18: mcpvault.admin.v1.DirectoryService.CreateUnit:input_type -> mcpvault.admin.v1.CreateUnitRequest
+	13, // 19: mcpvault.admin.v1.DirectoryService.ListUnits:input_type -> mcpvault.admin.v1.ListUnitsRequest
+	15, // 20: mcpvault.admin.v1.DirectoryService.MoveUnit:input_type -> mcpvault.admin.v1.MoveUnitRequest
+	17, // 21: mcpvault.admin.v1.DirectoryService.CreateTeam:input_type -> mcpvault.admin.v1.CreateTeamRequest
+	19, // 22: mcpvault.admin.v1.DirectoryService.ListTeams:input_type -> mcpvault.admin.v1.ListTeamsRequest
+	21, // 23: mcpvault.admin.v1.DirectoryService.SetTeamMember:input_type -> mcpvault.admin.v1.SetTeamMemberRequest
+	23, // 24: mcpvault.admin.v1.DirectoryService.CreateGroup:input_type -> mcpvault.admin.v1.CreateGroupRequest
+	25, // 25: mcpvault.admin.v1.DirectoryService.ListGroups:input_type -> mcpvault.admin.v1.ListGroupsRequest
+	27, // 26: mcpvault.admin.v1.DirectoryService.DeleteGroup:input_type -> mcpvault.admin.v1.DeleteGroupRequest
+	29, // 27: mcpvault.admin.v1.DirectoryService.SetGroupMember:input_type -> mcpvault.admin.v1.SetGroupMemberRequest
+	31, // 28: mcpvault.admin.v1.DirectoryService.CreateUser:input_type -> mcpvault.admin.v1.CreateUserRequest
+	33, // 29: mcpvault.admin.v1.DirectoryService.GetUser:input_type -> mcpvault.admin.v1.GetUserRequest
+	35, // 30: mcpvault.admin.v1.DirectoryService.ListUsers:input_type -> mcpvault.admin.v1.ListUsersRequest
+	37, // 31: mcpvault.admin.v1.DirectoryService.UpdateUser:input_type -> mcpvault.admin.v1.UpdateUserRequest
+	39, // 32: mcpvault.admin.v1.DirectoryService.SetUserDisabled:input_type -> mcpvault.admin.v1.SetUserDisabledRequest
+	41, // 33: mcpvault.admin.v1.DirectoryService.CreateRole:input_type -> mcpvault.admin.v1.CreateRoleRequest
+	43, // 34: mcpvault.admin.v1.DirectoryService.ListRoles:input_type -> mcpvault.admin.v1.ListRolesRequest
+	45, // 35: mcpvault.admin.v1.DirectoryService.SetRoleMember:input_type -> mcpvault.admin.v1.SetRoleMemberRequest
+	8,  // 36: mcpvault.admin.v1.OrganisationService.CreateTenant:output_type -> mcpvault.admin.v1.CreateTenantResponse
+	10, // 37: mcpvault.admin.v1.OrganisationService.ListTenants:output_type -> mcpvault.admin.v1.ListTenantsResponse
+	12, // 38: mcpvault.admin.v1.DirectoryService.CreateUnit:output_type -> mcpvault.admin.v1.CreateUnitResponse
+	14, // 39: mcpvault.admin.v1.DirectoryService.ListUnits:output_type -> mcpvault.admin.v1.ListUnitsResponse
+	16, // 40: mcpvault.admin.v1.DirectoryService.MoveUnit:output_type -> mcpvault.admin.v1.MoveUnitResponse
+	18, // 41: mcpvault.admin.v1.DirectoryService.CreateTeam:output_type -> mcpvault.admin.v1.CreateTeamResponse
+	20, // 42: mcpvault.admin.v1.DirectoryService.ListTeams:output_type -> mcpvault.admin.v1.ListTeamsResponse
+	22, // 43: mcpvault.admin.v1.DirectoryService.SetTeamMember:output_type -> mcpvault.admin.v1.SetTeamMemberResponse
+	24, // 44: mcpvault.admin.v1.DirectoryService.CreateGroup:output_type -> mcpvault.admin.v1.CreateGroupResponse
+	26, // 45: mcpvault.admin.v1.DirectoryService.ListGroups:output_type -> mcpvault.admin.v1.ListGroupsResponse
+	28, // 46: mcpvault.admin.v1.DirectoryService.DeleteGroup:output_type -> mcpvault.admin.v1.DeleteGroupResponse
+	30, // 47: mcpvault.admin.v1.DirectoryService.SetGroupMember:output_type -> mcpvault.admin.v1.SetGroupMemberResponse
+	32, // 48: mcpvault.admin.v1.DirectoryService.CreateUser:output_type -> mcpvault.admin.v1.CreateUserResponse
+	34, // 49: mcpvault.admin.v1.DirectoryService.GetUser:output_type -> mcpvault.admin.v1.GetUserResponse
+	36, // 50: mcpvault.admin.v1.DirectoryService.ListUsers:output_type -> mcpvault.admin.v1.ListUsersResponse
+	38, // 51: mcpvault.admin.v1.DirectoryService.UpdateUser:output_type -> mcpvault.admin.v1.UpdateUserResponse
+	40, // 52: mcpvault.admin.v1.DirectoryService.SetUserDisabled:output_type -> mcpvault.admin.v1.SetUserDisabledResponse
+	42, // 53: mcpvault.admin.v1.DirectoryService.CreateRole:output_type -> mcpvault.admin.v1.CreateRoleResponse
+	44, // 54: mcpvault.admin.v1.DirectoryService.ListRoles:output_type -> mcpvault.admin.v1.ListRolesResponse
+	46, // 55: mcpvault.admin.v1.DirectoryService.SetRoleMember:output_type -> mcpvault.admin.v1.SetRoleMemberResponse
+	36, // [36:56] is the sub-list for method output_type
+	16, // [16:36] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_admin_v1_directory_proto_init() }
@@ -2190,13 +3032,14 @@ func file_mcpvault_admin_v1_directory_proto_init() {
 	if File_mcpvault_admin_v1_directory_proto != nil {
 		return
 	}
+	file_mcpvault_admin_v1_directory_proto_msgTypes[36].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_admin_v1_directory_proto_rawDesc), len(file_mcpvault_admin_v1_directory_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

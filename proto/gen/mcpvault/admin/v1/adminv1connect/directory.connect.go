@@ -37,6 +37,8 @@ const (
 	DirectoryServiceCreateUnitProcedure = "/mcpvault.admin.v1.DirectoryService/CreateUnit"
 	// DirectoryServiceListUnitsProcedure is the procedure name of the DirectoryService's ListUnits RPC.
 	DirectoryServiceListUnitsProcedure = "/mcpvault.admin.v1.DirectoryService/ListUnits"
+	// DirectoryServiceMoveUnitProcedure is the procedure name of the DirectoryService's MoveUnit RPC.
+	DirectoryServiceMoveUnitProcedure = "/mcpvault.admin.v1.DirectoryService/MoveUnit"
 	// DirectoryServiceCreateTeamProcedure is the procedure name of the DirectoryService's CreateTeam
 	// RPC.
 	DirectoryServiceCreateTeamProcedure = "/mcpvault.admin.v1.DirectoryService/CreateTeam"
@@ -45,6 +47,18 @@ const (
 	// DirectoryServiceSetTeamMemberProcedure is the procedure name of the DirectoryService's
 	// SetTeamMember RPC.
 	DirectoryServiceSetTeamMemberProcedure = "/mcpvault.admin.v1.DirectoryService/SetTeamMember"
+	// DirectoryServiceCreateGroupProcedure is the procedure name of the DirectoryService's CreateGroup
+	// RPC.
+	DirectoryServiceCreateGroupProcedure = "/mcpvault.admin.v1.DirectoryService/CreateGroup"
+	// DirectoryServiceListGroupsProcedure is the procedure name of the DirectoryService's ListGroups
+	// RPC.
+	DirectoryServiceListGroupsProcedure = "/mcpvault.admin.v1.DirectoryService/ListGroups"
+	// DirectoryServiceDeleteGroupProcedure is the procedure name of the DirectoryService's DeleteGroup
+	// RPC.
+	DirectoryServiceDeleteGroupProcedure = "/mcpvault.admin.v1.DirectoryService/DeleteGroup"
+	// DirectoryServiceSetGroupMemberProcedure is the procedure name of the DirectoryService's
+	// SetGroupMember RPC.
+	DirectoryServiceSetGroupMemberProcedure = "/mcpvault.admin.v1.DirectoryService/SetGroupMember"
 	// DirectoryServiceCreateUserProcedure is the procedure name of the DirectoryService's CreateUser
 	// RPC.
 	DirectoryServiceCreateUserProcedure = "/mcpvault.admin.v1.DirectoryService/CreateUser"
@@ -52,6 +66,9 @@ const (
 	DirectoryServiceGetUserProcedure = "/mcpvault.admin.v1.DirectoryService/GetUser"
 	// DirectoryServiceListUsersProcedure is the procedure name of the DirectoryService's ListUsers RPC.
 	DirectoryServiceListUsersProcedure = "/mcpvault.admin.v1.DirectoryService/ListUsers"
+	// DirectoryServiceUpdateUserProcedure is the procedure name of the DirectoryService's UpdateUser
+	// RPC.
+	DirectoryServiceUpdateUserProcedure = "/mcpvault.admin.v1.DirectoryService/UpdateUser"
 	// DirectoryServiceSetUserDisabledProcedure is the procedure name of the DirectoryService's
 	// SetUserDisabled RPC.
 	DirectoryServiceSetUserDisabledProcedure = "/mcpvault.admin.v1.DirectoryService/SetUserDisabled"
@@ -185,6 +202,13 @@ var (
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
+	directoryServiceMoveUnitSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_admin_v1_directory_proto.Services().ByName("DirectoryService").Methods().ByName("MoveUnit"),
+			Procedure:  DirectoryServiceMoveUnitProcedure,
+		}
+	})
 	directoryServiceCreateTeamSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -205,6 +229,35 @@ var (
 			StreamType: connect.StreamTypeUnary,
 			Schema:     v1.File_mcpvault_admin_v1_directory_proto.Services().ByName("DirectoryService").Methods().ByName("SetTeamMember"),
 			Procedure:  DirectoryServiceSetTeamMemberProcedure,
+		}
+	})
+	directoryServiceCreateGroupSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_admin_v1_directory_proto.Services().ByName("DirectoryService").Methods().ByName("CreateGroup"),
+			Procedure:  DirectoryServiceCreateGroupProcedure,
+		}
+	})
+	directoryServiceListGroupsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_mcpvault_admin_v1_directory_proto.Services().ByName("DirectoryService").Methods().ByName("ListGroups"),
+			Procedure:        DirectoryServiceListGroupsProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	directoryServiceDeleteGroupSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_admin_v1_directory_proto.Services().ByName("DirectoryService").Methods().ByName("DeleteGroup"),
+			Procedure:  DirectoryServiceDeleteGroupProcedure,
+		}
+	})
+	directoryServiceSetGroupMemberSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_admin_v1_directory_proto.Services().ByName("DirectoryService").Methods().ByName("SetGroupMember"),
+			Procedure:  DirectoryServiceSetGroupMemberProcedure,
 		}
 	})
 	directoryServiceCreateUserSpec = sync.OnceValue(func() connect.Spec {
@@ -228,6 +281,13 @@ var (
 			Schema:           v1.File_mcpvault_admin_v1_directory_proto.Services().ByName("DirectoryService").Methods().ByName("ListUsers"),
 			Procedure:        DirectoryServiceListUsersProcedure,
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	directoryServiceUpdateUserSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_admin_v1_directory_proto.Services().ByName("DirectoryService").Methods().ByName("UpdateUser"),
+			Procedure:  DirectoryServiceUpdateUserProcedure,
 		}
 	})
 	directoryServiceSetUserDisabledSpec = sync.OnceValue(func() connect.Spec {
@@ -265,12 +325,21 @@ var (
 type DirectoryServiceClient interface {
 	CreateUnit(context.Context, *v1.CreateUnitRequest) (*v1.CreateUnitResponse, error)
 	ListUnits(context.Context, *v1.ListUnitsRequest) (*v1.ListUnitsResponse, error)
+	// MoveUnit puts a unit, and everything below it, under another unit or to the top.
+	MoveUnit(context.Context, *v1.MoveUnitRequest) (*v1.MoveUnitResponse, error)
 	CreateTeam(context.Context, *v1.CreateTeamRequest) (*v1.CreateTeamResponse, error)
 	ListTeams(context.Context, *v1.ListTeamsRequest) (*v1.ListTeamsResponse, error)
 	SetTeamMember(context.Context, *v1.SetTeamMemberRequest) (*v1.SetTeamMemberResponse, error)
+	CreateGroup(context.Context, *v1.CreateGroupRequest) (*v1.CreateGroupResponse, error)
+	ListGroups(context.Context, *v1.ListGroupsRequest) (*v1.ListGroupsResponse, error)
+	// DeleteGroup takes a group away; grants to it stay, and reach nobody.
+	DeleteGroup(context.Context, *v1.DeleteGroupRequest) (*v1.DeleteGroupResponse, error)
+	SetGroupMember(context.Context, *v1.SetGroupMemberRequest) (*v1.SetGroupMemberResponse, error)
 	CreateUser(context.Context, *v1.CreateUserRequest) (*v1.CreateUserResponse, error)
 	GetUser(context.Context, *v1.GetUserRequest) (*v1.GetUserResponse, error)
 	ListUsers(context.Context, *v1.ListUsersRequest) (*v1.ListUsersResponse, error)
+	// UpdateUser changes what conditions ask about a user; what is not given stays.
+	UpdateUser(context.Context, *v1.UpdateUserRequest) (*v1.UpdateUserResponse, error)
 	SetUserDisabled(context.Context, *v1.SetUserDisabledRequest) (*v1.SetUserDisabledResponse, error)
 	CreateRole(context.Context, *v1.CreateRoleRequest) (*v1.CreateRoleResponse, error)
 	ListRoles(context.Context, *v1.ListRolesRequest) (*v1.ListRolesResponse, error)
@@ -287,12 +356,21 @@ func NewDirectoryServiceClient(client *connect.Client) DirectoryServiceClient {
 type DirectoryServiceHandler interface {
 	CreateUnit(context.Context, *v1.CreateUnitRequest) (*v1.CreateUnitResponse, error)
 	ListUnits(context.Context, *v1.ListUnitsRequest) (*v1.ListUnitsResponse, error)
+	// MoveUnit puts a unit, and everything below it, under another unit or to the top.
+	MoveUnit(context.Context, *v1.MoveUnitRequest) (*v1.MoveUnitResponse, error)
 	CreateTeam(context.Context, *v1.CreateTeamRequest) (*v1.CreateTeamResponse, error)
 	ListTeams(context.Context, *v1.ListTeamsRequest) (*v1.ListTeamsResponse, error)
 	SetTeamMember(context.Context, *v1.SetTeamMemberRequest) (*v1.SetTeamMemberResponse, error)
+	CreateGroup(context.Context, *v1.CreateGroupRequest) (*v1.CreateGroupResponse, error)
+	ListGroups(context.Context, *v1.ListGroupsRequest) (*v1.ListGroupsResponse, error)
+	// DeleteGroup takes a group away; grants to it stay, and reach nobody.
+	DeleteGroup(context.Context, *v1.DeleteGroupRequest) (*v1.DeleteGroupResponse, error)
+	SetGroupMember(context.Context, *v1.SetGroupMemberRequest) (*v1.SetGroupMemberResponse, error)
 	CreateUser(context.Context, *v1.CreateUserRequest) (*v1.CreateUserResponse, error)
 	GetUser(context.Context, *v1.GetUserRequest) (*v1.GetUserResponse, error)
 	ListUsers(context.Context, *v1.ListUsersRequest) (*v1.ListUsersResponse, error)
+	// UpdateUser changes what conditions ask about a user; what is not given stays.
+	UpdateUser(context.Context, *v1.UpdateUserRequest) (*v1.UpdateUserResponse, error)
 	SetUserDisabled(context.Context, *v1.SetUserDisabledRequest) (*v1.SetUserDisabledResponse, error)
 	CreateRole(context.Context, *v1.CreateRoleRequest) (*v1.CreateRoleResponse, error)
 	ListRoles(context.Context, *v1.ListRolesRequest) (*v1.ListRolesResponse, error)
@@ -306,12 +384,18 @@ func RegisterDirectoryServiceHandler(server *connect.Server, svc DirectoryServic
 	server.Register(
 		connect.Method{Spec: directoryServiceCreateUnitSpec(), Handler: adapter.createUnit},
 		connect.Method{Spec: directoryServiceListUnitsSpec(), Handler: adapter.listUnits},
+		connect.Method{Spec: directoryServiceMoveUnitSpec(), Handler: adapter.moveUnit},
 		connect.Method{Spec: directoryServiceCreateTeamSpec(), Handler: adapter.createTeam},
 		connect.Method{Spec: directoryServiceListTeamsSpec(), Handler: adapter.listTeams},
 		connect.Method{Spec: directoryServiceSetTeamMemberSpec(), Handler: adapter.setTeamMember},
+		connect.Method{Spec: directoryServiceCreateGroupSpec(), Handler: adapter.createGroup},
+		connect.Method{Spec: directoryServiceListGroupsSpec(), Handler: adapter.listGroups},
+		connect.Method{Spec: directoryServiceDeleteGroupSpec(), Handler: adapter.deleteGroup},
+		connect.Method{Spec: directoryServiceSetGroupMemberSpec(), Handler: adapter.setGroupMember},
 		connect.Method{Spec: directoryServiceCreateUserSpec(), Handler: adapter.createUser},
 		connect.Method{Spec: directoryServiceGetUserSpec(), Handler: adapter.getUser},
 		connect.Method{Spec: directoryServiceListUsersSpec(), Handler: adapter.listUsers},
+		connect.Method{Spec: directoryServiceUpdateUserSpec(), Handler: adapter.updateUser},
 		connect.Method{Spec: directoryServiceSetUserDisabledSpec(), Handler: adapter.setUserDisabled},
 		connect.Method{Spec: directoryServiceCreateRoleSpec(), Handler: adapter.createRole},
 		connect.Method{Spec: directoryServiceListRolesSpec(), Handler: adapter.listRoles},
@@ -330,6 +414,10 @@ func (UnimplementedDirectoryServiceHandler) ListUnits(context.Context, *v1.ListU
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.DirectoryService.ListUnits is not implemented")
 }
 
+func (UnimplementedDirectoryServiceHandler) MoveUnit(context.Context, *v1.MoveUnitRequest) (*v1.MoveUnitResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.DirectoryService.MoveUnit is not implemented")
+}
+
 func (UnimplementedDirectoryServiceHandler) CreateTeam(context.Context, *v1.CreateTeamRequest) (*v1.CreateTeamResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.DirectoryService.CreateTeam is not implemented")
 }
@@ -342,6 +430,22 @@ func (UnimplementedDirectoryServiceHandler) SetTeamMember(context.Context, *v1.S
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.DirectoryService.SetTeamMember is not implemented")
 }
 
+func (UnimplementedDirectoryServiceHandler) CreateGroup(context.Context, *v1.CreateGroupRequest) (*v1.CreateGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.DirectoryService.CreateGroup is not implemented")
+}
+
+func (UnimplementedDirectoryServiceHandler) ListGroups(context.Context, *v1.ListGroupsRequest) (*v1.ListGroupsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.DirectoryService.ListGroups is not implemented")
+}
+
+func (UnimplementedDirectoryServiceHandler) DeleteGroup(context.Context, *v1.DeleteGroupRequest) (*v1.DeleteGroupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.DirectoryService.DeleteGroup is not implemented")
+}
+
+func (UnimplementedDirectoryServiceHandler) SetGroupMember(context.Context, *v1.SetGroupMemberRequest) (*v1.SetGroupMemberResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.DirectoryService.SetGroupMember is not implemented")
+}
+
 func (UnimplementedDirectoryServiceHandler) CreateUser(context.Context, *v1.CreateUserRequest) (*v1.CreateUserResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.DirectoryService.CreateUser is not implemented")
 }
@@ -352,6 +456,10 @@ func (UnimplementedDirectoryServiceHandler) GetUser(context.Context, *v1.GetUser
 
 func (UnimplementedDirectoryServiceHandler) ListUsers(context.Context, *v1.ListUsersRequest) (*v1.ListUsersResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.DirectoryService.ListUsers is not implemented")
+}
+
+func (UnimplementedDirectoryServiceHandler) UpdateUser(context.Context, *v1.UpdateUserRequest) (*v1.UpdateUserResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.DirectoryService.UpdateUser is not implemented")
 }
 
 func (UnimplementedDirectoryServiceHandler) SetUserDisabled(context.Context, *v1.SetUserDisabledRequest) (*v1.SetUserDisabledResponse, error) {
@@ -390,6 +498,14 @@ func (c *directoryServiceClient) ListUnits(ctx context.Context, req *v1.ListUnit
 	return &res, nil
 }
 
+func (c *directoryServiceClient) MoveUnit(ctx context.Context, req *v1.MoveUnitRequest) (*v1.MoveUnitResponse, error) {
+	var res v1.MoveUnitResponse
+	if err := c.client.CallUnary(ctx, directoryServiceMoveUnitSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
 func (c *directoryServiceClient) CreateTeam(ctx context.Context, req *v1.CreateTeamRequest) (*v1.CreateTeamResponse, error) {
 	var res v1.CreateTeamResponse
 	if err := c.client.CallUnary(ctx, directoryServiceCreateTeamSpec(), req, &res); err != nil {
@@ -414,6 +530,38 @@ func (c *directoryServiceClient) SetTeamMember(ctx context.Context, req *v1.SetT
 	return &res, nil
 }
 
+func (c *directoryServiceClient) CreateGroup(ctx context.Context, req *v1.CreateGroupRequest) (*v1.CreateGroupResponse, error) {
+	var res v1.CreateGroupResponse
+	if err := c.client.CallUnary(ctx, directoryServiceCreateGroupSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *directoryServiceClient) ListGroups(ctx context.Context, req *v1.ListGroupsRequest) (*v1.ListGroupsResponse, error) {
+	var res v1.ListGroupsResponse
+	if err := c.client.CallUnary(ctx, directoryServiceListGroupsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *directoryServiceClient) DeleteGroup(ctx context.Context, req *v1.DeleteGroupRequest) (*v1.DeleteGroupResponse, error) {
+	var res v1.DeleteGroupResponse
+	if err := c.client.CallUnary(ctx, directoryServiceDeleteGroupSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *directoryServiceClient) SetGroupMember(ctx context.Context, req *v1.SetGroupMemberRequest) (*v1.SetGroupMemberResponse, error) {
+	var res v1.SetGroupMemberResponse
+	if err := c.client.CallUnary(ctx, directoryServiceSetGroupMemberSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
 func (c *directoryServiceClient) CreateUser(ctx context.Context, req *v1.CreateUserRequest) (*v1.CreateUserResponse, error) {
 	var res v1.CreateUserResponse
 	if err := c.client.CallUnary(ctx, directoryServiceCreateUserSpec(), req, &res); err != nil {
@@ -433,6 +581,14 @@ func (c *directoryServiceClient) GetUser(ctx context.Context, req *v1.GetUserReq
 func (c *directoryServiceClient) ListUsers(ctx context.Context, req *v1.ListUsersRequest) (*v1.ListUsersResponse, error) {
 	var res v1.ListUsersResponse
 	if err := c.client.CallUnary(ctx, directoryServiceListUsersSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *directoryServiceClient) UpdateUser(ctx context.Context, req *v1.UpdateUserRequest) (*v1.UpdateUserResponse, error) {
+	var res v1.UpdateUserResponse
+	if err := c.client.CallUnary(ctx, directoryServiceUpdateUserSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -496,6 +652,18 @@ func (h directoryServiceHandler) listUnits(ctx context.Context, _ connect.Spec, 
 	return stream.Send(res)
 }
 
+func (h directoryServiceHandler) moveUnit(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.MoveUnitRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.MoveUnit(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
 func (h directoryServiceHandler) createTeam(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 	var req v1.CreateTeamRequest
 	if err := stream.Receive(&req); err != nil {
@@ -532,6 +700,54 @@ func (h directoryServiceHandler) setTeamMember(ctx context.Context, _ connect.Sp
 	return stream.Send(res)
 }
 
+func (h directoryServiceHandler) createGroup(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CreateGroupRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.CreateGroup(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h directoryServiceHandler) listGroups(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListGroupsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListGroups(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h directoryServiceHandler) deleteGroup(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.DeleteGroupRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DeleteGroup(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h directoryServiceHandler) setGroupMember(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.SetGroupMemberRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.SetGroupMember(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
 func (h directoryServiceHandler) createUser(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 	var req v1.CreateUserRequest
 	if err := stream.Receive(&req); err != nil {
@@ -562,6 +778,18 @@ func (h directoryServiceHandler) listUsers(ctx context.Context, _ connect.Spec, 
 		return err
 	}
 	res, err := h.svc.ListUsers(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h directoryServiceHandler) updateUser(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.UpdateUserRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.UpdateUser(ctx, &req)
 	if err != nil {
 		return err
 	}

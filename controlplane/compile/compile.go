@@ -9,7 +9,9 @@ package compile
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -119,7 +121,8 @@ func Compile(in Input) (*Output, error) {
 		in:       in,
 		surfaces: map[string]*snapshotv1.CatalogueServer{},
 		schemas:  map[string]map[string]policy.Schema{},
-		lowered:  map[[3]string]lowered{},
+		shapes:   map[string]string{},
+		lowered:  map[lowering]*snapshot.Cond{},
 	}
 	catalogue, err := c.catalogue()
 	if err != nil {
@@ -145,14 +148,14 @@ type compiler struct {
 	// surfaces and schemas are by server name, schemas by tool name below it.
 	surfaces map[string]*snapshotv1.CatalogueServer
 	schemas  map[string]map[string]policy.Schema
-	lowered  map[[3]string]lowered
-	notes    []Note
+	// shapes are of all schemas of a server together.
+	shapes  map[string]string
+	lowered map[lowering]*snapshot.Cond
+	notes   []Note
 }
 
-type lowered struct {
-	when *snapshot.Cond
-	err  error
-}
+// lowering names a condition put on tools of one shape.
+type lowering struct{ condition, shape string }
 
 func (c *compiler) note(grant, format string, args ...any) {
 	c.notes = append(c.notes, Note{grant, fmt.Sprintf(format, args...)})
@@ -194,11 +197,14 @@ func (c *compiler) server(s Server) (*snapshotv1.CatalogueServer, error) {
 	srv.ProtocolVersions = s.ProtocolVersions
 	srv.Tools = sorted(srv.GetTools(), (*snapshotv1.CatalogueTool).GetName)
 	schemas := make(map[string]policy.Schema, len(srv.GetTools()))
+	shapes := make(map[string]bool, 4)
 	for _, t := range srv.GetTools() {
 		t.Effect = effect(s.Effects[t.GetName()])
 		schemas[t.GetName()] = policy.ParseSchema(s.Name+"/"+t.GetName(), t.GetRaw())
+		shapes[schemas[t.GetName()].Shape()] = true
 	}
 	c.surfaces[s.Name], c.schemas[s.Name] = srv, schemas
+	c.shapes[s.Name] = strings.Join(slices.Sorted(maps.Keys(shapes)), "\x00")
 	return srv, nil
 }
 

@@ -52,15 +52,17 @@ func (c *compiler) condition(g Grant) *snapshot.Cond {
 	if g.Condition == "" {
 		return nil
 	}
-	// Conditions repeat: most tenants have a few texts on many grants.
-	key := [3]string{g.Condition, g.Server, g.Tool}
-	res, ok := c.lowered[key]
-	if !ok {
-		res.when, res.err = LowerFor(g.Condition, g.Server, g.Tool, c.schemas[g.Server])
-		c.lowered[key] = res
+	// Conditions repeat, and so do the arguments of tools: most tenants have a few texts on many grants.
+	key := lowering{g.Condition, c.shapes[g.Server]}
+	if g.Tool != "" {
+		key.shape = c.schemas[g.Server][g.Tool].Shape()
 	}
-	when, err := res.when, res.err
+	if when, ok := c.lowered[key]; ok {
+		return when
+	}
+	when, err := LowerFor(g.Condition, g.Server, g.Tool, c.schemas[g.Server])
 	if err == nil {
+		c.lowered[key] = when
 		return when
 	}
 	if g.Deny {
@@ -88,12 +90,18 @@ func LowerFor(condition, server, tool string, schemas map[string]policy.Schema) 
 		return policy.Lower(condition, policy.Schema{Tool: server, Problem: "it has no published tools"})
 	}
 	var when *snapshot.Cond
+	seen := map[string]bool{}
 	names := make([]string, 0, len(schemas))
 	for n := range schemas {
 		names = append(names, n)
 	}
 	slices.Sort(names)
 	for _, n := range names {
+		shape := schemas[n].Shape()
+		if shape != "" && seen[shape] {
+			continue
+		}
+		seen[shape] = true
 		var err error
 		if when, err = policy.Lower(condition, schemas[n]); err != nil {
 			return nil, err

@@ -18,6 +18,23 @@ type Schema struct {
 	Args map[string]Arg
 	// Problem says why the schema cannot be used, "" when it can. No argument can be named then.
 	Problem string
+	shape   string
+}
+
+// Shape is the same for schemas on which every condition lowers to the same; "" for one that ParseSchema did not make.
+func (s Schema) Shape() string { return s.shape }
+
+func (s Schema) makeShape() string {
+	if s.Problem != "" {
+		return "!" + s.Problem
+	}
+	var b strings.Builder
+	b.WriteByte('{')
+	for _, n := range s.Names() {
+		a := s.Args[n]
+		fmt.Fprintf(&b, "%q%d%t", n, a.Type, a.Required)
+	}
+	return b.String()
 }
 
 // Arg is one top-level property of the input.
@@ -35,6 +52,12 @@ const maxSchemaDepth = 128
 // ParseSchema reads a raw tool object. It takes anything: what it cannot read becomes a Problem, and no reference is ever
 // followed, so that reading a schema cannot reach the network.
 func ParseSchema(tool string, raw []byte) Schema {
+	s := readSchema(tool, raw)
+	s.shape = s.makeShape()
+	return s
+}
+
+func readSchema(tool string, raw []byte) Schema {
 	s := Schema{Tool: tool, Args: map[string]Arg{}}
 	if err := StrictJSON(raw); err != nil {
 		s.Problem = "its description is not strict JSON: " + err.Error()

@@ -1,208 +1,146 @@
-// Package authz measures the decision alone: no network, no token, one process. The world is a tenant of a given number of
-// users in teams and roles, with about three grants for every ten users, a third of them conditional.
+// Package authz measures the decision alone: no network, no token, one process.
+//
+// The world is tenants of 10,000 users each, in units, teams, groups and roles, with 2,920 grants on 40 servers of 50
+// tools, a third of them conditional. It starts as the control plane's rows, goes through the product's own compiler and
+// a cell's own disk, and is decided on as a cell decides. Everything in it follows from fixed seeds.
 package authz
 
 import (
-	"fmt"
 	"math/rand/v2"
+	"os"
 	"runtime"
-	"time"
 
 	"github.com/mcpvault/mcpvault/bench/measure"
-	"github.com/mcpvault/mcpvault/snapshot"
-	"github.com/mcpvault/mcpvault/snapshot/authz"
+	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
 
-// Figures is one run. Times are nanoseconds per decision unless the name says otherwise.
-type Figures struct {
-	Users      int     `json:"users"`
-	Grants     int     `json:"grants"`
-	ViewP50    int64   `json:"view_p50_ns"`
-	ViewP99    int64   `json:"view_p99_ns"`
-	ViewMean   float64 `json:"view_mean_ns"`
-	ViewAllocs float64 `json:"view_allocs"`
-	// Conditional are the live decisions that a condition on arguments settled: their JSON is read each time.
-	Conditional float64 `json:"view_conditional_mean_ns"`
-	ColdP50     int64   `json:"cold_p50_ns"`
-	ColdP99     int64   `json:"cold_p99_ns"`
-	ColdMean    float64 `json:"cold_mean_ns"`
-	// Listed is how many items that list shows: 50 tools, and what else the server has as one.
-	Listed     int     `json:"listed"`
-	List50     float64 `json:"list50_ns"`
-	BuildMS    float64 `json:"build_ms"`
-	OpenMS     float64 `json:"open_ms"`
-	IndexBytes int     `json:"index_bytes"`
+// Config says how much is measured. Zeros take the defaults.
+type Config struct {
+	// Users is a multiple of TenantUsers, up to 100 tenants.
+	Users int
+	// Rounds of Calls each are measured of every kind of decision.
+	Rounds, Calls int
+	// Shards is how many different tenants are compiled at least.
+	Shards int
+	// Note is told what is going on.
+	Note func(format string, args ...any)
 }
 
 const (
-	servers = 40
-	tools   = 50
-	rounds  = 200_000
+	maxTenants = 100 // a million users
+	rounds     = 5
+	calls      = 100_000
+	shards     = 10
 )
 
-// Run builds the world and measures it.
-func Run(users int) (*Figures, error) {
-	rng := rand.New(rand.NewPCG(1, 2)) // a fixed seed: the same world on every machine
-	world := World(users, rng)
-	begin := time.Now()
-	raw, err := index.Build(world)
+// Run makes the world and measures it.
+func Run(c Config) (*Figures, error) {
+	if c.Users < TenantUsers || c.Users%TenantUsers != 0 || c.Users > maxTenants*TenantUsers {
+		return nil, problem.Newf(problem.Invalid, "give 10000, 100000 or 1000000", "%d users are not 1 to 100 tenants of 10,000 users", c.Users)
+	}
+	c.Rounds, c.Calls, c.Shards = or(c.Rounds, rounds), or(c.Calls, calls), or(c.Shards, shards)
+	dir, err := os.MkdirTemp("", "mcpvault-bench")
 	if err != nil {
 		return nil, err
 	}
-	f := &Figures{Users: users, Grants: len(world.Grants), IndexBytes: len(raw), BuildMS: ms(time.Since(begin))}
-	begin = time.Now()
-	x, err := index.Open(raw)
-	if err != nil {
+	defer func() { _ = os.RemoveAll(dir) }()
+	r := &run{
+		Config: c, tenants: c.Users / TenantUsers,
+		figures: &Figures{Machine: measure.Machine(), Users: c.Users, Tenants: c.Users / TenantUsers},
+	}
+	if err := r.compile(dir); err != nil {
 		return nil, err
 	}
-	f.OpenMS = ms(time.Since(begin))
-	f.decisions(x, rng)
-	return f, nil
+	defer func() { _ = r.disk.Close() }()
+	if err := r.open(); err != nil {
+		return nil, err
+	}
+	r.decide()
+	return r.figures, nil
 }
 
-type question struct {
-	p    index.PrincipalID
-	s    index.ServerID
-	item index.ItemID
-	req  authz.Request
+func or(n, otherwise int) int {
+	if n == 0 {
+		return otherwise
+	}
+	return n
 }
 
-func (f *Figures) decisions(x *index.Index, rng *rand.Rand) {
-	questions := make([]question, 4096)
+// decide measures decisions and lists.
+func (r *run) decide() {
+	r.Note("deciding")
+	rng := rand.New(rand.NewPCG(3, 3))
+	r.live(rng)
+	r.cold(rng)
+	r.list()
+}
+
+// live keeps as many views as a busy node has sessions at work.
+func (r *run) live(rng *rand.Rand) {
+	f := r.figures
+	questions := Questions(r.indexes, 4096, rng)
 	views := make([]index.View, len(questions))
+	var conditional []int
+	allowed := 0
 	for i := range questions {
 		q := &questions[i]
-		q.p = index.PrincipalID(rng.IntN(x.Principals()))
-		q.s, _ = x.Server(fmt.Sprintf("server-%02d", rng.IntN(servers)))
-		q.item, _ = x.Item(q.s, fmt.Sprintf("tool-%02d", rng.IntN(tools)))
-		q.req = authz.Request{NowMS: 1_800_000_000_000, Args: fmt.Appendf(nil, `{"amount":%d,"region":"eu"}`, rng.IntN(200))}
-		views[i] = x.View(q.p, q.s)
-	}
-	allowed := 0
-	live := func(i int) {
-		q := &questions[i%len(questions)]
-		if authz.Decide(&views[i%len(questions)], q.item, &q.req).Allow {
+		views[i] = r.indexes[q.Tenant].View(q.Principal, q.Server)
+		d := decide(&views[i], q)
+		if d.Program != 0 {
+			conditional = append(conditional, i)
+		}
+		if d.Allow {
 			allowed++
 		}
 	}
-	cold := func(i int) {
-		q := &questions[i%len(questions)]
-		// A stride that is no multiple of anything visits another user each time.
-		v := x.View(index.PrincipalID((int(q.p)+i*7919)%x.Principals()), q.s)
-		if authz.Decide(&v, q.item, &q.req).Allow {
-			allowed++
-		}
+	f.ConditionalShare = float64(len(conditional)) / float64(len(questions))
+	f.AllowedShare = float64(allowed) / float64(len(questions))
+	call := func(i int) {
+		i %= len(questions)
+		decide(&views[i], &questions[i])
 	}
-	d := measure.Each(rounds, live)
-	f.ViewP50, f.ViewP99 = measure.Percentile(d, 50).Nanoseconds(), measure.Percentile(d, 99).Nanoseconds()
-	f.ViewMean, f.ViewAllocs = mean(live)
-	d = measure.Each(rounds, cold)
-	f.ColdP50, f.ColdP99 = measure.Percentile(d, 50).Nanoseconds(), measure.Percentile(d, 99).Nanoseconds()
-	f.ColdMean, _ = mean(cold)
-	var settled []int
-	for i := range questions {
-		if authz.Decide(&views[i], questions[i].item, &questions[i].req).Program != 0 {
-			settled = append(settled, i)
-		}
+	f.ViewP50, f.ViewP99 = r.percentiles(call)
+	f.ViewMean, f.ViewAllocs = measure.Mean(r.Rounds, r.Calls, call)
+	if len(conditional) > 0 {
+		f.ConditionalP50, f.ConditionalP99 = r.percentiles(func(i int) { call(conditional[i%len(conditional)]) })
 	}
-	if len(settled) > 0 {
-		f.Conditional, _ = mean(func(i int) { live(settled[i%len(settled)]) })
-	}
-	f.list(x)
-	runtime.KeepAlive(allowed)
 }
 
-// list filters all tools of a server for the one user who may see every one of them.
-func (f *Figures) list(x *index.Index) {
-	p, _ := x.Principal("user-0000000")
-	s, _ := x.Server("server-00")
-	view := x.View(p, s)
-	seen := 0
-	f.List50, _ = mean(func(int) {
-		for range authz.VisibleItems(&view, &authz.Request{NowMS: 1_800_000_000_000}) {
-			seen++
-		}
-	})
-	f.Listed = seen / rounds
+// cold asks each question once a round.
+func (r *run) cold(rng *rand.Rand) {
+	f := r.figures
+	sweep := make([]byte, 256<<20)
+	var p50, p99, mean []float64
+	for round := range r.Rounds {
+		questions := Questions(r.indexes, r.Calls, rng)
+		call := func(i int) { questions[i].Decide(r.indexes) }
+		sweepCaches(sweep, byte(round))
+		d := measure.Each(len(questions), call)
+		p50 = append(p50, float64(measure.Percentile(d, 50).Nanoseconds()))
+		p99 = append(p99, float64(measure.Percentile(d, 99).Nanoseconds()))
+		sweepCaches(sweep, byte(round))
+		ns, allocs := measure.Mean(1, len(questions), call)
+		mean = append(mean, ns)
+		f.ColdAllocs = max(f.ColdAllocs, allocs)
+	}
+	f.ColdP50, f.ColdP99, f.ColdMean = measure.Median(p50), measure.Median(p99), measure.Median(mean)
 }
 
-// mean times a long run as a whole: nanoseconds and allocations a call.
-func mean(call func(i int)) (ns, allocs float64) {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	begin := time.Now()
-	for i := range rounds {
-		call(i)
+// sweepCaches writes over more memory than the processor's caches hold.
+func sweepCaches(b []byte, with byte) {
+	for i := 0; i < len(b); i += 64 {
+		b[i] = with
 	}
-	elapsed := time.Since(begin)
-	runtime.ReadMemStats(&after)
-	return float64(elapsed.Nanoseconds()) / rounds, float64(after.Mallocs-before.Mallocs) / rounds
+	runtime.KeepAlive(b)
 }
 
-// World is the policy that is measured.
-func World(users int, rng *rand.Rand) *snapshot.Policy {
-	p := &snapshot.Policy{Tenant: "018f0000-0000-7000-8000-000000000001"}
-	for s := range servers {
-		srv := snapshot.Server{Name: fmt.Sprintf("server-%02d", s), Items: []string{snapshot.ItemOther}}
-		for t := range tools {
-			srv.Items = append(srv.Items, fmt.Sprintf("tool-%02d", t))
-		}
-		p.Servers = append(p.Servers, srv)
+func (r *run) percentiles(call func(i int)) (p50, p99 float64) {
+	var a, b []float64
+	for range r.Rounds {
+		d := measure.Each(r.Calls, call)
+		a = append(a, float64(measure.Percentile(d, 50).Nanoseconds()))
+		b = append(b, float64(measure.Percentile(d, 99).Nanoseconds()))
 	}
-	teams := max(10, users/50)
-	for t := range teams {
-		n := snapshot.Node{Ref: snapshot.Ref(fmt.Sprintf("team:t%05d", t))}
-		if t >= 10 {
-			// A tree of five levels and more: each team lies below one with a tenth of its number.
-			n.Parents = []snapshot.Ref{snapshot.Ref(fmt.Sprintf("team:t%05d", t/10))}
-		}
-		p.Nodes = append(p.Nodes, n)
-	}
-	const roles = 100
-	for r := range roles {
-		n := snapshot.Node{Ref: snapshot.Ref(fmt.Sprintf("role:r%03d", r))}
-		if r >= 10 {
-			n.Parents = []snapshot.Ref{snapshot.Ref(fmt.Sprintf("role:r%03d", r/10))}
-		}
-		p.Nodes = append(p.Nodes, n)
-	}
-	for u := range users {
-		p.Principals = append(p.Principals, snapshot.Principal{
-			Name: fmt.Sprintf("user-%07d", u),
-			Nodes: []snapshot.Ref{
-				snapshot.Ref(fmt.Sprintf("team:t%05d", rng.IntN(teams))),
-				snapshot.Ref(fmt.Sprintf("role:r%03d", rng.IntN(roles))),
-			},
-		})
-	}
-	p.Grants = append(p.Grants, snapshot.Grant{ID: "all", Subject: "user:user-0000000", Server: "server-00"})
-	for g := range users * 292 / 1000 {
-		p.Grants = append(p.Grants, grant(g, users, teams, roles, rng))
-	}
-	return p
+	return measure.Median(a), measure.Median(b)
 }
-
-func grant(g, users, teams, roles int, rng *rand.Rand) snapshot.Grant {
-	out := snapshot.Grant{ID: fmt.Sprintf("g%07d", g), Deny: rng.IntN(10) == 0, Server: fmt.Sprintf("server-%02d", rng.IntN(servers))}
-	switch rng.IntN(4) {
-	case 0:
-		out.Subject = snapshot.Ref(fmt.Sprintf("user:user-%07d", rng.IntN(users)))
-	case 1:
-		out.Subject = snapshot.Ref(fmt.Sprintf("role:r%03d", rng.IntN(roles)))
-	default:
-		out.Subject = snapshot.Ref(fmt.Sprintf("team:t%05d", rng.IntN(teams)))
-	}
-	if rng.IntN(4) > 0 {
-		out.Tool = fmt.Sprintf("tool-%02d", rng.IntN(tools))
-	}
-	if rng.IntN(3) == 0 {
-		out.When = &snapshot.Cond{Op: snapshot.OpAnd, Kids: []*snapshot.Cond{
-			{Op: snapshot.OpLt, Arg: "amount", Value: snapshot.Value{Type: snapshot.TypeNumber, Int: int64(rng.IntN(200))}},
-			{Op: snapshot.OpEq, Arg: "region", Value: snapshot.Value{Type: snapshot.TypeString, Str: "eu"}},
-		}}
-	}
-	return out
-}
-
-func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -56,6 +56,25 @@ func Each(n int, call func(i int)) []time.Duration {
 	return d
 }
 
+// Mean times rounds of n calls, each round as a whole: the median round's nanoseconds a call, and the allocations a call
+// of the worst.
+func Mean(rounds, n int, call func(i int)) (ns, allocs float64) {
+	var took []float64
+	var before, after runtime.MemStats
+	for range rounds {
+		runtime.ReadMemStats(&before)
+		begin := time.Now()
+		for i := range n {
+			call(i)
+		}
+		elapsed := time.Since(begin)
+		runtime.ReadMemStats(&after)
+		took = append(took, float64(elapsed.Nanoseconds())/float64(n))
+		allocs = max(allocs, float64(after.Mallocs-before.Mallocs)/float64(n))
+	}
+	return Median(took), allocs
+}
+
 // CPU is the user and system time that a process has used.
 func CPU(pid int) (time.Duration, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

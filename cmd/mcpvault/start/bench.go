@@ -48,7 +48,18 @@ func Bench(a *cli.App) *cobra.Command {
 		return cmd
 	}
 	commands := []*cobra.Command{
-		leaf("authz", "Measures the decision alone, in this process.", f.authz),
+		a.LongLeaf("authz", "Measures the decision alone, in this process: live, cold, lists, opening and compiling.",
+			"  mcpvault bench authz\n  mcpvault bench authz --users 1000000 -o json", cli.Args(),
+			func(context.Context, []string) error {
+				x, err := f.decision(a)
+				if err != nil {
+					return err
+				}
+				if format := a.Format(); format == output.JSON || format == output.YAML {
+					return output.Value(a.World().Stdout, format, x)
+				}
+				return printAuthz(a, x)
+			}),
 		leaf("call", "Measures a call through a cell beside a bare reverse proxy to the same upstream, in interleaved rounds.",
 			func(ctx context.Context, r *benchReport) error { return f.running(ctx, a, r, f.call) }),
 		leaf("propagation", "Measures the time from an edit's commit to the last node.",
@@ -56,14 +67,15 @@ func Bench(a *cli.App) *cobra.Command {
 		leaf("restart", "Measures the time from starting a killed node to its first decision.",
 			func(ctx context.Context, r *benchReport) error { return f.running(ctx, a, r, f.restart) }),
 		leaf("all", "Measures everything.", func(ctx context.Context, r *benchReport) error {
-			if err := f.authz(ctx, r); err != nil {
+			var err error
+			if r.Authz, err = f.decision(a); err != nil {
 				return err
 			}
 			return f.running(ctx, a, r, f.call, f.propagation, f.restart)
 		}),
 	}
 	for _, cmd := range commands {
-		cmd.Flags().IntVar(&f.users, "users", 10_000, "users of the measured tenant")
+		cmd.Flags().IntVar(&f.users, "users", 10_000, "users of the measured tenants, 10,000 each: 10000 to 1000000")
 		cmd.Flags().IntVar(&f.rounds, "rounds", 5, "interleaved rounds of calls")
 		cmd.Flags().DurationVar(&f.round, "round", 1500*time.Millisecond, "length of one round")
 		cmd.Flags().IntSliceVar(&f.c, "in-flight", []int{16, 64}, "calls kept in flight")
@@ -73,9 +85,8 @@ func Bench(a *cli.App) *cobra.Command {
 	return a.Group("bench", "Measures MCPVault on this machine, in a throw-away installation.", "  mcpvault bench all\n  mcpvault bench call -o json", commands...)
 }
 
-func (f *benchFlags) authz(_ context.Context, r *benchReport) (err error) {
-	r.Authz, err = authz.Run(f.users)
-	return err
+func (f *benchFlags) decision(a *cli.App) (*authz.Figures, error) {
+	return authz.Run(authz.Config{Users: f.users, Rounds: f.rounds, Note: a.Notef})
 }
 
 // running measures parts of an installation that is started for it.
@@ -124,11 +135,13 @@ func printBench(a *cli.App, r *benchReport) error {
 	}
 	w := a.World().Stdout
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
-	line("machine      %s", r.Machine)
-	if x := r.Authz; x != nil {
-		line("decision     %d users, %d grants: live view p50 %d ns, p99 %d ns, mean %.0f ns, %.0f allocations; cold p50 %d ns, p99 %d ns",
-			x.Users, x.Grants, x.ViewP50, x.ViewP99, x.ViewMean, x.ViewAllocs, x.ColdP50, x.ColdP99)
-		line("             settled by a condition on arguments, mean %.0f ns; list of a server of 50 tools (%d items shown) %.0f ns; build %.1f ms, open and check %.1f ms, %d bytes", x.Conditional, x.Listed, x.List50, x.BuildMS, x.OpenMS, x.IndexBytes)
+	if r.Authz == nil {
+		line("machine      %s", r.Machine)
+	} else {
+		if err := printAuthz(a, r.Authz); err != nil {
+			return err
+		}
+		line("")
 	}
 	for _, x := range r.Call {
 		line("call C=%-4d  against a bare reverse proxy: calls/s x%.2f, CPU a call x%.2f, p99 x%.2f; with effects, durable before and after: calls/s x%.2f",
@@ -142,6 +155,18 @@ func printBench(a *cli.App, r *benchReport) error {
 		line("restart      %d kills: process start to first decision p50 %.0f ms, max %.0f ms", x.Restarts, x.P50, x.Max)
 	}
 	return nil
+}
+
+func printAuthz(a *cli.App, x *authz.Figures) error {
+	w := a.World().Stdout
+	if _, err := fmt.Fprintf(w, "machine      %s\nworld        %d users in %d tenants, %d grants; conditions settle %.0f %% of the calls, %.0f %% are allowed\n\n",
+		x.Machine, x.Users, x.Tenants, x.Grants, 100*x.ConditionalShare, 100*x.AllowedShare); err != nil {
+		return err
+	}
+	return output.List(w, output.Table, x.Rows(),
+		output.Column[authz.Row]{Head: "FIGURE", Cell: func(r authz.Row) string { return r.What }},
+		output.Column[authz.Row]{Head: "HERE", Cell: func(r authz.Row) string { return r.Value }},
+		output.Column[authz.Row]{Head: "AT MOST", Cell: func(r authz.Row) string { return r.Bound }})
 }
 
 // benchPeer is one of the two processes that a cell is measured against.

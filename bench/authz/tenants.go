@@ -1,0 +1,177 @@
+package authz
+
+import (
+	"fmt"
+	"log/slog"
+	"runtime"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mcpvault/mcpvault/bench/measure"
+	"github.com/mcpvault/mcpvault/controlplane/compile"
+	"github.com/mcpvault/mcpvault/dataplane/store"
+	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/index"
+)
+
+// run is a measurement under way.
+type run struct {
+	Config
+	tenants int
+	figures *Figures
+	disk    *store.Store
+	// digests name the index shards on the disk, and sizes are theirs.
+	digests []snapshot.Digest
+	sizes   []int
+	indexes []*index.Index
+}
+
+// compile makes the tenants and puts their shards on a cell's disk.
+func (r *run) compile(dir string) (err error) {
+	r.disk, err = store.Open(store.Config{Dir: dir, Key: store.Key{1}, Logger: slog.New(slog.DiscardHandler), Now: time.Now})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = r.disk.Close()
+		}
+	}()
+	if err := r.compileOne(); err != nil {
+		return err
+	}
+	n := max(r.tenants, r.Shards)
+	r.digests, r.sizes = make([]snapshot.Digest, n), make([]int, n)
+	var took time.Duration
+	for first := 0; first < n; first += runtime.GOMAXPROCS(0) {
+		r.Note("compiling tenant %d of %d", first+1, n)
+		batch := make([]compile.Input, min(n-first, runtime.GOMAXPROCS(0)))
+		for i := range batch {
+			if batch[i], err = Rows(first+i, Full()); err != nil {
+				return err
+			}
+			if first+i < r.tenants {
+				r.figures.Grants += len(batch[i].Grants)
+			}
+		}
+		outs := make([]*compile.Output, len(batch))
+		runtime.GC() // the rows before are no part of what is measured
+		begin := time.Now()
+		err := parallel(len(batch), func(i int) (err error) {
+			outs[i], err = compile.Compile(batch[i])
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		took += time.Since(begin)
+		for i, out := range outs {
+			if len(out.Report.Notes) > 0 {
+				return fmt.Errorf("make the world: grant %s: %s", out.Report.Notes[0].Grant, out.Report.Notes[0].Problem)
+			}
+			r.digests[first+i], r.sizes[first+i] = snapshot.DigestOf(out.Index), len(out.Index)
+			if err := r.disk.PutBlob(r.digests[first+i], out.Index); err != nil {
+				return err
+			}
+		}
+	}
+	r.figures.Shards1M = n
+	r.figures.Compile1M = ms(took) * maxTenants / float64(n)
+	r.figures.ShardBytes = r.sizes[0]
+	return nil
+}
+
+// compileOne compiles one tenant by itself, several times.
+func (r *run) compileOne() error {
+	in, err := Rows(0, Full())
+	if err != nil {
+		return err
+	}
+	r.figures.Compile10k, err = r.median(func() error {
+		_, err := compile.Compile(in)
+		return err
+	})
+	return err
+}
+
+// open measures how long a cell needs from its disk to indexes, and keeps those of the world.
+func (r *run) open() (err error) {
+	r.Note("opening")
+	one := func(i int) (*index.Index, error) {
+		i %= len(r.digests)
+		b, err := r.disk.GetBlob(r.digests[i], int64(r.sizes[i]))
+		if err != nil {
+			return nil, err
+		}
+		return index.Open(b)
+	}
+	r.figures.Open10k, err = r.median(func() error {
+		_, err := one(0)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if r.figures.Open1M, err = r.median(func() error {
+		opened := make([]*index.Index, maxTenants)
+		err := parallel(len(opened), func(i int) (err error) {
+			opened[i], err = one(i)
+			return err
+		})
+		runtime.KeepAlive(opened)
+		return err
+	}); err != nil {
+		return err
+	}
+	before := heap()
+	r.indexes = make([]*index.Index, r.tenants)
+	bytes := 0
+	for i := range r.indexes {
+		if r.indexes[i], err = one(i); err != nil {
+			return err
+		}
+		bytes += r.indexes[i].Size()
+	}
+	grown := float64(heap()) - float64(before)
+	r.figures.HeapBytesPerUser = grown / float64(r.Users)
+	r.figures.BytesPerUser = max(grown, float64(bytes)) / float64(r.Users)
+	return nil
+}
+
+// median of a few runs of something, in milliseconds; the first one warms up.
+func (r *run) median(f func() error) (float64, error) {
+	var took []float64
+	for i := range r.Rounds + 1 {
+		runtime.GC()
+		begin := time.Now()
+		if err := f(); err != nil {
+			return 0, err
+		}
+		if i > 0 {
+			took = append(took, ms(time.Since(begin)))
+		}
+	}
+	return measure.Median(took), nil
+}
+
+// parallel does n things on all processors.
+func parallel(n int, do func(i int) error) error {
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i := range n {
+		g.Go(func() error { return do(i) })
+	}
+	return g.Wait()
+}
+
+// heap is what Go's collector keeps.
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -1,0 +1,186 @@
+package authz
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mcpvault/mcpvault/controlplane"
+	"github.com/mcpvault/mcpvault/controlplane/compile"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
+)
+
+// TenantUsers is how many users a tenant has, and so how many one shard holds.
+const TenantUsers = 10_000
+
+const (
+	servers = 40
+	tools   = 50
+	// common is the server that everyone may see all of: lists are measured on it.
+	common = "server-00"
+)
+
+// Now is the time of all decisions: the world's conditions on time lie around it.
+var Now = time.Date(2027, time.January, 15, 10, 30, 0, 0, time.UTC)
+
+// Size is how large a tenant is; everything else about it follows from its number.
+type Size struct{ Users, Teams, Roles, Grants int }
+
+// Full is the size of a measured tenant.
+func Full() Size { return Size{Users: TenantUsers, Teams: 400, Roles: 60, Grants: 2920} }
+
+// Rows makes the rows of a tenant, as the control plane reads them from its database. The same number and size give the
+// same rows on every machine.
+func Rows(tenant int, size Size) (compile.Input, error) {
+	surface, err := surfaces()
+	if err != nil {
+		return compile.Input{}, err
+	}
+	w := &maker{rng: rand.New(rand.NewPCG(1, uint64(tenant))), tenant: tenant, size: size}
+	in := compile.Input{
+		Tenant: controlplane.Tenant{
+			ID:   controlplane.TenantID(fmt.Sprintf("0199c0de-0000-7000-8000-%012d", tenant)),
+			Name: fmt.Sprintf("tenant-%03d", tenant),
+		},
+		Teams: w.teams(),
+		Roles: w.roles(),
+		Users: w.users(),
+	}
+	for s := range servers {
+		name := serverName(s)
+		in.Servers = append(in.Servers, compile.Server{
+			ID: name, Name: name, Version: 1, Digest: make([]byte, 32), Surface: surface[s], Effects: effects(),
+			ProtocolVersions: []string{"2025-11-25"},
+		})
+	}
+	in.Grants = append(in.Grants, compile.Grant{ID: "g-common", Subject: string(snapshot.Everyone), Server: common})
+	for g := range size.Grants {
+		in.Grants = append(in.Grants, w.grant(g))
+	}
+	return in, nil
+}
+
+type maker struct {
+	rng    *rand.Rand
+	tenant int
+	size   Size
+}
+
+func serverName(i int) string { return fmt.Sprintf("server-%02d", i) }
+func toolName(i int) string   { return fmt.Sprintf("tool-%02d", i) }
+func teamName(i int) string   { return fmt.Sprintf("team-%03d", i) }
+func roleName(i int) string   { return fmt.Sprintf("role-%02d", i) }
+
+func (w *maker) userName(i int) string { return fmt.Sprintf("user-%05d@t%03d.example", i, w.tenant) }
+
+// roles inherit four levels deep: each but the first three has the rights of one with a third of its number.
+func (w *maker) roles() []compile.Node {
+	out := make([]compile.Node, w.size.Roles)
+	for i := range out {
+		out[i].Name = roleName(i)
+		if i >= 3 {
+			out[i].Roles = []string{roleName(i / 3)}
+		}
+	}
+	return out
+}
+
+func (w *maker) teams() []compile.Node {
+	out := make([]compile.Node, w.size.Teams)
+	for i := range out {
+		out[i].Name = teamName(i)
+		if w.rng.IntN(4) == 0 {
+			out[i].Roles = []string{roleName(w.rng.IntN(w.size.Roles))}
+		}
+	}
+	return out
+}
+
+func (w *maker) users() []compile.User {
+	out := make([]compile.User, w.size.Users)
+	for i := range out {
+		u := compile.User{Name: w.userName(i), Teams: []string{teamName(w.rng.IntN(w.size.Teams))}, Disabled: w.rng.IntN(100) == 0}
+		for range w.rng.IntN(3) {
+			u.Roles = append(u.Roles, roleName(w.rng.IntN(w.size.Roles)))
+		}
+		out[i] = u
+	}
+	return out
+}
+
+func (w *maker) grant(i int) compile.Grant {
+	g := compile.Grant{ID: fmt.Sprintf("g-%05d", i), Deny: w.rng.IntN(10) == 0, Server: serverName(w.rng.IntN(servers))}
+	switch k := w.rng.IntN(100); {
+	case k < 45:
+		g.Subject = "team:" + teamName(w.rng.IntN(w.size.Teams))
+	case k < 80:
+		g.Subject = "role:" + roleName(w.rng.IntN(w.size.Roles))
+	default:
+		g.Subject = "user:" + w.userName(w.rng.IntN(w.size.Users))
+	}
+	if w.rng.IntN(5) < 3 {
+		g.Tool = toolName(w.rng.IntN(tools))
+	}
+	if w.rng.IntN(3) == 0 {
+		w.condition(&g)
+	}
+	return g
+}
+
+// condition makes a grant conditional. A few texts stand on many grants, as people write them.
+func (w *maker) condition(g *compile.Grant) {
+	limit := 25 * (1 + w.rng.IntN(20))
+	region := regions()[w.rng.IntN(len(regions()))]
+	switch w.rng.IntN(5) {
+	case 0:
+		g.Condition = fmt.Sprintf("context.args.amount < %d", limit)
+	case 1:
+		g.Condition = fmt.Sprintf("context.args.amount <= %d && context.args.region == %q", limit, region)
+	case 2:
+		g.Condition = fmt.Sprintf("!context.args.dry_run && [%q, %q].contains(context.args.region)", region, "us")
+	case 3:
+		g.Condition = fmt.Sprintf("context.args.dry_run || context.args.amount < %d", limit)
+	default:
+		g.ExpiresAt = Now.Add(time.Duration(w.rng.IntN(200)-20) * time.Hour)
+	}
+}
+
+func regions() []string { return []string{"eu", "us", "ap", "sa"} }
+
+// surfaces are the published servers of every tenant, encoded as the registry keeps them.
+func surfaces() ([][]byte, error) {
+	out := make([][]byte, servers)
+	for s := range out {
+		srv := &snapshotv1.CatalogueServer{Url: "https://" + serverName(s) + ".example/mcp"}
+		for t := range tools {
+			srv.Tools = append(srv.Tools, &snapshotv1.CatalogueTool{Name: toolName(t), Raw: []byte(tool(t))})
+		}
+		var err error
+		if out[s], err = (proto.MarshalOptions{Deterministic: true}).Marshal(srv); err != nil {
+			return nil, fmt.Errorf("make the world: %w", err)
+		}
+	}
+	return out, nil
+}
+
+func tool(t int) string {
+	return strings.NewReplacer("NAME", toolName(t), "READ", fmt.Sprint(t%2 == 0)).Replace(
+		`{"name":"NAME","title":"NAME of the books","description":"Reads or writes one entry of the books of a region.",` +
+			`"inputSchema":{"type":"object","properties":{` +
+			`"amount":{"type":"integer","description":"In whole units of the currency."},` +
+			`"region":{"type":"string"},"dry_run":{"type":"boolean"},"note":{"type":"string","maxLength":200}},` +
+			`"required":["amount","region","dry_run"],"additionalProperties":false},` +
+			`"annotations":{"readOnlyHint":READ,"destructiveHint":false}}`)
+}
+
+func effects() map[string]string {
+	out := make(map[string]string, tools)
+	for t := range tools {
+		out[toolName(t)] = []string{"read", "write"}[t%2]
+	}
+	return out
+}

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"strconv"
 	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/mcpvault/mcpvault/snapshot"
 )
@@ -31,8 +34,9 @@ func (s Schema) makeShape() string {
 	var b strings.Builder
 	b.WriteByte('{')
 	for _, n := range s.Names() {
-		a := s.Args[n]
-		fmt.Fprintf(&b, "%q%d%t", n, a.Type, a.Required)
+		b.WriteString(strconv.Quote(n))
+		b.WriteByte('0' + byte(s.Args[n].Type))
+		b.WriteString(strconv.FormatBool(s.Args[n].Required))
 	}
 	return b.String()
 }
@@ -63,35 +67,125 @@ func readSchema(tool string, raw []byte) Schema {
 		s.Problem = "its description is not strict JSON: " + err.Error()
 		return s
 	}
-	input, ok := member(raw, "inputSchema")
-	if !ok {
-		s.Problem = "it has no input schema"
-		return s
-	}
-	var top map[string]json.RawMessage
-	if json.Unmarshal(input, &top) != nil || top == nil {
-		s.Problem = "its input schema is not an object"
-		return s
-	}
-	required := map[string]bool{}
-	var names []json.RawMessage
-	if json.Unmarshal(top["required"], &names) == nil {
-		for _, n := range names {
-			var name string
-			if json.Unmarshal(n, &name) == nil {
-				required[name] = true
+	r := reader{jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))}
+	s.Problem = "it has no input schema"
+	r.object(func(name string) {
+		if name == "inputSchema" {
+			s.Problem = ""
+			if !r.input(s.Args) {
+				s.Problem = "its input schema is not an object"
 			}
 		}
-	}
-	var props map[string]json.RawMessage
-	if json.Unmarshal(top["properties"], &props) != nil {
-		return s
-	}
-	for name, p := range props {
-		typ, has := scalar(p)
-		s.Args[name] = Arg{Type: typ, Required: required[name], Has: has}
-	}
+	})
 	return s
+}
+
+// reader reads a document that is known to be well-formed, in one pass.
+type reader struct{ dec *jsontext.Decoder }
+
+// object tells the name of each member of the object that comes next; a value that member does not read is skipped. It is
+// false, and skips the value, when there is no object.
+func (r reader) object(member func(name string)) bool {
+	if r.dec.PeekKind() != '{' {
+		_ = r.dec.SkipValue()
+		return false
+	}
+	_, _ = r.dec.ReadToken()
+	depth := r.dec.StackDepth()
+	for k := r.dec.PeekKind(); k == '"'; k = r.dec.PeekKind() {
+		name, err := r.dec.ReadToken()
+		if err != nil {
+			return true
+		}
+		_, before := r.dec.StackIndex(depth)
+		member(name.String())
+		if _, after := r.dec.StackIndex(depth); after == before {
+			_ = r.dec.SkipValue()
+		}
+	}
+	_, _ = r.dec.ReadToken()
+	return true
+}
+
+// input reads an input schema's properties into args.
+func (r reader) input(args map[string]Arg) bool {
+	required := map[string]bool{}
+	ok := r.object(func(name string) {
+		switch name {
+		case "required":
+			for _, n := range r.words() {
+				required[n] = true
+			}
+		case "properties":
+			r.object(func(prop string) {
+				typ, has := r.scalar()
+				args[prop] = Arg{Type: typ, Has: has}
+			})
+		}
+	})
+	for n, a := range args {
+		a.Required = required[n]
+		args[n] = a
+	}
+	return ok
+}
+
+// words are the strings of the array that comes next.
+func (r reader) words() (out []string) {
+	if r.dec.PeekKind() != '[' {
+		_ = r.dec.SkipValue()
+		return nil
+	}
+	_, _ = r.dec.ReadToken()
+	for k := r.dec.PeekKind(); k != ']' && k != 0; k = r.dec.PeekKind() {
+		if k != '"' {
+			_ = r.dec.SkipValue()
+			continue
+		}
+		if t, err := r.dec.ReadToken(); err == nil {
+			out = append(out, t.String())
+		}
+	}
+	_, _ = r.dec.ReadToken()
+	return out
+}
+
+// scalar is the single scalar type of the property that comes next, and in any case a word for what is there.
+func (r reader) scalar() (typ snapshot.Type, has string) {
+	typ, has = snapshot.TypeInvalid, "no type"
+	typed := false
+	r.object(func(name string) {
+		switch name {
+		case "type":
+			typed = true
+			typ, has = r.types()
+		case "$ref":
+			if !typed {
+				has = "a $ref, which is not followed"
+			}
+		}
+	})
+	return typ, has
+}
+
+// types reads what stands behind "type".
+func (r reader) types() (snapshot.Type, string) {
+	raw, err := r.dec.ReadValue()
+	if err != nil {
+		return snapshot.TypeInvalid, "a type that is not a word"
+	}
+	var one string
+	if raw.Kind() == '"' && json.Unmarshal(raw, &one) == nil {
+		return scalarWord(one)
+	}
+	var many []string
+	if json.Unmarshal(raw, &many) != nil {
+		return snapshot.TypeInvalid, "a type that is not a word"
+	}
+	if len(many) == 1 {
+		return scalarWord(many[0])
+	}
+	return snapshot.TypeInvalid, "several types (" + strings.Join(many, ", ") + ")"
 }
 
 // Names lists the arguments, sorted.
@@ -102,33 +196,6 @@ func (s Schema) Names() []string {
 	}
 	sort.Strings(names)
 	return names
-}
-
-// scalar is the single scalar type of a property, and in any case a word for what is there.
-func scalar(raw json.RawMessage) (snapshot.Type, string) {
-	var p map[string]json.RawMessage
-	if json.Unmarshal(raw, &p) != nil || p == nil {
-		return snapshot.TypeInvalid, "no type"
-	}
-	t, ok := p["type"]
-	if !ok {
-		if _, ref := p["$ref"]; ref {
-			return snapshot.TypeInvalid, "a $ref, which is not followed"
-		}
-		return snapshot.TypeInvalid, "no type"
-	}
-	var one string
-	if json.Unmarshal(t, &one) == nil {
-		return scalarWord(one)
-	}
-	var many []string
-	if json.Unmarshal(t, &many) != nil {
-		return snapshot.TypeInvalid, "a type that is not a word"
-	}
-	if len(many) == 1 {
-		return scalarWord(many[0])
-	}
-	return snapshot.TypeInvalid, "several types (" + strings.Join(many, ", ") + ")"
 }
 
 func scalarWord(w string) (snapshot.Type, string) {
@@ -143,18 +210,12 @@ func scalarWord(w string) (snapshot.Type, string) {
 	return snapshot.TypeInvalid, fmt.Sprintf("type %q", w)
 }
 
-// member reads one member by its exact name; encoding/json's struct fields would match other cases too.
-func member(raw []byte, name string) (json.RawMessage, bool) {
-	var m map[string]json.RawMessage
-	if json.Unmarshal(raw, &m) != nil {
-		return nil, false
-	}
-	v, ok := m[name]
-	return v, ok
-}
-
 // StrictJSON refuses what two parsers would read differently: a repeated member name at any depth.
 func StrictJSON(raw []byte) error {
+	// The fast check accepts less; the slow one knows what is wrong.
+	if deepest := nesting(raw); deepest <= maxSchemaDepth && jsontext.Value(raw).IsValid() {
+		return nil
+	}
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
 	if err := walk(dec, 0); err != nil {
@@ -164,6 +225,21 @@ func StrictJSON(raw []byte) error {
 		return errors.New("something follows the object")
 	}
 	return nil
+}
+
+// nesting is at least how deep the objects and arrays of a document nest.
+func nesting(raw []byte) (most int) {
+	depth := 0
+	for _, c := range raw {
+		switch c {
+		case '{', '[':
+			depth++
+			most = max(most, depth)
+		case '}', ']':
+			depth--
+		}
+	}
+	return most
 }
 
 func walk(dec *json.Decoder, depth int) error {

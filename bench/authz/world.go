@@ -28,10 +28,12 @@ const (
 var Now = time.Date(2027, time.January, 15, 10, 30, 0, 0, time.UTC)
 
 // Size is how large a tenant is; everything else about it follows from its number.
-type Size struct{ Users, Teams, Roles, Grants int }
+type Size struct{ Users, Units, Teams, Groups, Roles, Grants int }
 
 // Full is the size of a measured tenant.
-func Full() Size { return Size{Users: TenantUsers, Teams: 400, Roles: 60, Grants: 2920} }
+func Full() Size {
+	return Size{Users: TenantUsers, Units: 121, Teams: 400, Groups: 80, Roles: 60, Grants: 2920}
+}
 
 // Rows makes the rows of a tenant, as the control plane reads them from its database. The same number and size give the
 // same rows on every machine.
@@ -46,9 +48,11 @@ func Rows(tenant int, size Size) (compile.Input, error) {
 			ID:   controlplane.TenantID(fmt.Sprintf("0199c0de-0000-7000-8000-%012d", tenant)),
 			Name: fmt.Sprintf("tenant-%03d", tenant),
 		},
-		Teams: w.teams(),
-		Roles: w.roles(),
-		Users: w.users(),
+		Units:  w.units(),
+		Teams:  w.teams(),
+		Groups: w.groups(),
+		Roles:  w.roles(),
+		Users:  w.users(),
 	}
 	for s := range servers {
 		name := serverName(s)
@@ -74,8 +78,46 @@ func serverName(i int) string { return fmt.Sprintf("server-%02d", i) }
 func toolName(i int) string   { return fmt.Sprintf("tool-%02d", i) }
 func teamName(i int) string   { return fmt.Sprintf("team-%03d", i) }
 func roleName(i int) string   { return fmt.Sprintf("role-%02d", i) }
+func unitName(i int) string   { return fmt.Sprintf("unit-%03d", i) }
+func groupName(i int) string  { return fmt.Sprintf("group-%02d", i) }
 
 func (w *maker) userName(i int) string { return fmt.Sprintf("user-%05d@t%03d.example", i, w.tenant) }
+
+// units are a tree in which each has three below it: 121 are five levels.
+func (w *maker) units() []compile.Node {
+	out := make([]compile.Node, w.size.Units)
+	for i := range out {
+		out[i].Name = unitName(i)
+		if i > 0 {
+			out[i].Unit = unitName((i - 1) / 3)
+		}
+	}
+	return out
+}
+
+// teams belong to units that have none below them; some were given a role.
+func (w *maker) teams() []compile.Node {
+	out := make([]compile.Node, w.size.Teams)
+	for i := range out {
+		out[i].Name = teamName(i)
+		out[i].Unit = w.leaf()
+		if w.rng.IntN(4) == 0 {
+			out[i].Roles = []string{w.role()}
+		}
+	}
+	return out
+}
+
+func (w *maker) groups() []compile.Node {
+	out := make([]compile.Node, w.size.Groups)
+	for i := range out {
+		out[i].Name = groupName(i)
+		if w.rng.IntN(4) == 0 {
+			out[i].Roles = []string{w.role()}
+		}
+	}
+	return out
+}
 
 // roles inherit four levels deep: each but the first three has the rights of one with a third of its number.
 func (w *maker) roles() []compile.Node {
@@ -89,36 +131,48 @@ func (w *maker) roles() []compile.Node {
 	return out
 }
 
-func (w *maker) teams() []compile.Node {
-	out := make([]compile.Node, w.size.Teams)
-	for i := range out {
-		out[i].Name = teamName(i)
-		if w.rng.IntN(4) == 0 {
-			out[i].Roles = []string{roleName(w.rng.IntN(w.size.Roles))}
-		}
-	}
-	return out
-}
-
+// users are in a team each, and in up to two groups and two roles; one of fifty is a service account of a unit.
 func (w *maker) users() []compile.User {
 	out := make([]compile.User, w.size.Users)
 	for i := range out {
-		u := compile.User{Name: w.userName(i), Teams: []string{teamName(w.rng.IntN(w.size.Teams))}, Disabled: w.rng.IntN(100) == 0}
+		u := compile.User{
+			Name: w.userName(i), Kind: controlplane.Person, Disabled: w.rng.IntN(100) == 0,
+			Clearance: uint8(w.rng.IntN(4)), Region: regions()[w.rng.IntN(len(regions()))],
+		}
+		if w.rng.IntN(50) == 0 {
+			u.Kind, u.Unit = controlplane.ServiceAccount, w.leaf()
+		} else {
+			u.Teams = []string{teamName(w.rng.IntN(w.size.Teams))}
+		}
 		for range w.rng.IntN(3) {
-			u.Roles = append(u.Roles, roleName(w.rng.IntN(w.size.Roles)))
+			u.Groups = append(u.Groups, groupName(w.rng.IntN(w.size.Groups)))
+		}
+		for range w.rng.IntN(3) {
+			u.Roles = append(u.Roles, w.role())
 		}
 		out[i] = u
 	}
 	return out
 }
 
+func (w *maker) role() string { return roleName(w.rng.IntN(w.size.Roles)) }
+
+func (w *maker) leaf() string {
+	inner := w.size.Units / 3
+	return unitName(inner + w.rng.IntN(w.size.Units-inner))
+}
+
 func (w *maker) grant(i int) compile.Grant {
 	g := compile.Grant{ID: fmt.Sprintf("g-%05d", i), Deny: w.rng.IntN(10) == 0, Server: serverName(w.rng.IntN(servers))}
 	switch k := w.rng.IntN(100); {
-	case k < 45:
+	case k < 3:
+		g.Subject = "unit:" + unitName(w.rng.IntN(w.size.Units))
+	case k < 43:
 		g.Subject = "team:" + teamName(w.rng.IntN(w.size.Teams))
+	case k < 55:
+		g.Subject = "group:" + groupName(w.rng.IntN(w.size.Groups))
 	case k < 80:
-		g.Subject = "role:" + roleName(w.rng.IntN(w.size.Roles))
+		g.Subject = "role:" + w.role()
 	default:
 		g.Subject = "user:" + w.userName(w.rng.IntN(w.size.Users))
 	}

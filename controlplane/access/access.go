@@ -14,12 +14,12 @@ import (
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/compile"
+	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/policy"
 	"github.com/mcpvault/mcpvault/controlplane/registry"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
-	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
 
 // MaxGrantTime is the longest that a grant with an end may run.
@@ -28,11 +28,16 @@ const MaxGrantTime = 10 * 365 * 24 * time.Hour
 // Config is what the service stands on.
 type Config struct {
 	Store *store.Store
-	// Kill signs kills.
-	Kill   *seal.Signer
+	// Keys hold the key that signs kills.
+	Keys   Keys
 	Logger *slog.Logger
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+}
+
+// Keys are the keys that sign now.
+type Keys interface {
+	Current() *keyring.Set
 }
 
 // Service answers the admin API's AccessService. It is safe for concurrent use.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/access"
+	"github.com/mcpvault/mcpvault/controlplane/keyring/keyringtest"
 	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/registry"
 	"github.com/mcpvault/mcpvault/controlplane/store"
@@ -68,7 +69,7 @@ func setup(t *testing.T) *bundle {
 	b.acme = storetest.Tenant(t, b.st, "acme")
 	b.ctx = controlplane.WithCaller(t.Context(), controlplane.Caller{Principal: "root", TenantID: b.acme.ID, Tenant: "acme", Home: "acme"})
 	b.pub = publish.New(publish.Config{
-		Store: b.st, Head: b.auth.Head, Heartbeat: b.auth.Heartbeat, Roots: b.auth.Roots,
+		Store: b.st, Keys: keyringtest.Of(t, b.auth),
 		Cells: map[string][]string{"local": {publish.Everyone}}, Logger: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -76,7 +77,7 @@ func setup(t *testing.T) *bundle {
 	wg.Go(func() { _ = b.pub.Run(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	b.reg = registry.New(b.st, b.up, slog.New(slog.DiscardHandler))
-	b.acc = access.New(access.Config{Store: b.st, Kill: b.auth.Kill, Logger: slog.New(slog.DiscardHandler)})
+	b.acc = access.New(access.Config{Store: b.st, Keys: keyringtest.Of(t, b.auth), Logger: slog.New(slog.DiscardHandler)})
 
 	_, err := b.st.Write(b.ctx, b.acme.ID, "test", func(tx *store.Tx) error {
 		for _, u := range []string{"alice", "bob"} {

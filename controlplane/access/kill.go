@@ -2,8 +2,10 @@ package access
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/registry"
@@ -14,18 +16,49 @@ import (
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
 
-var killKinds = map[string]snapshotv1.KillKind{
-	"user": snapshotv1.KillKind_KILL_KIND_USER, "token": snapshotv1.KillKind_KILL_KIND_TOKEN, "session": snapshotv1.KillKind_KILL_KIND_SESSION,
-	"server": snapshotv1.KillKind_KILL_KIND_SERVER, "tool": snapshotv1.KillKind_KILL_KIND_TOOL, "version": snapshotv1.KillKind_KILL_KIND_VERSION,
+// killKind is what may be killed, and how.
+type killKind struct {
+	kind snapshotv1.KillKind
+	// owner is needed, and it is always a kill of every tenant.
+	platform bool
+	// names are the same in every tenant, so that it may be killed everywhere.
+	global bool
 }
 
-// Kill signs and stores a deny that needs no compiling; committing it sends it to every cell of the tenant. It is not
-// taken back.
+var killKinds = map[string]killKind{
+	"user":    {kind: snapshotv1.KillKind_KILL_KIND_USER},
+	"token":   {kind: snapshotv1.KillKind_KILL_KIND_TOKEN, global: true},
+	"session": {kind: snapshotv1.KillKind_KILL_KIND_SESSION, global: true},
+	"server":  {kind: snapshotv1.KillKind_KILL_KIND_SERVER},
+	"tool":    {kind: snapshotv1.KillKind_KILL_KIND_TOOL},
+	"version": {kind: snapshotv1.KillKind_KILL_KIND_VERSION, global: true},
+	"secret":  {kind: snapshotv1.KillKind_KILL_KIND_SECRET, global: true},
+	"node":    {kind: snapshotv1.KillKind_KILL_KIND_NODE, global: true, platform: true},
+	"issuer":  {kind: snapshotv1.KillKind_KILL_KIND_ISSUER, global: true},
+	"key":     {kind: snapshotv1.KillKind_KILL_KIND_KEY, global: true},
+}
+
+// kindName is the word for a kind; "" for one that has none.
+func kindName(k snapshotv1.KillKind) string {
+	for name, known := range killKinds {
+		if known.kind == k {
+			return name
+		}
+	}
+	return ""
+}
+
+// Kill signs and stores a deny that needs no compiling; committing it sends it to every cell of the tenant, or to all. It is
+// not taken back.
 func (s *Service) Kill(ctx context.Context, req *adminv1.KillRequest) (*adminv1.KillResponse, error) {
 	caller := controlplane.CallerFrom(ctx)
 	kind, ok := killKinds[req.GetKind()]
 	if !ok {
-		return nil, problem.Newf(problem.Invalid, "use user, token, session, server, tool or version", "%q cannot be killed", req.GetKind())
+		return nil, problem.Newf(problem.Invalid, "use "+strings.Join(slices.Sorted(maps.Keys(killKinds)), ", "), "%q cannot be killed", req.GetKind())
+	}
+	everywhere := req.GetEverywhere() || kind.platform
+	if err := mayKillEverywhere(caller, req.GetKind(), kind, everywhere); err != nil {
+		return nil, err
 	}
 	res := &adminv1.KillResponse{}
 	_, err := s.store.Write(ctx, caller.TenantID, caller.Actor(), func(tx *store.Tx) error {
@@ -36,25 +69,50 @@ func (s *Service) Kill(ctx context.Context, req *adminv1.KillRequest) (*adminv1.
 			return err
 		}
 		body := &snapshotv1.Kill{
-			Id: store.NewULID(tx.Now()), Kind: kind, TenantId: string(tx.Tenant()), Subject: req.GetSubject(),
-			IssuedMs: tx.Now().UnixMilli(), Reason: req.GetReason(),
+			Id: store.NewULID(tx.Now()), Kind: kind.kind, Subject: req.GetSubject(), IssuedMs: tx.Now().UnixMilli(), Reason: req.GetReason(),
 		}
-		env, err := seal.SignKill(body, s.cfg.Kill)
+		if !everywhere {
+			body.TenantId = string(tx.Tenant())
+		}
+		env, err := seal.SignKill(body, s.cfg.Keys.Current().Kill)
 		if err != nil {
 			return err
 		}
-		tx.SetKind(store.OutboxKill)
-		k := store.Kill{ID: body.GetId(), Kind: req.GetKind(), Subject: req.GetSubject(), Reason: req.GetReason(), IssuedAt: tx.Now(), Envelope: env}
-		if err := tx.InsertKill(ctx, k); err != nil {
-			return err
-		}
-		res.Id = k.ID
-		return tx.Change(ctx, "kill."+req.GetKind(), req.GetKind()+":"+req.GetSubject(), map[string]any{"id": k.ID, "reason": k.Reason})
+		res.Id = body.GetId()
+		_, err = insertKill(ctx, tx, body, env)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	return res, nil
+}
+
+// insertKill stores a signed kill and says so in the ledger; false when it was there.
+func insertKill(ctx context.Context, tx *store.Tx, body *snapshotv1.Kill, env []byte) (fresh bool, err error) {
+	tx.SetKind(store.OutboxKill)
+	k := store.Kill{
+		ID: body.GetId(), Kind: kindName(body.GetKind()), Subject: body.GetSubject(), Reason: body.GetReason(),
+		IssuedAt: time.UnixMilli(body.GetIssuedMs()).UTC(), Envelope: env,
+	}
+	insert := tx.InsertKill
+	if body.GetTenantId() == "" {
+		insert = tx.InsertPlatformKill
+	}
+	if fresh, err = insert(ctx, k); err != nil || !fresh {
+		return fresh, err
+	}
+	return true, tx.Change(ctx, "kill."+k.Kind, k.Kind+":"+k.Subject, map[string]any{"id": k.ID, "reason": k.Reason, "everywhere": body.GetTenantId() == ""})
+}
+
+func mayKillEverywhere(caller controlplane.Caller, name string, kind killKind, everywhere bool) error {
+	switch {
+	case everywhere && !kind.global:
+		return problem.Newf(problem.Invalid, "kill it in each tenant: the same name means another "+name+" there", "a %s cannot be killed everywhere at once", name)
+	case everywhere && !caller.Has(controlplane.RoleOwner):
+		return problem.Newf(problem.Denied, "ask an owner of the platform", "a kill of every tenant takes an owner, and killing a %s here would be one", name)
+	}
+	return nil
 }
 
 // mayKill keeps a person from a kill that nobody could take back: of themselves, and, unless they are an owner too, of an
@@ -89,6 +147,23 @@ func killable(ctx context.Context, tx *store.Tx, req *adminv1.KillRequest) error
 		}
 		_, err := checkTarget(ctx, tx, server, tool)
 		return err
+	case "node":
+		return knownNode(ctx, tx, req.GetSubject())
+	}
+	return nil
+}
+
+func knownNode(ctx context.Context, tx *store.Tx, subject string) error {
+	cell, node, ok := strings.Cut(subject, "/")
+	if !ok || cell == "" || node == "" {
+		return problem.Newf(problem.Invalid, "write CELL/NODE", "%q names no node", subject)
+	}
+	all, err := tx.NodeStatuses(ctx)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(all, func(s store.NodeStatus) bool { return s.Cell == cell && s.Node == node }) {
+		return problem.Newf(problem.NotFound, "see `mcpvault cell status`", "no node %s has ever reported", subject)
 	}
 	return nil
 }

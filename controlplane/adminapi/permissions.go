@@ -92,6 +92,8 @@ func permissions() map[string]rule {
 		rpc.AccessServiceExplainProcedure:      read,
 		rpc.AccessServiceWhoCanProcedure:       read,
 		rpc.AccessServiceKillProcedure:         write,
+		rpc.AccessServiceListKillsProcedure:    read,
+		rpc.AccessServiceImportKillsProcedure:  write,
 
 		rpc.SnapshotServiceListGenerationsProcedure: read,
 		rpc.SnapshotServiceGetGenerationProcedure:   read,
@@ -108,5 +110,8 @@ func permissions() map[string]rule {
 
 		rpc.SystemServiceWhoamiProcedure:      self,
 		rpc.SystemServiceCheckHealthProcedure: {controlplane.RoleAuditor, ofSelf, usual},
+		rpc.SystemServiceGetRootsProcedure:    self,
+		// What is installed has to be signed by root keys, whoever sends it.
+		rpc.SystemServiceInstallRootsProcedure: platform,
 	}
 }

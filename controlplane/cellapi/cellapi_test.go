@@ -19,6 +19,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/cellapi"
+	"github.com/mcpvault/mcpvault/controlplane/keyring/keyringtest"
 	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/snapshots"
 	"github.com/mcpvault/mcpvault/controlplane/store"
@@ -84,10 +85,10 @@ func setup(t *testing.T) *bundle {
 	b.acme, b.globex = storetest.Tenant(t, b.st, "acme"), storetest.Tenant(t, b.st, "globex")
 	log := slog.New(slog.DiscardHandler)
 	b.pub = publish.New(publish.Config{
-		Store: b.st, Head: b.auth.Head, Heartbeat: b.auth.Heartbeat, Roots: b.auth.Roots,
+		Store: b.st, Keys: keyringtest.Of(t, b.auth),
 		Cells: map[string][]string{"eu": {"acme"}, "us": {"globex"}}, Logger: log,
 	})
-	b.snaps = snapshots.New(snapshots.Config{Store: b.st, Publisher: b.pub, Fleet: b.fleet, Roots: b.auth.Roots})
+	b.snaps = snapshots.New(snapshots.Config{Store: b.st, Publisher: b.pub, Fleet: b.fleet, Keys: keyringtest.Of(t, b.auth)})
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = b.pub.Run(ctx) })
@@ -171,7 +172,7 @@ func (b *bundle) kill(t *testing.T, tenant controlplane.Tenant, id string) {
 	}
 	_, err = b.st.Write(t.Context(), tenant.ID, "test", func(tx *store.Tx) error {
 		tx.SetKind(store.OutboxKill)
-		if err := tx.InsertKill(t.Context(), store.Kill{ID: id, Kind: "user", Subject: "x", IssuedAt: tx.Now(), Envelope: env}); err != nil {
+		if _, err := tx.InsertKill(t.Context(), store.Kill{ID: id, Kind: "user", Subject: "x", IssuedAt: tx.Now(), Envelope: env}); err != nil {
 			return err
 		}
 		return tx.Change(t.Context(), "kill.user", "x", nil)

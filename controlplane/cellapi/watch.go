@@ -76,15 +76,22 @@ type watcher struct {
 	out                 cellv1connect.CellServiceWatchServerStream
 	sent                map[controlplane.TenantID]snapshot.Version
 	manifest, heartbeat []byte
+	roots               []byte
 	kills               int
+	resigned            uint64
 }
 
-// send sends what is new. The first time the update comes first, because the roots are in it; afterwards kills do.
+// send sends what is new. With new roots the update comes first, because kills may be signed by a key that only they name;
+// otherwise kills do.
 func (w *watcher) send(v publish.View) error {
-	if w.manifest == nil {
+	if !bytes.Equal(v.Roots, w.roots) {
 		if err := w.update(v); err != nil {
 			return err
 		}
+		w.roots = v.Roots
+	}
+	if v.Resigned != w.resigned {
+		w.kills, w.resigned = 0, v.Resigned // what was signed anew replaces what the node holds
 	}
 	for ; w.kills < len(v.Kills); w.kills++ {
 		if err := w.out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Kill{Kill: v.Kills[w.kills].Envelope}}); err != nil {
@@ -162,7 +169,7 @@ func (s *Service) Acknowledge(ctx context.Context, req *cellv1.AcknowledgeReques
 func (s *Service) acknowledgeKill(ctx context.Context, n Node, view publish.View, tenant controlplane.TenantID, id string) (*cellv1.AcknowledgeResponse, error) {
 	for _, k := range view.Kills {
 		if k.ID == id && (tenant == "" || k.TenantID == tenant) {
-			err := s.cfg.Store.Record(ctx, k.TenantID, func(tx *store.Tx) error { return tx.AckKill(ctx, id, n.Cell, n.Name) })
+			err := s.noteKill(ctx, n, k)
 			if err != nil {
 				return nil, err
 			}
@@ -170,6 +177,13 @@ func (s *Service) acknowledgeKill(ctx context.Context, n Node, view publish.View
 		}
 	}
 	return nil, problem.Newf(problem.Invalid, "", "kill %s was not sent to cell %s", id, n.Cell)
+}
+
+func (s *Service) noteKill(ctx context.Context, n Node, k publish.KillRecord) error {
+	if k.TenantID == "" {
+		return s.cfg.Store.Platform(ctx, func(tx *store.Tx) error { return tx.AckPlatformKill(ctx, k.ID, n.Cell, n.Name) })
+	}
+	return s.cfg.Store.Record(ctx, k.TenantID, func(tx *store.Tx) error { return tx.AckKill(ctx, k.ID, n.Cell, n.Name) })
 }
 
 // ReportStatus keeps what a node says of itself, under the name that its SVID gives it.

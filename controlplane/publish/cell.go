@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mcpvault/mcpvault/controlplane"
+	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
@@ -26,6 +27,8 @@ type Head struct {
 	Digest   snapshot.Digest
 	Envelope []byte
 	Shards   []snapshot.Digest
+	// Signers are the ids of the keys that signed it.
+	Signers []string
 	// CommittedAt is when the newest revision it holds was written, CreatedAt when it was sealed.
 	CommittedAt, CreatedAt time.Time
 }
@@ -37,11 +40,14 @@ type View struct {
 	Heads []*Head
 	// Kills only ever grows at its end.
 	Kills []KillRecord
+	// Resigned goes up when kills that were there before got another signature.
+	Resigned uint64
 }
 
-// KillRecord is a sealed kill of a tenant homed in the cell.
+// KillRecord is a sealed kill of a tenant homed in the cell, or of all tenants.
 type KillRecord struct {
-	ID       string
+	ID string
+	// TenantID is "" for all.
 	TenantID controlplane.TenantID
 	Envelope []byte
 }
@@ -56,14 +62,17 @@ type cellState struct {
 	// owed is true while a head in force is in no manifest yet.
 	owed bool
 	root snapshot.Digest
-	sent map[string]bool // ids in view.Kills
+	// keys are those of the view: a heartbeat is signed by a key that its roots name.
+	keys *keyring.Set
+	// sent is where in view.Kills an id is.
+	sent map[string]int
 	// recent are the shards that the cell may fetch: those of its heads and of the heads just before.
 	recent  map[snapshot.Digest]uint64
 	changed chan struct{}
 }
 
 func newCell(name string) *cellState {
-	return &cellState{name: name, sent: map[string]bool{}, recent: map[snapshot.Digest]uint64{}, changed: make(chan struct{})}
+	return &cellState{name: name, sent: map[string]int{}, recent: map[snapshot.Digest]uint64{}, changed: make(chan struct{})}
 }
 
 // announce wakes whoever waits. p.mu is held.
@@ -137,7 +146,7 @@ func (p *Publisher) install(ctx context.Context, id controlplane.TenantID, w wor
 	t.failure = nil
 	name := t.name
 	p.mu.Unlock()
-	p.addKills(id, w.kills)
+	p.showKills(id, w.kills)
 	if !newer {
 		return nil
 	}
@@ -153,35 +162,6 @@ func (p *Publisher) owe(tenant string) {
 	for name, c := range p.cells {
 		c.owed = c.owed || p.homedIn(tenant, name)
 	}
-}
-
-// addKills shows kills to the cells of the tenant.
-func (p *Publisher) addKills(id controlplane.TenantID, kills []store.Kill) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	t := p.tenant(id)
-	if len(kills) > len(t.kills) {
-		t.kills = kills
-	}
-	for name, c := range p.cells {
-		if !p.homedIn(t.name, name) {
-			continue
-		}
-		if c.add(id, t.kills) {
-			c.announce()
-		}
-	}
-}
-
-func (c *cellState) add(id controlplane.TenantID, kills []store.Kill) bool {
-	n := len(c.view.Kills)
-	for _, k := range kills {
-		if !c.sent[k.ID] {
-			c.sent[k.ID] = true
-			c.view.Kills = append(c.view.Kills, KillRecord{ID: k.ID, TenantID: id, Envelope: k.Envelope})
-		}
-	}
-	return len(c.view.Kills) > n
 }
 
 // manifest makes the cell's next manifest of the heads in force. sequence is a number that was taken for it; 0 takes one.
@@ -239,17 +219,18 @@ func (p *Publisher) showManifest(c *cellState, sequence uint64) error {
 		return err
 	}
 	m.Root = root[:]
-	env, err := seal.SignManifest(m, p.cfg.Head)
+	keys := p.cfg.Keys.Current()
+	env, err := seal.SignManifest(m, keys.Head)
 	if err != nil {
 		return err
 	}
-	beat, err := p.beat(c.name, root, sequence)
+	beat, err := p.beat(keys, c.name, root, sequence)
 	if err != nil {
 		return err
 	}
 	c.sequence, c.root, c.owed = sequence, root, false
 	c.number = max(c.number, sequence)
-	c.view = View{Roots: p.cfg.Roots, Manifest: env, Heartbeat: beat, Heads: heads, Kills: c.view.Kills}
+	c.view.Roots, c.view.Manifest, c.view.Heartbeat, c.view.Heads, c.keys = keys.Roots, env, beat, heads, keys
 	c.forget(heads)
 	c.announce()
 	return nil
@@ -272,11 +253,11 @@ func (c *cellState) forget(heads []*Head) {
 }
 
 // beat signs a heartbeat; nil while this clock is not to be believed. It needs mu.
-func (p *Publisher) beat(cell string, root snapshot.Digest, sequence uint64) ([]byte, error) {
+func (p *Publisher) beat(keys *keyring.Set, cell string, root snapshot.Digest, sequence uint64) ([]byte, error) {
 	if p.skew.Abs() > skewLimit {
 		return nil, nil
 	}
-	return seal.SignHeartbeat(&snapshotv1.Heartbeat{Cell: cell, Root: root[:], TimeMs: p.now().UnixMilli(), Sequence: sequence}, p.cfg.Heartbeat)
+	return seal.SignHeartbeat(&snapshotv1.Heartbeat{Cell: cell, Root: root[:], TimeMs: p.now().UnixMilli(), Sequence: sequence}, keys.Heartbeat)
 }
 
 // heartbeats signs a new one for each cell, unless nobody here can know that its root is still the newest.
@@ -290,7 +271,7 @@ func (p *Publisher) heartbeats() {
 		if len(c.view.Manifest) == 0 {
 			continue
 		}
-		beat, err := p.beat(c.name, c.root, c.sequence)
+		beat, err := p.beat(c.keys, c.name, c.root, c.sequence)
 		if err != nil {
 			p.log.Error("heartbeat cannot be signed", "cell", c.name, "error", err)
 			continue

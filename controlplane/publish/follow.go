@@ -90,12 +90,12 @@ func (p *Publisher) reload(ctx context.Context, id controlplane.TenantID) bool {
 func (p *Publisher) reloadTenant(ctx context.Context, id controlplane.TenantID) (newer bool, err error) {
 	var self controlplane.Tenant
 	var head *Head
-	var kills []store.Kill
+	var kills killLists
 	err = p.st.Read(ctx, id, func(tx *store.Tx) (err error) {
 		if self, err = tx.Self(ctx); err != nil {
 			return err
 		}
-		if kills, err = tx.Kills(ctx); err != nil {
+		if kills, err = readKills(ctx, tx); err != nil {
 			return err
 		}
 		head = nil
@@ -120,7 +120,7 @@ func (p *Publisher) reloadTenant(ctx context.Context, id controlplane.TenantID) 
 		p.owe(t.name)
 	}
 	p.mu.Unlock()
-	p.addKills(id, kills)
+	p.showKills(id, kills)
 	return newer, nil
 }
 

@@ -20,9 +20,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mcpvault/mcpvault/controlplane"
+	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
-	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
 
 // The publisher's times and bounds.
@@ -56,10 +56,8 @@ const Everyone = "*"
 // Config is what a publisher stands on.
 type Config struct {
 	Store *store.Store
-	// Head signs heads and manifests, Heartbeat heartbeats.
-	Head, Heartbeat *seal.Signer
-	// Roots is the envelope of the roots that name those keys.
-	Roots []byte
+	// Keys are what signs, and the roots that name it; they may change at any time.
+	Keys Keys
 	// Cells maps each cell to the names of the tenants homed there, or Everyone.
 	Cells map[string][]string
 	// Issuers are whose tokens a tenant's callers may bring.
@@ -69,6 +67,13 @@ type Config struct {
 	Metrics prometheus.Registerer
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+}
+
+// Keys are the keys that sign now.
+type Keys interface {
+	Current() *keyring.Set
+	// Changed is closed when Current is another set.
+	Changed() <-chan struct{}
 }
 
 // Publisher publishes. Run it; the other methods may be called at any time by anybody.
@@ -154,6 +159,7 @@ func (p *Publisher) Run(ctx context.Context) error {
 	defer beat.Stop()
 	tidy := time.NewTicker(housekeepEach)
 	defer tidy.Stop()
+	keys := p.cfg.Keys.Changed()
 	p.poll(ctx)
 	for {
 		select {
@@ -165,6 +171,9 @@ func (p *Publisher) Run(ctx context.Context) error {
 			p.follow(ctx, who)
 		case <-poll.C:
 			p.poll(ctx)
+		case <-keys:
+			keys = p.cfg.Keys.Changed()
+			p.rotate(ctx)
 		case <-beat.C:
 			p.heartbeats()
 		case <-tidy.C:
@@ -215,6 +224,7 @@ func (p *Publisher) poll(ctx context.Context) {
 	p.mu.Lock()
 	p.waiting = oldest
 	p.mu.Unlock()
+	p.renew(ctx)
 	p.catchUp(ctx, manifests)
 }
 
@@ -345,19 +355,8 @@ func (p *Publisher) aside(fn func()) {
 	}()
 }
 
-// tidy renews old heads and drops what nobody needs.
+// tidy drops what nobody needs.
 func (p *Publisher) tidy(ctx context.Context) {
-	p.mu.Lock()
-	var old []controlplane.TenantID
-	for id, t := range p.tenants {
-		if t.head != nil && p.now().Sub(t.head.CreatedAt) > HeadLife/2 {
-			old = append(old, id)
-		}
-	}
-	p.mu.Unlock()
-	for _, id := range old {
-		p.start(ctx, id, true)
-	}
 	p.aside(func() { p.sweep(ctx) })
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mcpvault/mcpvault/controlplane"
+	"github.com/mcpvault/mcpvault/controlplane/keyring/keyringtest"
 	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/controlplane/store/storetest"
@@ -57,7 +58,7 @@ func (b *bundle) run(t *testing.T, st *store.Store) *publish.Publisher {
 func (b *bundle) runUntil(t *testing.T, st *store.Store) (*publish.Publisher, func()) {
 	t.Helper()
 	cfg := publish.Config{
-		Store: st, Head: b.auth.Head, Heartbeat: b.auth.Heartbeat, Roots: b.auth.Roots,
+		Store: st, Keys: keyringtest.Of(t, b.auth),
 		Cells:  map[string][]string{"local": {publish.Everyone}, "far": {"globex"}},
 		Logger: slog.New(slog.DiscardHandler), Now: b.now,
 	}
@@ -402,7 +403,7 @@ func TestAKillIsShownWithoutANewGeneration(t *testing.T) {
 	}
 	_, err = b.st.Write(t.Context(), b.acme.ID, "test", func(tx *store.Tx) error {
 		tx.SetKind(store.OutboxKill)
-		if err := tx.InsertKill(t.Context(), store.Kill{ID: "k1", Kind: "user", Subject: "alice", IssuedAt: tx.Now(), Envelope: env}); err != nil {
+		if _, err := tx.InsertKill(t.Context(), store.Kill{ID: "k1", Kind: "user", Subject: "alice", IssuedAt: tx.Now(), Envelope: env}); err != nil {
 			return err
 		}
 		return tx.Change(t.Context(), "kill", "user:alice", nil)
@@ -438,7 +439,7 @@ func BenchmarkCommitToView(b *testing.B) {
 	auth := snapshottest.NewAuthority(b)
 	acme := storetest.Tenant(b, st, "acme")
 	p := publish.New(publish.Config{
-		Store: st, Head: auth.Head, Heartbeat: auth.Heartbeat, Roots: auth.Roots,
+		Store: st, Keys: keyringtest.Of(b, auth),
 		Cells: map[string][]string{"local": {publish.Everyone}}, Logger: slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(context.Background())

@@ -9,6 +9,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/compile"
 	"github.com/mcpvault/mcpvault/controlplane/store"
+	"github.com/mcpvault/mcpvault/kit/problem"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/index"
@@ -19,7 +20,7 @@ import (
 type work struct {
 	tenant controlplane.Tenant
 	head   *Head
-	kills  []store.Kill
+	kills  killLists
 	// rows is the newest outbox row that was looked at.
 	rows int64
 	// unfit is true when it is the rows that cannot be published, and not PostgreSQL that failed.
@@ -56,13 +57,13 @@ func (p *Publisher) publish(ctx context.Context, tenant controlplane.TenantID, f
 }
 
 func (p *Publisher) refreshKills(ctx context.Context, tenant controlplane.TenantID) {
-	var kills []store.Kill
+	var kills killLists
 	err := p.st.Read(ctx, tenant, func(tx *store.Tx) (err error) {
-		kills, err = tx.Kills(ctx)
+		kills, err = readKills(ctx, tx)
 		return err
 	})
 	if err == nil {
-		p.addKills(tenant, kills)
+		p.showKills(tenant, kills)
 	}
 }
 
@@ -80,10 +81,10 @@ func (p *Publisher) round(ctx context.Context, tx *store.Tx, w *work, force bool
 		w.rows, policy = o.Newest, policy || o.Policy
 	}
 	// Kills that are seen here are committed: the cells are shown them before anything is compiled.
-	if w.kills, err = tx.Kills(ctx); err != nil {
+	if w.kills, err = readKills(ctx, tx); err != nil {
 		return err
 	}
-	p.addKills(tx.Tenant(), w.kills)
+	p.showKills(tx.Tenant(), w.kills)
 	for _, o := range open {
 		if err := tx.FinishOutbox(ctx, tx.Tenant(), store.OutboxKill, o.Revision); err != nil {
 			return err
@@ -130,6 +131,9 @@ func (p *Publisher) generation(ctx context.Context, tx *store.Tx, w *work) error
 	if err != nil {
 		return err
 	}
+	if err := tx.RaiseEpoch(ctx, g.Epoch); err != nil {
+		return err
+	}
 	g.CreatedAt, g.CommittedAt = tx.Now(), committed
 	blobs := []store.Blob{{SHA256: out.Shards[0].GetSha256(), Bytes: out.Index}, {SHA256: out.Shards[1].GetSha256(), Bytes: out.Catalogue}}
 	if err := tx.InsertGeneration(ctx, g, blobs); err != nil {
@@ -152,11 +156,13 @@ func (p *Publisher) generation(ctx context.Context, tx *store.Tx, w *work) error
 
 // seal numbers and signs: one up within an epoch, from 1 in a new one.
 func (p *Publisher) seal(t controlplane.Tenant, last store.Generation, out *compile.Output) (store.Generation, error) {
-	g := store.Generation{Epoch: t.Epoch, Generation: 1, Revision: t.Revision}
-	if last.Epoch > t.Epoch {
-		return g, fmt.Errorf("epoch %d of tenant %s is lower than the published %d", t.Epoch, t.Name, last.Epoch)
+	keys := p.cfg.Keys.Current()
+	g := store.Generation{Epoch: uint64(keys.Trust.Epoch()), Generation: 1, Revision: t.Revision}
+	if known := max(last.Epoch, t.Epoch); known > g.Epoch {
+		return g, problem.Newf(problem.Conflict, "install the newest roots in keys_dir",
+			"tenant %s was published in epoch %d, and the roots here know %d only", t.Name, known, g.Epoch)
 	}
-	if last.Epoch == t.Epoch {
+	if last.Epoch == g.Epoch {
 		g.Generation = last.Generation + 1
 	}
 	now := p.now()
@@ -165,7 +171,7 @@ func (p *Publisher) seal(t controlplane.Tenant, last store.Generation, out *comp
 		Parent: last.PayloadSHA256, NotBeforeMs: now.Add(-clockSkew).UnixMilli(), NotAfterMs: now.Add(HeadLife).UnixMilli(),
 		Compiler: compile.ID, Shards: out.Shards,
 	}
-	env, err := seal.SignHead(head, p.cfg.Head)
+	env, err := seal.SignHead(head, keys.Head)
 	if err != nil {
 		return g, err
 	}
@@ -315,7 +321,7 @@ func nodes(list []store.PolicyNode) []compile.Node {
 func headOf(id controlplane.TenantID, g store.Generation) (*Head, error) {
 	env := &Head{
 		TenantID: id, Version: snapshot.Version{Epoch: snapshot.Epoch(g.Epoch), Generation: snapshot.Generation(g.Generation)},
-		Revision: g.Revision, Envelope: g.Envelope, CreatedAt: g.CreatedAt, CommittedAt: g.CommittedAt,
+		Revision: g.Revision, Envelope: g.Envelope, CreatedAt: g.CreatedAt, CommittedAt: g.CommittedAt, Signers: seal.Signers(g.Envelope),
 	}
 	var ok bool
 	if env.Digest, ok = snapshot.DigestFrom(g.PayloadSHA256); !ok {

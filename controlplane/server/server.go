@@ -21,6 +21,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/adminapi"
 	"github.com/mcpvault/mcpvault/controlplane/cellapi"
 	"github.com/mcpvault/mcpvault/controlplane/directory"
+	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/ledger"
 	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/registry"
@@ -45,7 +46,11 @@ const (
 // Run is a control plane until ctx ends. Bad settings, keys and identities are errors at once; everything else that is
 // missing is waited for.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
-	keys, err := openKeys(cfg.KeysDir)
+	ring, err := keyring.Open(cfg.KeysDir, log, tokenName)
+	if err != nil {
+		return err
+	}
+	token, err := openToken(cfg.KeysDir)
 	if err != nil {
 		return err
 	}
@@ -63,13 +68,14 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		defer cancel()
 		_ = traces.Shutdown(end)
 	}()
-	s := &server{cfg: cfg, log: log, keys: keys, identity: identity, traces: traces}
+	s := &server{cfg: cfg, log: log, keys: ring, token: token, identity: identity, traces: traces}
 	// The ports are taken first: a second control plane on this machine must not touch the database before it fails.
 	if err := s.listen(ctx); err != nil {
 		return err
 	}
 	defer s.closeListeners()
 	g := run.New(log)
+	g.Add("keys", run.Func(s.watchKeys), time.Second)
 	// The admin port answers from the first moment on, so that a person or a supervisor can see what is being waited for.
 	g.Add("admin api", run.Func(s.serveAdmin), stopServing+time.Second)
 	g.Add("control plane", run.Func(s.runOnDatabase), stopServing+5*time.Second)
@@ -79,7 +85,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 type server struct {
 	cfg      Config
 	log      *slog.Logger
-	keys     *keys
+	keys     *keyring.Ring
+	token    *tokenKey
 	identity *svid.Source
 	traces   *tele.Traces
 
@@ -186,14 +193,13 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 	fleet := cellapi.NewFleet()
 	audit := ledger.New(ledger.Config{Store: st, Logger: s.log})
 	publisher := publish.New(publish.Config{
-		Store: st, Head: s.keys.head, Heartbeat: s.keys.heartbeat, Roots: s.keys.roots, Cells: s.cfg.Cells, Issuers: s.issuers, Logger: s.log,
-		Metrics: metrics,
+		Store: st, Keys: s.keys, Cells: s.cfg.Cells, Issuers: s.issuers, Logger: s.log, Metrics: metrics,
 	})
-	grants := access.New(access.Config{Store: st, Kill: s.keys.kill, Logger: s.log})
-	issuer := tokens.New(tokens.Config{Store: st, Signer: s.keys.token, Keys: []jose.Key{s.keys.token.Key()}, Killer: grants})
+	grants := access.New(access.Config{Store: st, Keys: s.keys, Logger: s.log})
+	issuer := tokens.New(tokens.Config{Store: st, Signer: s.token.signer, Keys: []jose.Key{s.token.signer.Key()}, Killer: grants})
 	people := directory.New(directory.Config{Store: st})
 	status := snapshots.New(snapshots.Config{
-		Store: st, Publisher: publisher, Fleet: fleet, Logs: audit, Roots: s.keys.roots, Version: run.Version().Version,
+		Store: st, Publisher: publisher, Fleet: fleet, Logs: audit, Keys: s.keys, Version: run.Version().Version,
 	})
 	handler, err := adminapi.New(adminapi.Config{
 		Services: adminapi.Services{
@@ -247,7 +253,7 @@ func (s *server) openStore(ctx context.Context) (*store.Store, error) {
 // issuers are whose tokens a tenant's callers may bring: for now our own.
 func (s *server) issuers(t controlplane.Tenant) []*snapshotv1.Issuer {
 	return []*snapshotv1.Issuer{{
-		Issuer: tokens.IssuerOf(t.Name), Audiences: []string{tokens.AudienceOf(t.Name)}, Keys: []*snapshotv1.IssuerKey{s.keys.issuer},
+		Issuer: tokens.IssuerOf(t.Name), Audiences: []string{tokens.AudienceOf(t.Name)}, Keys: []*snapshotv1.IssuerKey{s.token.issuer},
 	}}
 }
 
@@ -260,6 +266,7 @@ func (s *server) checks(st *store.Store, p *publish.Publisher) []adminapi.Check 
 			}
 			return nil
 		}},
+		{Name: "keys", Run: func(context.Context) error { return s.keys.Problem() }},
 		{Name: "bootstrap", Run: func(context.Context) error {
 			if !s.bootstrapped.Load() {
 				return problem.New(problem.Unavailable, "the first owner has not been made yet", "")

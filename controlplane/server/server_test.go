@@ -15,10 +15,10 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 
+	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/controlplane/store/storetest"
 	"github.com/mcpvault/mcpvault/kit/pgdev"
-	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/kit/svid"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
 	"github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1/adminv1connect"
@@ -262,7 +262,7 @@ func TestARestartKeepsTheKeysAndMintsANewToken(t *testing.T) {
 	b := setup(t, storetest.URL(t))
 	stop := b.run(t)
 	b.await(t, "/readyz", http.StatusOK)
-	roots, err := os.ReadFile(filepath.Join(b.cfg.KeysDir, RootsFile))
+	roots, err := os.ReadFile(filepath.Join(b.cfg.KeysDir, keyring.RootsFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +270,7 @@ func TestARestartKeepsTheKeysAndMintsANewToken(t *testing.T) {
 	stop()
 	b.run(t)
 	b.await(t, "/readyz", http.StatusOK)
-	again, _ := os.ReadFile(filepath.Join(b.cfg.KeysDir, RootsFile))
+	again, _ := os.ReadFile(filepath.Join(b.cfg.KeysDir, keyring.RootsFile))
 	other, _ := os.ReadFile(b.cfg.BootstrapTokenFile)
 	if string(again) != string(roots) || string(other) == string(token) {
 		t.Error("roots must stay and the token must not")
@@ -331,63 +331,6 @@ func TestItComesBackWithPostgreSQL(t *testing.T) {
 	wait := &adminv1.WaitRevisionRequest{Revision: res.GetRevision()}
 	if w, err := adminv1connect.NewSnapshotServiceClient(client).WaitRevision(t.Context(), wait); err != nil || !w.GetComplete() || w.GetGeneration() == 0 {
 		t.Errorf("got %v %v", w, err)
-	}
-}
-
-func TestALostKeyIsNotReplacedInSilence(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	if _, err := openKeys(dir); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"root-1", "root-2", "root-3"} {
-		if err := os.Remove(keyFile(dir, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := openKeys(dir); err != nil {
-		t.Errorf("the root keys are not needed any more: %v", err)
-	}
-	saved, _ := os.ReadFile(keyFile(dir, "head"))
-	if err := os.Remove(keyFile(dir, "head")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := openKeys(dir); problem.CodeOf(err) != problem.NotFound || !strings.Contains(err.Error(), "backup") {
-		t.Errorf("got %v", err)
-	}
-	if err := os.WriteFile(keyFile(dir, "head"), saved, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := openKeys(dir); problem.CodeOf(err) != problem.Invalid {
-		t.Errorf("a key that others may read: %v", err)
-	}
-	other := t.TempDir()
-	if _, err := openKeys(other); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(keyFile(other, "head"), keyFile(dir, "head")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := openKeys(dir); problem.CodeOf(err) != problem.Invalid || !strings.Contains(err.Error(), "roots do not name the head key") {
-		t.Errorf("a key of another installation: %v", err)
-	}
-}
-
-func TestAFirstStartThatWasCutShortGoesOn(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	k, err := openKeys(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{RootsFile, "root-3.key", "token.key"} {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	again, err := openKeys(dir)
-	if err != nil || again.head.KeyID() != k.head.KeyID() {
-		t.Errorf("got %v", err)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/cellapi"
+	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
@@ -30,14 +31,23 @@ type Logs interface {
 	ListLogs(ctx context.Context, req *adminv1.ListLogsRequest) (*adminv1.ListLogsResponse, error)
 }
 
+// Keys are what signs, and the roots that say so.
+type Keys interface {
+	Current() *keyring.Set
+	// Problem is why newer keys are not in use; nil when there are none.
+	Problem() error
+	// Install puts roots into force that follow from the present ones.
+	Install(ctx context.Context, env []byte) (version uint64, err error)
+}
+
 // Config is what the service stands on.
 type Config struct {
 	Store     *store.Store
 	Publisher Publisher
 	Fleet     *cellapi.Fleet
 	Logs      Logs
-	// Roots is the envelope that verifies everything.
-	Roots []byte
+	// Keys hold the roots, which verify everything.
+	Keys Keys
 	// Version is the program's.
 	Version string
 	// Now is the clock; nil means time.Now.
@@ -95,7 +105,7 @@ func (s *Service) GetGeneration(ctx context.Context, req *adminv1.GetGenerationR
 		if err != nil {
 			return err
 		}
-		res.Generation, res.Envelope, res.Roots, res.Shards = show(caller.Tenant, g, acks), g.Envelope, s.cfg.Roots, nil
+		res.Generation, res.Envelope, res.Roots, res.Shards = show(caller.Tenant, g, acks), g.Envelope, s.cfg.Keys.Current().Roots, nil
 		if !req.GetIncludeShards() {
 			return nil
 		}

@@ -14,6 +14,7 @@ const (
 	sqlInsertTenant = `INSERT INTO tenants (id, name, hosts, revision, epoch, created_at) VALUES ($1, $2, $3, 1, 1, $4)`
 	sqlListTenants  = `SELECT id::text, name, hosts, revision, epoch, created_at FROM tenants ORDER BY name`
 	sqlTenantByName = `SELECT id::text, name, hosts, revision, epoch, created_at FROM tenants WHERE name = $1`
+	sqlRaiseEpoch   = `UPDATE tenants SET epoch = $2 WHERE id = $1 AND epoch < $2`
 	sqlTenantByID   = `SELECT id::text, name, hosts, revision, epoch, created_at FROM tenants WHERE id = $1`
 )
 
@@ -41,6 +42,12 @@ func (tx *Tx) Tenants(ctx context.Context) ([]controlplane.Tenant, error) {
 func (tx *Tx) TenantByName(ctx context.Context, name string) (controlplane.Tenant, error) {
 	t, err := one(ctx, tx, scanTenant, sqlTenantByName, name)
 	return t, missing(err, "tenant %s does not exist", name)
+}
+
+// RaiseEpoch lets the tenant's epoch follow that of the roots. It never goes down.
+func (tx *Tx) RaiseEpoch(ctx context.Context, epoch uint64) error {
+	_, err := tx.exec(ctx, sqlRaiseEpoch, tx.tenant, int64(epoch))
+	return err
 }
 
 // Self is the tenant of the transaction, as this view has it.

@@ -268,7 +268,7 @@ func TestAKilledOrDisabledUserIsLetInNoMore(t *testing.T) {
 	refused(t, err, problem.Unauthenticated)
 	_, err = b.store.Write(t.Context(), b.acme.ID, "test", func(tx *store.Tx) error {
 		kill := store.Kill{ID: "01ARZ3NDEKTSV4RRFFQ69G5FAV", Kind: "user", Subject: "owner", IssuedAt: tx.Now(), Envelope: []byte{1}}
-		if err := tx.InsertKill(t.Context(), kill); err != nil {
+		if _, err := tx.InsertKill(t.Context(), kill); err != nil {
 			return err
 		}
 		return tx.Change(t.Context(), "kill", "user:owner", nil)

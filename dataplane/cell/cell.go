@@ -135,7 +135,10 @@ func (n *Node) openStore(context.Context) error {
 	}
 	// One key on this node for hashing arguments, that opens nothing else.
 	n.macKey = sha256.Sum256(append([]byte("mcpvault audit arguments\x00"), key[:]...))
-	st, err := store.Open(store.Config{Dir: n.cfg.DataDir, Key: key, Logger: n.log})
+	st, err := store.Open(store.Config{
+		Dir: n.cfg.DataDir, Key: key, Logger: n.log,
+		NewerKill: func(held, offered []byte) bool { return n.trust.Current().NewerKill(held, offered) },
+	})
 	if errors.Is(err, store.ErrCorrupt) {
 		return problem.New(problem.Internal, "the node's store is damaged",
 			"move "+filepath.Join(n.cfg.DataDir, "state.db")+" away and start the node: its peers or the control plane bring it up to date").Because(err)

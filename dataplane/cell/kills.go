@@ -5,38 +5,36 @@ import (
 	"sync"
 
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
 )
 
-// loggedKills are the ids of the kills that the cell's log has brought. Every node hands in what it hears; once is enough.
+// loggedKills are the kills that the cell's log has brought, by the digest of the envelope: the same kill under a newer
+// signature is to be handed in again. Every node hands in what it hears; once is enough.
 type loggedKills struct {
-	mu  sync.Mutex
-	ids map[string]struct{} // guarded by mu
+	mu   sync.Mutex
+	seen map[snapshot.Digest]struct{} // guarded by mu
 }
 
-func (l *loggedKills) add(id string) {
+func (l *loggedKills) add(env []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.ids == nil {
-		l.ids = map[string]struct{}{}
+	if l.seen == nil {
+		l.seen = map[snapshot.Digest]struct{}{}
 	}
-	l.ids[id] = struct{}{}
+	l.seen[snapshot.DigestOf(env)] = struct{}{}
 }
 
-func (l *loggedKills) has(id string) bool {
+func (l *loggedKills) has(env []byte) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, ok := l.ids[id]
+	_, ok := l.seen[snapshot.DigestOf(env)]
 	return ok
 }
 
 // inLog reports whether an entry is a kill that the log has.
 func (n *Node) inLog(e *cellv1.RaftEntry) bool {
 	env := e.GetKill()
-	if env == nil {
-		return false
-	}
-	k, err := n.trust.Current().OpenKill(env)
-	return err == nil && n.logged.has(k.GetId())
+	return env != nil && n.logged.has(env)
 }
 
 // killsBytes bounds the kills that one node tells another.

@@ -91,7 +91,7 @@ func (n *Node) applied(a consensus.Applied) {
 	case *cellv1.RaftEntry_Kill:
 		if k, err := n.trust.Current().OpenKill(c.Kill); err == nil {
 			n.pdp.Kill(k)
-			n.logged.add(k.GetId())
+			n.logged.add(c.Kill)
 		}
 	case *cellv1.RaftEntry_SessionKey:
 		n.takeSessionKeys()

@@ -71,6 +71,8 @@ type Config struct {
 	// Key seals every value.
 	Key    Key
 	Logger *slog.Logger
+	// NewerKill reports whether a kill is signed by a newer key than the same kill that is held; nil keeps the first one.
+	NewerKill func(held, offered []byte) bool
 	// Now dates the collection of unused blobs.
 	Now func() time.Time
 }

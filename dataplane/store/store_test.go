@@ -83,7 +83,7 @@ func newKey(t testing.TB) store.Key {
 
 func open(t testing.TB, dir string, key store.Key) *store.Store {
 	t.Helper()
-	s, err := store.Open(store.Config{Dir: dir, Key: key})
+	s, err := store.Open(store.Config{Dir: dir, Key: key, NewerKill: func(_, offered []byte) bool { return bytes.Contains(offered, []byte("newer")) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,6 +179,10 @@ func TestTheFirstBodyOfAVersionStays(t *testing.T) {
 	refused(t, err, store.ErrEquivocation)
 	if added, err := s.AddKill("k", envelope(t, &snapshotv1.Kill{Id: "k", Subject: "alice"}, "b")); err != nil || added {
 		t.Fatalf("the same kill under another signature: %v, %v", added, err)
+	}
+	newer := envelope(t, &snapshotv1.Kill{Id: "k", Subject: "alice"}, "newer")
+	if added, err := s.AddKill("k", newer); err != nil || !added || !bytes.Equal(s.Kills()[0], newer) {
+		t.Fatalf("the same kill under a newer key: %v, %v", added, err)
 	}
 	must(t, s.PutSessionKey(&cellv1.SessionKey{Id: 1, Key: make([]byte, 32)}))
 	refused(t, s.PutSessionKey(&cellv1.SessionKey{Id: 1, Key: bytes.Repeat([]byte{1}, 32)}), store.ErrEquivocation)

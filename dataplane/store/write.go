@@ -239,8 +239,8 @@ func (s *Store) PutHeartbeat(env []byte, timeMS int64) error {
 	return nil
 }
 
-// AddKill keeps a kill for ever. It reports false when the kill was there; the error wraps ErrEquivocation when another
-// one has the id.
+// AddKill keeps a kill for ever. It reports false when nothing is new; the error wraps ErrEquivocation when another one has
+// the id. The same kill under the signature of a newer key replaces the envelope: the older key may be withdrawn.
 func (s *Store) AddKill(id string, env []byte) (added bool, err error) {
 	if !validName(id) || len(env) == 0 || len(env) > maxEnvelope {
 		return false, fmt.Errorf("kill: %w", ErrInvalid)
@@ -252,7 +252,9 @@ func (s *Store) AddKill(id string, env []byte) (added bool, err error) {
 		if err == nil && !same {
 			err = fmt.Errorf("kill %s: %w", id, ErrEquivocation)
 		}
-		return false, err
+		if err != nil || bytes.Equal(have, env) || s.cfg.NewerKill == nil || !s.cfg.NewerKill(have, env) {
+			return false, err
+		}
 	}
 	err = s.update(func(tx *bbolt.Tx) error { return s.put(tx, bucketKills, []byte(id), env) })
 	if err != nil {

@@ -22,8 +22,9 @@ type Trust struct {
 }
 
 type roleKey struct {
-	role snapshotv1.KeyRole
-	pub  ed25519.PublicKey
+	role  snapshotv1.KeyRole
+	pub   ed25519.PublicKey
+	since uint64
 }
 
 // Version counts the changes of the roots.
@@ -34,6 +35,16 @@ func (t *Trust) Epoch() snapshot.Epoch { return t.epoch }
 
 // Digest is the SHA-256 of the roots' payload.
 func (t *Trust) Digest() snapshot.Digest { return t.digest }
+
+// Threshold is how many root keys must sign the next roots.
+func (t *Trust) Threshold() int { return t.threshold }
+
+// Newest lists the keys of a role, those that were named last first: the first one whose private half is there signs.
+func (t *Trust) Newest(role snapshotv1.KeyRole) []string {
+	ids := t.KeyIDs(role)
+	slices.SortStableFunc(ids, func(a, b string) int { return cmp.Compare(t.keys[b].since, t.keys[a].since) })
+	return ids
+}
 
 // KeyIDs lists the keys of a role, sorted.
 func (t *Trust) KeyIDs(role snapshotv1.KeyRole) []string {
@@ -51,13 +62,15 @@ func (t *Trust) KeyIDs(role snapshotv1.KeyRole) []string {
 type RoleKey struct {
 	Role snapshotv1.KeyRole
 	Key  ed25519.PublicKey
+	// Since is the version of the roots that first named it.
+	Since uint64
 }
 
 // BuildRoots makes the body of roots, keys sorted by role and id.
 func BuildRoots(version uint64, epoch snapshot.Epoch, threshold uint32, keys ...RoleKey) *snapshotv1.Roots {
 	r := &snapshotv1.Roots{Version: version, Epoch: uint64(epoch), Threshold: threshold}
 	for _, k := range keys {
-		r.Keys = append(r.Keys, &snapshotv1.PublicKey{KeyId: KeyID(k.Key), Role: k.Role, Ed25519: slices.Clone(k.Key)})
+		r.Keys = append(r.Keys, &snapshotv1.PublicKey{KeyId: KeyID(k.Key), Role: k.Role, Ed25519: slices.Clone(k.Key), Since: k.Since})
 	}
 	slices.SortFunc(r.Keys, func(a, b *snapshotv1.PublicKey) int {
 		return cmp.Or(cmp.Compare(a.GetRole(), b.GetRole()), cmp.Compare(a.GetKeyId(), b.GetKeyId()))
@@ -156,7 +169,10 @@ func trustOf(r *snapshotv1.Roots) (*Trust, error) {
 		if _, twice := t.keys[k.GetKeyId()]; twice {
 			return nil, fmt.Errorf("key %q twice: %w", k.GetKeyId(), ErrFormat)
 		}
-		t.keys[k.GetKeyId()] = roleKey{role: k.GetRole(), pub: slices.Clone(pub)}
+		if k.GetSince() > r.GetVersion() {
+			return nil, fmt.Errorf("key %q of version %d in version %d: %w", k.GetKeyId(), k.GetSince(), r.GetVersion(), ErrFormat)
+		}
+		t.keys[k.GetKeyId()] = roleKey{role: k.GetRole(), pub: slices.Clone(pub), since: k.GetSince()}
 		if k.GetRole() == snapshotv1.KeyRole_KEY_ROLE_ROOT {
 			roots++
 		}

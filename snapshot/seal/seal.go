@@ -77,17 +77,21 @@ func sign(payloadType string, limit int, body proto.Message, signers []*Signer) 
 	if len(signers) == 0 || len(signers) > maxSignatures {
 		return nil, fmt.Errorf("%d signers: %w", len(signers), ErrSignature)
 	}
-	det := proto.MarshalOptions{Deterministic: true}
-	payload, err := det.Marshal(body)
+	payload, err := proto.MarshalOptions{Deterministic: true}.Marshal(body)
 	if err != nil {
 		return nil, fmt.Errorf("encode %s: %w", payloadType, err)
 	}
-	env := &snapshotv1.Envelope{PayloadType: payloadType, Payload: payload}
 	msg := pae(payloadType, payload)
+	var sigs []*snapshotv1.Signature
 	for _, s := range signers {
-		env.Signatures = append(env.Signatures, &snapshotv1.Signature{KeyId: s.id, Sig: ed25519.Sign(s.key, msg)})
+		sigs = append(sigs, &snapshotv1.Signature{KeyId: s.id, Sig: ed25519.Sign(s.key, msg)})
 	}
-	b, err := det.Marshal(env)
+	return envelope(payloadType, limit, payload, sigs)
+}
+
+func envelope(payloadType string, limit int, payload []byte, sigs []*snapshotv1.Signature) ([]byte, error) {
+	env := &snapshotv1.Envelope{PayloadType: payloadType, Payload: payload, Signatures: sigs}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(env)
 	if err != nil {
 		return nil, fmt.Errorf("encode envelope: %w", err)
 	}

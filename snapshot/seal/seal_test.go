@@ -462,3 +462,94 @@ func TestSignatureCoversThePreAuthenticationEncoding(t *testing.T) {
 		t.Error("the signature is over something else")
 	}
 }
+
+func TestAKillSignedAnewReplacesTheOlderSignatureAndNeverTheOtherWayRound(t *testing.T) {
+	t.Parallel()
+	a := snapshottest.NewAuthority(t)
+	next := snapshottest.Signer("kill-2")
+	body := a.Body(2, 1)
+	body.Keys = append(body.Keys, &snapshotv1.PublicKey{KeyId: next.KeyID(), Role: snapshotv1.KeyRole_KEY_ROLE_KILL, Ed25519: next.Public(), Since: 2})
+	env, err := seal.SignRoots(body, a.Root[0], a.Root[2])
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, err := a.Trust.OpenRoots(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := trust.Newest(snapshotv1.KeyRole_KEY_ROLE_KILL); len(got) != 2 || got[0] != next.KeyID() {
+		t.Fatalf("newest first: %v", got)
+	}
+	old, err := seal.SignKill(&snapshotv1.Kill{Id: "k", Kind: snapshotv1.KillKind_KILL_KIND_KEY, Subject: "x", IssuedMs: 1}, a.Kill)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fresh, err := trust.ResignKill(old, next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !seal.SamePayload(old, fresh) || !trust.NewerKill(old, fresh) || trust.NewerKill(fresh, old) || trust.NewerKill(old, old) {
+		t.Error("the newer key's signature does not win")
+	}
+	// A key id that is claimed and not proved is worth nothing.
+	claimed := &snapshotv1.Envelope{}
+	if err := proto.Unmarshal(old, claimed); err != nil {
+		t.Fatal(err)
+	}
+	claimed.Signatures[0].KeyId = next.KeyID()
+	lie, err := proto.Marshal(claimed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if trust.NewerKill(old, lie) {
+		t.Error("a claimed key id wins")
+	}
+	if _, err := trust.ResignKill(lie, next); !errors.Is(err, seal.ErrSignature) {
+		t.Errorf("a kill that does not verify was signed: %v", err)
+	}
+	if got := seal.Signers(fresh); len(got) != 1 || got[0] != next.KeyID() {
+		t.Errorf("signers: %v", got)
+	}
+	body.Version, body.Keys[0].Since = 3, 4
+	if _, err := seal.SignRoots(body, a.Root[0], a.Root[1]); !errors.Is(err, seal.ErrFormat) {
+		t.Errorf("a key of a later version: %v", err)
+	}
+}
+
+func TestRootsAreSignedByHoldersWhoDoNotMeet(t *testing.T) {
+	t.Parallel()
+	a := snapshottest.NewAuthority(t)
+	body := a.Body(2, 2)
+	one, err := seal.SignPart(body, a.Root[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, err := seal.SignPart(body, a.Root[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !seal.SignsRoots(body, one, a.Root[0].Public()) || seal.SignsRoots(body, one, a.Root[1].Public()) {
+		t.Error("whose signature it is")
+	}
+	alone, err := seal.JoinRoots(body, one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Trust.OpenRoots(alone); !errors.Is(err, seal.ErrSignature) {
+		t.Errorf("one of two: %v", err)
+	}
+	both, err := seal.JoinRoots(body, one, two)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if next, err := a.Trust.OpenRoots(both); err != nil || next.Version() != 2 || next.Epoch() != 2 {
+		t.Errorf("%v", err)
+	}
+	whole, err := seal.SignRoots(body, a.Root[0], a.Root[1])
+	if err != nil || string(whole) != string(both) {
+		t.Errorf("joined and signed together are not the same bytes: %v", err)
+	}
+	if read, err := seal.RootsBody(both); err != nil || !proto.Equal(read, body) {
+		t.Errorf("%v %v", read, err)
+	}
+}

@@ -997,10 +997,12 @@ func (x *Holder) GetConditions() []string {
 type KillRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	// user, token, session, server or tool.
-	Kind          string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	Subject       string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What the subject is.
+	Kind    string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	Reason  string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Of every tenant; only an owner of the platform may, and nodes are always killed so.
+	Everywhere    bool `protobuf:"varint,5,opt,name=everywhere,proto3" json:"everywhere,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1063,6 +1065,13 @@ func (x *KillRequest) GetReason() string {
 	return ""
 }
 
+func (x *KillRequest) GetEverywhere() bool {
+	if x != nil {
+		return x.Everywhere
+	}
+	return false
+}
+
 type KillResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1107,6 +1116,315 @@ func (x *KillResponse) GetId() string {
 	return ""
 }
 
+type ListKillsRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Only the kill with this id.
+	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKillsRequest) Reset() {
+	*x = ListKillsRequest{}
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKillsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKillsRequest) ProtoMessage() {}
+
+func (x *ListKillsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKillsRequest.ProtoReflect.Descriptor instead.
+func (*ListKillsRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListKillsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ListKillsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ListKillsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first.
+	Kills         []*KillRecord `protobuf:"bytes,1,rep,name=kills,proto3" json:"kills,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKillsResponse) Reset() {
+	*x = ListKillsResponse{}
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKillsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKillsResponse) ProtoMessage() {}
+
+func (x *ListKillsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKillsResponse.ProtoReflect.Descriptor instead.
+func (*ListKillsResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListKillsResponse) GetKills() []*KillRecord {
+	if x != nil {
+		return x.Kills
+	}
+	return nil
+}
+
+// KillRecord is a kill and how far it got.
+type KillRecord struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind     string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Subject  string                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	Reason   string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	IssuedMs int64                  `protobuf:"varint,5,opt,name=issued_ms,json=issuedMs,proto3" json:"issued_ms,omitempty"`
+	// Of every tenant.
+	Everywhere bool `protobuf:"varint,6,opt,name=everywhere,proto3" json:"everywhere,omitempty"`
+	// The nodes that said that they enforce it.
+	Acks []*NodeAck `protobuf:"bytes,7,rep,name=acks,proto3" json:"acks,omitempty"`
+	// "cell/node" of the nodes concerned that have not said so; of those that are not connected too.
+	Waiting []string `protobuf:"bytes,8,rep,name=waiting,proto3" json:"waiting,omitempty"`
+	// DSSE envelope of the snapshot.v1.Kill.
+	Envelope      []byte `protobuf:"bytes,9,opt,name=envelope,proto3" json:"envelope,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KillRecord) Reset() {
+	*x = KillRecord{}
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KillRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KillRecord) ProtoMessage() {}
+
+func (x *KillRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KillRecord.ProtoReflect.Descriptor instead.
+func (*KillRecord) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *KillRecord) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *KillRecord) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *KillRecord) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *KillRecord) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *KillRecord) GetIssuedMs() int64 {
+	if x != nil {
+		return x.IssuedMs
+	}
+	return 0
+}
+
+func (x *KillRecord) GetEverywhere() bool {
+	if x != nil {
+		return x.Everywhere
+	}
+	return false
+}
+
+func (x *KillRecord) GetAcks() []*NodeAck {
+	if x != nil {
+		return x.Acks
+	}
+	return nil
+}
+
+func (x *KillRecord) GetWaiting() []string {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
+func (x *KillRecord) GetEnvelope() []byte {
+	if x != nil {
+		return x.Envelope
+	}
+	return nil
+}
+
+type ImportKillsRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// DSSE envelopes of snapshot.v1.Kill, signed by any kill key that the roots name.
+	Envelopes     [][]byte `protobuf:"bytes,2,rep,name=envelopes,proto3" json:"envelopes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKillsRequest) Reset() {
+	*x = ImportKillsRequest{}
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKillsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKillsRequest) ProtoMessage() {}
+
+func (x *ImportKillsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKillsRequest.ProtoReflect.Descriptor instead.
+func (*ImportKillsRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ImportKillsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ImportKillsRequest) GetEnvelopes() [][]byte {
+	if x != nil {
+		return x.Envelopes
+	}
+	return nil
+}
+
+type ImportKillsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ids of those that were not known before.
+	Ids           []string `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKillsResponse) Reset() {
+	*x = ImportKillsResponse{}
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKillsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKillsResponse) ProtoMessage() {}
+
+func (x *ImportKillsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKillsResponse.ProtoReflect.Descriptor instead.
+func (*ImportKillsResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ImportKillsResponse) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
 type Token struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1122,7 +1440,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1452,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1465,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Token) GetId() string {
@@ -1204,7 +1522,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1534,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1547,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateTokenRequest) GetTenant() string {
@@ -1263,7 +1581,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1593,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1606,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{17}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateTokenResponse) GetToken() *Token {
@@ -1314,7 +1632,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[18]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1644,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[18]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1657,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{18}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListTokensRequest) GetTenant() string {
@@ -1358,7 +1676,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[19]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1688,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[19]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1701,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{19}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -1403,7 +1721,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[20]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1733,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[20]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1746,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{20}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RevokeTokenRequest) GetTenant() string {
@@ -1453,7 +1771,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[21]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1783,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[21]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,14 +1796,14 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{21}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{26}
 }
 
 var File_mcpvault_admin_v1_access_proto protoreflect.FileDescriptor
 
 const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"\n" +
-	"\x1emcpvault/admin/v1/access.proto\x12\x11mcpvault.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\x94\x02\n" +
+	"\x1emcpvault/admin/v1/access.proto\x12\x11mcpvault.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\"mcpvault/admin/v1/operations.proto\"\x94\x02\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x126\n" +
 	"\x06effect\x18\x02 \x01(\x0e2\x1e.mcpvault.admin.v1.GrantEffectR\x06effect\x12\x18\n" +
@@ -1563,15 +1881,41 @@ const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"\x05paths\x18\x03 \x03(\tR\x05paths\x12\x1e\n" +
 	"\n" +
 	"conditions\x18\x04 \x03(\tR\n" +
-	"conditions\"\xbe\x01\n" +
+	"conditions\"\xf9\x01\n" +
 	"\vKillRequest\x12\x1f\n" +
-	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12F\n" +
-	"\x04kind\x18\x02 \x01(\tB2\xbaH/r-R\x04userR\x05tokenR\asessionR\x06serverR\x04toolR\aversionR\x04kind\x12$\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12a\n" +
+	"\x04kind\x18\x02 \x01(\tBM\xbaHJrHR\x04userR\x05tokenR\asessionR\x06serverR\x04toolR\aversionR\x06secretR\x04nodeR\x06issuerR\x03keyR\x04kind\x12$\n" +
 	"\asubject\x18\x03 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x90\x03R\asubject\x12 \n" +
-	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xf4\x03R\x06reason\"\x1e\n" +
+	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xf4\x03R\x06reason\x12\x1e\n" +
+	"\n" +
+	"everywhere\x18\x05 \x01(\bR\n" +
+	"everywhere\"\x1e\n" +
 	"\fKillResponse\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xaa\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"L\n" +
+	"\x10ListKillsRequest\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x17\n" +
+	"\x02id\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x02id\"H\n" +
+	"\x11ListKillsResponse\x123\n" +
+	"\x05kills\x18\x01 \x03(\v2\x1d.mcpvault.admin.v1.KillRecordR\x05kills\"\x85\x02\n" +
+	"\n" +
+	"KillRecord\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
+	"\asubject\x18\x03 \x01(\tR\asubject\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x1b\n" +
+	"\tissued_ms\x18\x05 \x01(\x03R\bissuedMs\x12\x1e\n" +
+	"\n" +
+	"everywhere\x18\x06 \x01(\bR\n" +
+	"everywhere\x12.\n" +
+	"\x04acks\x18\a \x03(\v2\x1a.mcpvault.admin.v1.NodeAckR\x04acks\x12\x18\n" +
+	"\awaiting\x18\b \x03(\tR\awaiting\x12\x1a\n" +
+	"\benvelope\x18\t \x01(\fR\benvelope\"`\n" +
+	"\x12ImportKillsRequest\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12)\n" +
+	"\tenvelopes\x18\x02 \x03(\fB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\tenvelopes\"'\n" +
+	"\x13ImportKillsResponse\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\tR\x03ids\"\xaa\x01\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tprincipal\x18\x02 \x01(\tR\tprincipal\x12\x1b\n" +
@@ -1600,7 +1944,7 @@ const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"\vGrantEffect\x12\x1c\n" +
 	"\x18GRANT_EFFECT_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12GRANT_EFFECT_ALLOW\x10\x01\x12\x15\n" +
-	"\x11GRANT_EFFECT_DENY\x10\x022\xa2\x04\n" +
+	"\x11GRANT_EFFECT_DENY\x10\x022\xdd\x05\n" +
 	"\rAccessService\x12\\\n" +
 	"\vCreateGrant\x12%.mcpvault.admin.v1.CreateGrantRequest\x1a&.mcpvault.admin.v1.CreateGrantResponse\x12_\n" +
 	"\fDeleteGrants\x12&.mcpvault.admin.v1.DeleteGrantsRequest\x1a'.mcpvault.admin.v1.DeleteGrantsResponse\x12^\n" +
@@ -1608,7 +1952,9 @@ const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"ListGrants\x12$.mcpvault.admin.v1.ListGrantsRequest\x1a%.mcpvault.admin.v1.ListGrantsResponse\"\x03\x90\x02\x01\x12U\n" +
 	"\aExplain\x12!.mcpvault.admin.v1.ExplainRequest\x1a\".mcpvault.admin.v1.ExplainResponse\"\x03\x90\x02\x01\x12R\n" +
 	"\x06WhoCan\x12 .mcpvault.admin.v1.WhoCanRequest\x1a!.mcpvault.admin.v1.WhoCanResponse\"\x03\x90\x02\x01\x12G\n" +
-	"\x04Kill\x12\x1e.mcpvault.admin.v1.KillRequest\x1a\x1f.mcpvault.admin.v1.KillResponse2\xaa\x02\n" +
+	"\x04Kill\x12\x1e.mcpvault.admin.v1.KillRequest\x1a\x1f.mcpvault.admin.v1.KillResponse\x12[\n" +
+	"\tListKills\x12#.mcpvault.admin.v1.ListKillsRequest\x1a$.mcpvault.admin.v1.ListKillsResponse\"\x03\x90\x02\x01\x12\\\n" +
+	"\vImportKills\x12%.mcpvault.admin.v1.ImportKillsRequest\x1a&.mcpvault.admin.v1.ImportKillsResponse2\xaa\x02\n" +
 	"\fTokenService\x12\\\n" +
 	"\vCreateToken\x12%.mcpvault.admin.v1.CreateTokenRequest\x1a&.mcpvault.admin.v1.CreateTokenResponse\x12^\n" +
 	"\n" +
@@ -1629,7 +1975,7 @@ func file_mcpvault_admin_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_admin_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mcpvault_admin_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_mcpvault_admin_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_mcpvault_admin_v1_access_proto_goTypes = []any{
 	(GrantEffect)(0),             // 0: mcpvault.admin.v1.GrantEffect
 	(*Grant)(nil),                // 1: mcpvault.admin.v1.Grant
@@ -1647,19 +1993,25 @@ var file_mcpvault_admin_v1_access_proto_goTypes = []any{
 	(*Holder)(nil),               // 13: mcpvault.admin.v1.Holder
 	(*KillRequest)(nil),          // 14: mcpvault.admin.v1.KillRequest
 	(*KillResponse)(nil),         // 15: mcpvault.admin.v1.KillResponse
-	(*Token)(nil),                // 16: mcpvault.admin.v1.Token
-	(*CreateTokenRequest)(nil),   // 17: mcpvault.admin.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),  // 18: mcpvault.admin.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),    // 19: mcpvault.admin.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),   // 20: mcpvault.admin.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),   // 21: mcpvault.admin.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),  // 22: mcpvault.admin.v1.RevokeTokenResponse
-	(*durationpb.Duration)(nil),  // 23: google.protobuf.Duration
+	(*ListKillsRequest)(nil),     // 16: mcpvault.admin.v1.ListKillsRequest
+	(*ListKillsResponse)(nil),    // 17: mcpvault.admin.v1.ListKillsResponse
+	(*KillRecord)(nil),           // 18: mcpvault.admin.v1.KillRecord
+	(*ImportKillsRequest)(nil),   // 19: mcpvault.admin.v1.ImportKillsRequest
+	(*ImportKillsResponse)(nil),  // 20: mcpvault.admin.v1.ImportKillsResponse
+	(*Token)(nil),                // 21: mcpvault.admin.v1.Token
+	(*CreateTokenRequest)(nil),   // 22: mcpvault.admin.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),  // 23: mcpvault.admin.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),    // 24: mcpvault.admin.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),   // 25: mcpvault.admin.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),   // 26: mcpvault.admin.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),  // 27: mcpvault.admin.v1.RevokeTokenResponse
+	(*durationpb.Duration)(nil),  // 28: google.protobuf.Duration
+	(*NodeAck)(nil),              // 29: mcpvault.admin.v1.NodeAck
 }
 var file_mcpvault_admin_v1_access_proto_depIdxs = []int32{
 	0,  // 0: mcpvault.admin.v1.Grant.effect:type_name -> mcpvault.admin.v1.GrantEffect
 	0,  // 1: mcpvault.admin.v1.CreateGrantRequest.effect:type_name -> mcpvault.admin.v1.GrantEffect
-	23, // 2: mcpvault.admin.v1.CreateGrantRequest.valid_for:type_name -> google.protobuf.Duration
+	28, // 2: mcpvault.admin.v1.CreateGrantRequest.valid_for:type_name -> google.protobuf.Duration
 	1,  // 3: mcpvault.admin.v1.CreateGrantResponse.grant:type_name -> mcpvault.admin.v1.Grant
 	0,  // 4: mcpvault.admin.v1.DeleteGrantsRequest.effect:type_name -> mcpvault.admin.v1.GrantEffect
 	1,  // 5: mcpvault.admin.v1.DeleteGrantsResponse.deleted:type_name -> mcpvault.admin.v1.Grant
@@ -1667,32 +2019,38 @@ var file_mcpvault_admin_v1_access_proto_depIdxs = []int32{
 	10, // 7: mcpvault.admin.v1.ExplainResponse.grants:type_name -> mcpvault.admin.v1.ExplainedGrant
 	1,  // 8: mcpvault.admin.v1.ExplainedGrant.grant:type_name -> mcpvault.admin.v1.Grant
 	13, // 9: mcpvault.admin.v1.WhoCanResponse.holders:type_name -> mcpvault.admin.v1.Holder
-	23, // 10: mcpvault.admin.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	16, // 11: mcpvault.admin.v1.CreateTokenResponse.token:type_name -> mcpvault.admin.v1.Token
-	16, // 12: mcpvault.admin.v1.ListTokensResponse.tokens:type_name -> mcpvault.admin.v1.Token
-	2,  // 13: mcpvault.admin.v1.AccessService.CreateGrant:input_type -> mcpvault.admin.v1.CreateGrantRequest
-	4,  // 14: mcpvault.admin.v1.AccessService.DeleteGrants:input_type -> mcpvault.admin.v1.DeleteGrantsRequest
-	6,  // 15: mcpvault.admin.v1.AccessService.ListGrants:input_type -> mcpvault.admin.v1.ListGrantsRequest
-	8,  // 16: mcpvault.admin.v1.AccessService.Explain:input_type -> mcpvault.admin.v1.ExplainRequest
-	11, // 17: mcpvault.admin.v1.AccessService.WhoCan:input_type -> mcpvault.admin.v1.WhoCanRequest
-	14, // 18: mcpvault.admin.v1.AccessService.Kill:input_type -> mcpvault.admin.v1.KillRequest
-	17, // 19: mcpvault.admin.v1.TokenService.CreateToken:input_type -> mcpvault.admin.v1.CreateTokenRequest
-	19, // 20: mcpvault.admin.v1.TokenService.ListTokens:input_type -> mcpvault.admin.v1.ListTokensRequest
-	21, // 21: mcpvault.admin.v1.TokenService.RevokeToken:input_type -> mcpvault.admin.v1.RevokeTokenRequest
-	3,  // 22: mcpvault.admin.v1.AccessService.CreateGrant:output_type -> mcpvault.admin.v1.CreateGrantResponse
-	5,  // 23: mcpvault.admin.v1.AccessService.DeleteGrants:output_type -> mcpvault.admin.v1.DeleteGrantsResponse
-	7,  // 24: mcpvault.admin.v1.AccessService.ListGrants:output_type -> mcpvault.admin.v1.ListGrantsResponse
-	9,  // 25: mcpvault.admin.v1.AccessService.Explain:output_type -> mcpvault.admin.v1.ExplainResponse
-	12, // 26: mcpvault.admin.v1.AccessService.WhoCan:output_type -> mcpvault.admin.v1.WhoCanResponse
-	15, // 27: mcpvault.admin.v1.AccessService.Kill:output_type -> mcpvault.admin.v1.KillResponse
-	18, // 28: mcpvault.admin.v1.TokenService.CreateToken:output_type -> mcpvault.admin.v1.CreateTokenResponse
-	20, // 29: mcpvault.admin.v1.TokenService.ListTokens:output_type -> mcpvault.admin.v1.ListTokensResponse
-	22, // 30: mcpvault.admin.v1.TokenService.RevokeToken:output_type -> mcpvault.admin.v1.RevokeTokenResponse
-	22, // [22:31] is the sub-list for method output_type
-	13, // [13:22] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	18, // 10: mcpvault.admin.v1.ListKillsResponse.kills:type_name -> mcpvault.admin.v1.KillRecord
+	29, // 11: mcpvault.admin.v1.KillRecord.acks:type_name -> mcpvault.admin.v1.NodeAck
+	28, // 12: mcpvault.admin.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	21, // 13: mcpvault.admin.v1.CreateTokenResponse.token:type_name -> mcpvault.admin.v1.Token
+	21, // 14: mcpvault.admin.v1.ListTokensResponse.tokens:type_name -> mcpvault.admin.v1.Token
+	2,  // 15: mcpvault.admin.v1.AccessService.CreateGrant:input_type -> mcpvault.admin.v1.CreateGrantRequest
+	4,  // 16: mcpvault.admin.v1.AccessService.DeleteGrants:input_type -> mcpvault.admin.v1.DeleteGrantsRequest
+	6,  // 17: mcpvault.admin.v1.AccessService.ListGrants:input_type -> mcpvault.admin.v1.ListGrantsRequest
+	8,  // 18: mcpvault.admin.v1.AccessService.Explain:input_type -> mcpvault.admin.v1.ExplainRequest
+	11, // 19: mcpvault.admin.v1.AccessService.WhoCan:input_type -> mcpvault.admin.v1.WhoCanRequest
+	14, // 20: mcpvault.admin.v1.AccessService.Kill:input_type -> mcpvault.admin.v1.KillRequest
+	16, // 21: mcpvault.admin.v1.AccessService.ListKills:input_type -> mcpvault.admin.v1.ListKillsRequest
+	19, // 22: mcpvault.admin.v1.AccessService.ImportKills:input_type -> mcpvault.admin.v1.ImportKillsRequest
+	22, // 23: mcpvault.admin.v1.TokenService.CreateToken:input_type -> mcpvault.admin.v1.CreateTokenRequest
+	24, // 24: mcpvault.admin.v1.TokenService.ListTokens:input_type -> mcpvault.admin.v1.ListTokensRequest
+	26, // 25: mcpvault.admin.v1.TokenService.RevokeToken:input_type -> mcpvault.admin.v1.RevokeTokenRequest
+	3,  // 26: mcpvault.admin.v1.AccessService.CreateGrant:output_type -> mcpvault.admin.v1.CreateGrantResponse
+	5,  // 27: mcpvault.admin.v1.AccessService.DeleteGrants:output_type -> mcpvault.admin.v1.DeleteGrantsResponse
+	7,  // 28: mcpvault.admin.v1.AccessService.ListGrants:output_type -> mcpvault.admin.v1.ListGrantsResponse
+	9,  // 29: mcpvault.admin.v1.AccessService.Explain:output_type -> mcpvault.admin.v1.ExplainResponse
+	12, // 30: mcpvault.admin.v1.AccessService.WhoCan:output_type -> mcpvault.admin.v1.WhoCanResponse
+	15, // 31: mcpvault.admin.v1.AccessService.Kill:output_type -> mcpvault.admin.v1.KillResponse
+	17, // 32: mcpvault.admin.v1.AccessService.ListKills:output_type -> mcpvault.admin.v1.ListKillsResponse
+	20, // 33: mcpvault.admin.v1.AccessService.ImportKills:output_type -> mcpvault.admin.v1.ImportKillsResponse
+	23, // 34: mcpvault.admin.v1.TokenService.CreateToken:output_type -> mcpvault.admin.v1.CreateTokenResponse
+	25, // 35: mcpvault.admin.v1.TokenService.ListTokens:output_type -> mcpvault.admin.v1.ListTokensResponse
+	27, // 36: mcpvault.admin.v1.TokenService.RevokeToken:output_type -> mcpvault.admin.v1.RevokeTokenResponse
+	26, // [26:37] is the sub-list for method output_type
+	15, // [15:26] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_admin_v1_access_proto_init() }
@@ -1700,13 +2058,14 @@ func file_mcpvault_admin_v1_access_proto_init() {
 	if File_mcpvault_admin_v1_access_proto != nil {
 		return
 	}
+	file_mcpvault_admin_v1_operations_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_admin_v1_access_proto_rawDesc), len(file_mcpvault_admin_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   22,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

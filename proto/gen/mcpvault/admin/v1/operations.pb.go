@@ -1644,6 +1644,200 @@ func (x *Change) GetRevision() uint64 {
 	return 0
 }
 
+type GetRootsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRootsRequest) Reset() {
+	*x = GetRootsRequest{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRootsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRootsRequest) ProtoMessage() {}
+
+func (x *GetRootsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRootsRequest.ProtoReflect.Descriptor instead.
+func (*GetRootsRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{26}
+}
+
+type GetRootsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// DSSE envelope of the snapshot.v1.Roots.
+	Roots []byte `protobuf:"bytes,1,opt,name=roots,proto3" json:"roots,omitempty"`
+	// Ids of the keys that sign now.
+	HeadKey       string `protobuf:"bytes,2,opt,name=head_key,json=headKey,proto3" json:"head_key,omitempty"`
+	HeartbeatKey  string `protobuf:"bytes,3,opt,name=heartbeat_key,json=heartbeatKey,proto3" json:"heartbeat_key,omitempty"`
+	KillKey       string `protobuf:"bytes,4,opt,name=kill_key,json=killKey,proto3" json:"kill_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRootsResponse) Reset() {
+	*x = GetRootsResponse{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRootsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRootsResponse) ProtoMessage() {}
+
+func (x *GetRootsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRootsResponse.ProtoReflect.Descriptor instead.
+func (*GetRootsResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *GetRootsResponse) GetRoots() []byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *GetRootsResponse) GetHeadKey() string {
+	if x != nil {
+		return x.HeadKey
+	}
+	return ""
+}
+
+func (x *GetRootsResponse) GetHeartbeatKey() string {
+	if x != nil {
+		return x.HeartbeatKey
+	}
+	return ""
+}
+
+func (x *GetRootsResponse) GetKillKey() string {
+	if x != nil {
+		return x.KillKey
+	}
+	return ""
+}
+
+type InstallRootsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Roots         []byte                 `protobuf:"bytes,1,opt,name=roots,proto3" json:"roots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstallRootsRequest) Reset() {
+	*x = InstallRootsRequest{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstallRootsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstallRootsRequest) ProtoMessage() {}
+
+func (x *InstallRootsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstallRootsRequest.ProtoReflect.Descriptor instead.
+func (*InstallRootsRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *InstallRootsRequest) GetRoots() []byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+type InstallRootsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Version       uint64                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InstallRootsResponse) Reset() {
+	*x = InstallRootsResponse{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InstallRootsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InstallRootsResponse) ProtoMessage() {}
+
+func (x *InstallRootsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InstallRootsResponse.ProtoReflect.Descriptor instead.
+func (*InstallRootsResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *InstallRootsResponse) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
 type WhoamiRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1652,7 +1846,7 @@ type WhoamiRequest struct {
 
 func (x *WhoamiRequest) Reset() {
 	*x = WhoamiRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[26]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1858,7 @@ func (x *WhoamiRequest) String() string {
 func (*WhoamiRequest) ProtoMessage() {}
 
 func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[26]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1871,7 @@ func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiRequest.ProtoReflect.Descriptor instead.
 func (*WhoamiRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{26}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{30}
 }
 
 type WhoamiResponse struct {
@@ -1693,7 +1887,7 @@ type WhoamiResponse struct {
 
 func (x *WhoamiResponse) Reset() {
 	*x = WhoamiResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[27]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1899,7 @@ func (x *WhoamiResponse) String() string {
 func (*WhoamiResponse) ProtoMessage() {}
 
 func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[27]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1912,7 @@ func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiResponse.ProtoReflect.Descriptor instead.
 func (*WhoamiResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{27}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WhoamiResponse) GetPrincipal() string {
@@ -1757,7 +1951,7 @@ type CheckHealthRequest struct {
 
 func (x *CheckHealthRequest) Reset() {
 	*x = CheckHealthRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[28]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1769,7 +1963,7 @@ func (x *CheckHealthRequest) String() string {
 func (*CheckHealthRequest) ProtoMessage() {}
 
 func (x *CheckHealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[28]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1782,7 +1976,7 @@ func (x *CheckHealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHealthRequest.ProtoReflect.Descriptor instead.
 func (*CheckHealthRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{28}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{32}
 }
 
 type CheckHealthResponse struct {
@@ -1795,7 +1989,7 @@ type CheckHealthResponse struct {
 
 func (x *CheckHealthResponse) Reset() {
 	*x = CheckHealthResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[29]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +2001,7 @@ func (x *CheckHealthResponse) String() string {
 func (*CheckHealthResponse) ProtoMessage() {}
 
 func (x *CheckHealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[29]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +2014,7 @@ func (x *CheckHealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHealthResponse.ProtoReflect.Descriptor instead.
 func (*CheckHealthResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{29}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CheckHealthResponse) GetVersion() string {
@@ -1849,7 +2043,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[30]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1861,7 +2055,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[30]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1874,7 +2068,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{30}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *HealthCheck) GetName() string {
@@ -2034,7 +2228,17 @@ const file_mcpvault_admin_v1_operations_proto_rawDesc = "" +
 	"\x06object\x18\x05 \x01(\tR\x06object\x12\x16\n" +
 	"\x06detail\x18\x06 \x01(\tR\x06detail\x12\x12\n" +
 	"\x04hash\x18\a \x01(\tR\x04hash\x12\x1a\n" +
-	"\brevision\x18\b \x01(\x04R\brevision\"\x0f\n" +
+	"\brevision\x18\b \x01(\x04R\brevision\"\x11\n" +
+	"\x0fGetRootsRequest\"\x83\x01\n" +
+	"\x10GetRootsResponse\x12\x14\n" +
+	"\x05roots\x18\x01 \x01(\fR\x05roots\x12\x19\n" +
+	"\bhead_key\x18\x02 \x01(\tR\aheadKey\x12#\n" +
+	"\rheartbeat_key\x18\x03 \x01(\tR\fheartbeatKey\x12\x19\n" +
+	"\bkill_key\x18\x04 \x01(\tR\akillKey\"8\n" +
+	"\x13InstallRootsRequest\x12!\n" +
+	"\x05roots\x18\x01 \x01(\fB\v\xbaH\bz\x06\x10\x01\x18\x80\xe0\x03R\x05roots\"0\n" +
+	"\x14InstallRootsResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\"\x0f\n" +
 	"\rWhoamiRequest\"{\n" +
 	"\x0eWhoamiResponse\x12\x1c\n" +
 	"\tprincipal\x18\x01 \x01(\tR\tprincipal\x12\x16\n" +
@@ -2062,10 +2266,12 @@ const file_mcpvault_admin_v1_operations_proto_rawDesc = "" +
 	"\tGetRecord\x12#.mcpvault.admin.v1.GetRecordRequest\x1a$.mcpvault.admin.v1.GetRecordResponse\"\x03\x90\x02\x01\x12X\n" +
 	"\bListLogs\x12\".mcpvault.admin.v1.ListLogsRequest\x1a#.mcpvault.admin.v1.ListLogsResponse\"\x03\x90\x02\x01\x12U\n" +
 	"\aReadLog\x12!.mcpvault.admin.v1.ReadLogRequest\x1a\".mcpvault.admin.v1.ReadLogResponse\"\x03\x90\x02\x01\x12a\n" +
-	"\vListChanges\x12%.mcpvault.admin.v1.ListChangesRequest\x1a&.mcpvault.admin.v1.ListChangesResponse\"\x03\x90\x02\x012\xc6\x01\n" +
+	"\vListChanges\x12%.mcpvault.admin.v1.ListChangesRequest\x1a&.mcpvault.admin.v1.ListChangesResponse\"\x03\x90\x02\x012\x81\x03\n" +
 	"\rSystemService\x12R\n" +
 	"\x06Whoami\x12 .mcpvault.admin.v1.WhoamiRequest\x1a!.mcpvault.admin.v1.WhoamiResponse\"\x03\x90\x02\x01\x12a\n" +
-	"\vCheckHealth\x12%.mcpvault.admin.v1.CheckHealthRequest\x1a&.mcpvault.admin.v1.CheckHealthResponse\"\x03\x90\x02\x01B\xd0\x01\n" +
+	"\vCheckHealth\x12%.mcpvault.admin.v1.CheckHealthRequest\x1a&.mcpvault.admin.v1.CheckHealthResponse\"\x03\x90\x02\x01\x12X\n" +
+	"\bGetRoots\x12\".mcpvault.admin.v1.GetRootsRequest\x1a#.mcpvault.admin.v1.GetRootsResponse\"\x03\x90\x02\x01\x12_\n" +
+	"\fInstallRoots\x12&.mcpvault.admin.v1.InstallRootsRequest\x1a'.mcpvault.admin.v1.InstallRootsResponseB\xd0\x01\n" +
 	"\x15com.mcpvault.admin.v1B\x0fOperationsProtoP\x01Z@github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1;adminv1\xa2\x02\x03MAX\xaa\x02\x11Mcpvault.Admin.V1\xca\x02\x11Mcpvault\\Admin\\V1\xe2\x02\x1dMcpvault\\Admin\\V1\\GPBMetadata\xea\x02\x13Mcpvault::Admin::V1b\x06proto3"
 
 var (
@@ -2080,7 +2286,7 @@ func file_mcpvault_admin_v1_operations_proto_rawDescGZIP() []byte {
 	return file_mcpvault_admin_v1_operations_proto_rawDescData
 }
 
-var file_mcpvault_admin_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_mcpvault_admin_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_mcpvault_admin_v1_operations_proto_goTypes = []any{
 	(*Generation)(nil),              // 0: mcpvault.admin.v1.Generation
 	(*NodeAck)(nil),                 // 1: mcpvault.admin.v1.NodeAck
@@ -2108,30 +2314,34 @@ var file_mcpvault_admin_v1_operations_proto_goTypes = []any{
 	(*ListChangesRequest)(nil),      // 23: mcpvault.admin.v1.ListChangesRequest
 	(*ListChangesResponse)(nil),     // 24: mcpvault.admin.v1.ListChangesResponse
 	(*Change)(nil),                  // 25: mcpvault.admin.v1.Change
-	(*WhoamiRequest)(nil),           // 26: mcpvault.admin.v1.WhoamiRequest
-	(*WhoamiResponse)(nil),          // 27: mcpvault.admin.v1.WhoamiResponse
-	(*CheckHealthRequest)(nil),      // 28: mcpvault.admin.v1.CheckHealthRequest
-	(*CheckHealthResponse)(nil),     // 29: mcpvault.admin.v1.CheckHealthResponse
-	(*HealthCheck)(nil),             // 30: mcpvault.admin.v1.HealthCheck
-	(*durationpb.Duration)(nil),     // 31: google.protobuf.Duration
-	(*v1.NodeStatus)(nil),           // 32: mcpvault.cell.v1.NodeStatus
+	(*GetRootsRequest)(nil),         // 26: mcpvault.admin.v1.GetRootsRequest
+	(*GetRootsResponse)(nil),        // 27: mcpvault.admin.v1.GetRootsResponse
+	(*InstallRootsRequest)(nil),     // 28: mcpvault.admin.v1.InstallRootsRequest
+	(*InstallRootsResponse)(nil),    // 29: mcpvault.admin.v1.InstallRootsResponse
+	(*WhoamiRequest)(nil),           // 30: mcpvault.admin.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),          // 31: mcpvault.admin.v1.WhoamiResponse
+	(*CheckHealthRequest)(nil),      // 32: mcpvault.admin.v1.CheckHealthRequest
+	(*CheckHealthResponse)(nil),     // 33: mcpvault.admin.v1.CheckHealthResponse
+	(*HealthCheck)(nil),             // 34: mcpvault.admin.v1.HealthCheck
+	(*durationpb.Duration)(nil),     // 35: google.protobuf.Duration
+	(*v1.NodeStatus)(nil),           // 36: mcpvault.cell.v1.NodeStatus
 }
 var file_mcpvault_admin_v1_operations_proto_depIdxs = []int32{
 	1,  // 0: mcpvault.admin.v1.Generation.acks:type_name -> mcpvault.admin.v1.NodeAck
 	0,  // 1: mcpvault.admin.v1.ListGenerationsResponse.generations:type_name -> mcpvault.admin.v1.Generation
 	0,  // 2: mcpvault.admin.v1.GetGenerationResponse.generation:type_name -> mcpvault.admin.v1.Generation
-	31, // 3: mcpvault.admin.v1.WaitRevisionRequest.timeout:type_name -> google.protobuf.Duration
+	35, // 3: mcpvault.admin.v1.WaitRevisionRequest.timeout:type_name -> google.protobuf.Duration
 	1,  // 4: mcpvault.admin.v1.WaitRevisionResponse.acks:type_name -> mcpvault.admin.v1.NodeAck
 	10, // 5: mcpvault.admin.v1.ListCellsResponse.cells:type_name -> mcpvault.admin.v1.Cell
 	11, // 6: mcpvault.admin.v1.Cell.nodes:type_name -> mcpvault.admin.v1.CellNode
-	32, // 7: mcpvault.admin.v1.CellNode.status:type_name -> mcpvault.cell.v1.NodeStatus
+	36, // 7: mcpvault.admin.v1.CellNode.status:type_name -> mcpvault.cell.v1.NodeStatus
 	12, // 8: mcpvault.admin.v1.SearchRecordsResponse.records:type_name -> mcpvault.admin.v1.AuditRecord
 	18, // 9: mcpvault.admin.v1.GetRecordResponse.records:type_name -> mcpvault.admin.v1.ProvenRecord
 	12, // 10: mcpvault.admin.v1.ProvenRecord.record:type_name -> mcpvault.admin.v1.AuditRecord
 	13, // 11: mcpvault.admin.v1.ProvenRecord.log:type_name -> mcpvault.admin.v1.AuditLog
 	13, // 12: mcpvault.admin.v1.ListLogsResponse.logs:type_name -> mcpvault.admin.v1.AuditLog
 	25, // 13: mcpvault.admin.v1.ListChangesResponse.changes:type_name -> mcpvault.admin.v1.Change
-	30, // 14: mcpvault.admin.v1.CheckHealthResponse.checks:type_name -> mcpvault.admin.v1.HealthCheck
+	34, // 14: mcpvault.admin.v1.CheckHealthResponse.checks:type_name -> mcpvault.admin.v1.HealthCheck
 	2,  // 15: mcpvault.admin.v1.SnapshotService.ListGenerations:input_type -> mcpvault.admin.v1.ListGenerationsRequest
 	4,  // 16: mcpvault.admin.v1.SnapshotService.GetGeneration:input_type -> mcpvault.admin.v1.GetGenerationRequest
 	6,  // 17: mcpvault.admin.v1.SnapshotService.WaitRevision:input_type -> mcpvault.admin.v1.WaitRevisionRequest
@@ -2141,21 +2351,25 @@ var file_mcpvault_admin_v1_operations_proto_depIdxs = []int32{
 	19, // 21: mcpvault.admin.v1.AuditService.ListLogs:input_type -> mcpvault.admin.v1.ListLogsRequest
 	21, // 22: mcpvault.admin.v1.AuditService.ReadLog:input_type -> mcpvault.admin.v1.ReadLogRequest
 	23, // 23: mcpvault.admin.v1.AuditService.ListChanges:input_type -> mcpvault.admin.v1.ListChangesRequest
-	26, // 24: mcpvault.admin.v1.SystemService.Whoami:input_type -> mcpvault.admin.v1.WhoamiRequest
-	28, // 25: mcpvault.admin.v1.SystemService.CheckHealth:input_type -> mcpvault.admin.v1.CheckHealthRequest
-	3,  // 26: mcpvault.admin.v1.SnapshotService.ListGenerations:output_type -> mcpvault.admin.v1.ListGenerationsResponse
-	5,  // 27: mcpvault.admin.v1.SnapshotService.GetGeneration:output_type -> mcpvault.admin.v1.GetGenerationResponse
-	7,  // 28: mcpvault.admin.v1.SnapshotService.WaitRevision:output_type -> mcpvault.admin.v1.WaitRevisionResponse
-	9,  // 29: mcpvault.admin.v1.CellAdminService.ListCells:output_type -> mcpvault.admin.v1.ListCellsResponse
-	15, // 30: mcpvault.admin.v1.AuditService.SearchRecords:output_type -> mcpvault.admin.v1.SearchRecordsResponse
-	17, // 31: mcpvault.admin.v1.AuditService.GetRecord:output_type -> mcpvault.admin.v1.GetRecordResponse
-	20, // 32: mcpvault.admin.v1.AuditService.ListLogs:output_type -> mcpvault.admin.v1.ListLogsResponse
-	22, // 33: mcpvault.admin.v1.AuditService.ReadLog:output_type -> mcpvault.admin.v1.ReadLogResponse
-	24, // 34: mcpvault.admin.v1.AuditService.ListChanges:output_type -> mcpvault.admin.v1.ListChangesResponse
-	27, // 35: mcpvault.admin.v1.SystemService.Whoami:output_type -> mcpvault.admin.v1.WhoamiResponse
-	29, // 36: mcpvault.admin.v1.SystemService.CheckHealth:output_type -> mcpvault.admin.v1.CheckHealthResponse
-	26, // [26:37] is the sub-list for method output_type
-	15, // [15:26] is the sub-list for method input_type
+	30, // 24: mcpvault.admin.v1.SystemService.Whoami:input_type -> mcpvault.admin.v1.WhoamiRequest
+	32, // 25: mcpvault.admin.v1.SystemService.CheckHealth:input_type -> mcpvault.admin.v1.CheckHealthRequest
+	26, // 26: mcpvault.admin.v1.SystemService.GetRoots:input_type -> mcpvault.admin.v1.GetRootsRequest
+	28, // 27: mcpvault.admin.v1.SystemService.InstallRoots:input_type -> mcpvault.admin.v1.InstallRootsRequest
+	3,  // 28: mcpvault.admin.v1.SnapshotService.ListGenerations:output_type -> mcpvault.admin.v1.ListGenerationsResponse
+	5,  // 29: mcpvault.admin.v1.SnapshotService.GetGeneration:output_type -> mcpvault.admin.v1.GetGenerationResponse
+	7,  // 30: mcpvault.admin.v1.SnapshotService.WaitRevision:output_type -> mcpvault.admin.v1.WaitRevisionResponse
+	9,  // 31: mcpvault.admin.v1.CellAdminService.ListCells:output_type -> mcpvault.admin.v1.ListCellsResponse
+	15, // 32: mcpvault.admin.v1.AuditService.SearchRecords:output_type -> mcpvault.admin.v1.SearchRecordsResponse
+	17, // 33: mcpvault.admin.v1.AuditService.GetRecord:output_type -> mcpvault.admin.v1.GetRecordResponse
+	20, // 34: mcpvault.admin.v1.AuditService.ListLogs:output_type -> mcpvault.admin.v1.ListLogsResponse
+	22, // 35: mcpvault.admin.v1.AuditService.ReadLog:output_type -> mcpvault.admin.v1.ReadLogResponse
+	24, // 36: mcpvault.admin.v1.AuditService.ListChanges:output_type -> mcpvault.admin.v1.ListChangesResponse
+	31, // 37: mcpvault.admin.v1.SystemService.Whoami:output_type -> mcpvault.admin.v1.WhoamiResponse
+	33, // 38: mcpvault.admin.v1.SystemService.CheckHealth:output_type -> mcpvault.admin.v1.CheckHealthResponse
+	27, // 39: mcpvault.admin.v1.SystemService.GetRoots:output_type -> mcpvault.admin.v1.GetRootsResponse
+	29, // 40: mcpvault.admin.v1.SystemService.InstallRoots:output_type -> mcpvault.admin.v1.InstallRootsResponse
+	28, // [28:41] is the sub-list for method output_type
+	15, // [15:28] is the sub-list for method input_type
 	15, // [15:15] is the sub-list for extension type_name
 	15, // [15:15] is the sub-list for extension extendee
 	0,  // [0:15] is the sub-list for field type_name
@@ -2172,7 +2386,7 @@ func file_mcpvault_admin_v1_operations_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_admin_v1_operations_proto_rawDesc), len(file_mcpvault_admin_v1_operations_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

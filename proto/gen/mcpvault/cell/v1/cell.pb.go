@@ -126,7 +126,11 @@ type AppliedHead struct {
 	Epoch      uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Generation uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
 	// State hash of what is served; nodes that serve one generation have one hash.
-	StateHash     []byte `protobuf:"bytes,4,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
+	StateHash []byte `protobuf:"bytes,4,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
+	// SHA-256 of the head or delta that made it; nodes that serve one generation have one digest.
+	Digest []byte `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Time of the newest heartbeat that confirmed it; 0 when none did. The staleness bounds count from here.
+	ConfirmedMs   int64 `protobuf:"varint,6,opt,name=confirmed_ms,json=confirmedMs,proto3" json:"confirmed_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -187,6 +191,20 @@ func (x *AppliedHead) GetStateHash() []byte {
 		return x.StateHash
 	}
 	return nil
+}
+
+func (x *AppliedHead) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *AppliedHead) GetConfirmedMs() int64 {
+	if x != nil {
+		return x.ConfirmedMs
+	}
+	return 0
 }
 
 type WatchResponse struct {
@@ -617,8 +635,13 @@ type NodeStatus struct {
 	McpUrl         string   `protobuf:"bytes,14,opt,name=mcp_url,json=mcpUrl,proto3" json:"mcp_url,omitempty"`
 	SvidNotAfterMs int64    `protobuf:"varint,15,opt,name=svid_not_after_ms,json=svidNotAfterMs,proto3" json:"svid_not_after_ms,omitempty"`
 	Problems       []string `protobuf:"bytes,16,rep,name=problems,proto3" json:"problems,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The newest manifest that the node holds, and its root.
+	ManifestSequence uint64 `protobuf:"varint,17,opt,name=manifest_sequence,json=manifestSequence,proto3" json:"manifest_sequence,omitempty"`
+	ManifestRoot     []byte `protobuf:"bytes,18,opt,name=manifest_root,json=manifestRoot,proto3" json:"manifest_root,omitempty"`
+	// Version of the roots that it believes.
+	RootsVersion  uint64 `protobuf:"varint,19,opt,name=roots_version,json=rootsVersion,proto3" json:"roots_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
@@ -761,6 +784,27 @@ func (x *NodeStatus) GetProblems() []string {
 		return x.Problems
 	}
 	return nil
+}
+
+func (x *NodeStatus) GetManifestSequence() uint64 {
+	if x != nil {
+		return x.ManifestSequence
+	}
+	return 0
+}
+
+func (x *NodeStatus) GetManifestRoot() []byte {
+	if x != nil {
+		return x.ManifestRoot
+	}
+	return nil
+}
+
+func (x *NodeStatus) GetRootsVersion() uint64 {
+	if x != nil {
+		return x.RootsVersion
+	}
+	return 0
 }
 
 type ReportStatusRequest struct {
@@ -1001,7 +1045,7 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
 	"\x1bmcpvault/cell/v1/cell.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"R\n" +
 	"\fWatchRequest\x12B\n" +
-	"\aapplied\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.AppliedHeadB\t\xbaH\x06\x92\x01\x03\x10\x90NR\aapplied\"\x91\x01\n" +
+	"\aapplied\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.AppliedHeadB\t\xbaH\x06\x92\x01\x03\x10\x90NR\aapplied\"\xd5\x01\n" +
 	"\vAppliedHead\x12$\n" +
 	"\ttenant_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\btenantId\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1e\n" +
@@ -1009,7 +1053,9 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\x04R\n" +
 	"generation\x12&\n" +
 	"\n" +
-	"state_hash\x18\x04 \x01(\fB\a\xbaH\x04z\x02\x18 R\tstateHash\"\xbd\x01\n" +
+	"state_hash\x18\x04 \x01(\fB\a\xbaH\x04z\x02\x18 R\tstateHash\x12\x1f\n" +
+	"\x06digest\x18\x05 \x01(\fB\a\xbaH\x04z\x02\x18 R\x06digest\x12!\n" +
+	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xbd\x01\n" +
 	"\rWatchResponse\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x1e\n" +
 	"\theartbeat\x18\x02 \x01(\fH\x00R\theartbeat\x12\x14\n" +
@@ -1036,7 +1082,7 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reason\x12\x1a\n" +
 	"\brevision\x18\x06 \x01(\x04R\brevision\x12 \n" +
 	"\akill_id\x18\a \x01(\tB\a\xbaH\x04r\x02\x18@R\x06killId\"\x15\n" +
-	"\x13AcknowledgeResponse\"\xbb\x04\n" +
+	"\x13AcknowledgeResponse\"\xbb\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x1b\n" +
 	"\x04cell\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04cell\x12\x1b\n" +
@@ -1058,7 +1104,10 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\bsessions\x18\r \x01(\x04R\bsessions\x12!\n" +
 	"\amcp_url\x18\x0e \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06mcpUrl\x12)\n" +
 	"\x11svid_not_after_ms\x18\x0f \x01(\x03R\x0esvidNotAfterMs\x12\x1a\n" +
-	"\bproblems\x18\x10 \x03(\tR\bproblems\"S\n" +
+	"\bproblems\x18\x10 \x03(\tR\bproblems\x12+\n" +
+	"\x11manifest_sequence\x18\x11 \x01(\x04R\x10manifestSequence\x12,\n" +
+	"\rmanifest_root\x18\x12 \x01(\fB\a\xbaH\x04z\x02\x18 R\fmanifestRoot\x12#\n" +
+	"\rroots_version\x18\x13 \x01(\x04R\frootsVersion\"S\n" +
 	"\x13ReportStatusRequest\x12<\n" +
 	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusB\x06\xbaH\x03\xc8\x01\x01R\x06status\"\x16\n" +
 	"\x14ReportStatusResponse\"\xad\x02\n" +

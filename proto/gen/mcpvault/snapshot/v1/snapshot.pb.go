@@ -375,7 +375,9 @@ type PublicKey struct {
 	KeyId string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	Role  KeyRole                `protobuf:"varint,2,opt,name=role,proto3,enum=mcpvault.snapshot.v1.KeyRole" json:"role,omitempty"`
 	// Raw 32-byte Ed25519 public key.
-	Ed25519       []byte `protobuf:"bytes,3,opt,name=ed25519,proto3" json:"ed25519,omitempty"`
+	Ed25519 []byte `protobuf:"bytes,3,opt,name=ed25519,proto3" json:"ed25519,omitempty"`
+	// Version of the roots that first named it; 0 counts as 1. Of the keys of a role the newest one signs.
+	Since         uint64 `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -429,6 +431,13 @@ func (x *PublicKey) GetEd25519() []byte {
 		return x.Ed25519
 	}
 	return nil
+}
+
+func (x *PublicKey) GetSince() uint64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
 }
 
 // Roots says which keys may sign what. It is signed by threshold keys of the root role; a new version is signed by
@@ -1575,7 +1584,8 @@ type Kill struct {
 	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Kind     KillKind               `protobuf:"varint,2,opt,name=kind,proto3,enum=mcpvault.snapshot.v1.KillKind" json:"kind,omitempty"`
 	TenantId string                 `protobuf:"bytes,3,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
-	// What is killed: user name, token jti, session hash, server name, "server/tool", version digest, ...
+	// What is killed: user name or subject, token jti, session hash, server name, "server/tool", version digest, name of a
+	// secret reference, "cell/node", issuer URL, key id of a token's signing key.
 	Subject       string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
 	IssuedMs      int64  `protobuf:"varint,5,opt,name=issued_ms,json=issuedMs,proto3" json:"issued_ms,omitempty"`
 	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -2271,11 +2281,12 @@ const file_mcpvault_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"signatures\"4\n" +
 	"\tSignature\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x10\n" +
-	"\x03sig\x18\x02 \x01(\fR\x03sig\"o\n" +
+	"\x03sig\x18\x02 \x01(\fR\x03sig\"\x85\x01\n" +
 	"\tPublicKey\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x121\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x1d.mcpvault.snapshot.v1.KeyRoleR\x04role\x12\x18\n" +
-	"\aed25519\x18\x03 \x01(\fR\aed25519\"\x8a\x01\n" +
+	"\aed25519\x18\x03 \x01(\fR\aed25519\x12\x14\n" +
+	"\x05since\x18\x04 \x01(\x04R\x05since\"\x8a\x01\n" +
 	"\x05Roots\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1c\n" +

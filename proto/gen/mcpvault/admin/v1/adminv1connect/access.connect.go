@@ -38,6 +38,10 @@ const (
 	AccessServiceWhoCanProcedure = "/mcpvault.admin.v1.AccessService/WhoCan"
 	// AccessServiceKillProcedure is the procedure name of the AccessService's Kill RPC.
 	AccessServiceKillProcedure = "/mcpvault.admin.v1.AccessService/Kill"
+	// AccessServiceListKillsProcedure is the procedure name of the AccessService's ListKills RPC.
+	AccessServiceListKillsProcedure = "/mcpvault.admin.v1.AccessService/ListKills"
+	// AccessServiceImportKillsProcedure is the procedure name of the AccessService's ImportKills RPC.
+	AccessServiceImportKillsProcedure = "/mcpvault.admin.v1.AccessService/ImportKills"
 	// TokenServiceCreateTokenProcedure is the procedure name of the TokenService's CreateToken RPC.
 	TokenServiceCreateTokenProcedure = "/mcpvault.admin.v1.TokenService/CreateToken"
 	// TokenServiceListTokensProcedure is the procedure name of the TokenService's ListTokens RPC.
@@ -92,6 +96,21 @@ var (
 			Procedure:  AccessServiceKillProcedure,
 		}
 	})
+	accessServiceListKillsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_mcpvault_admin_v1_access_proto.Services().ByName("AccessService").Methods().ByName("ListKills"),
+			Procedure:        AccessServiceListKillsProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	accessServiceImportKillsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_admin_v1_access_proto.Services().ByName("AccessService").Methods().ByName("ImportKills"),
+			Procedure:  AccessServiceImportKillsProcedure,
+		}
+	})
 )
 
 // AccessServiceClient is a client for the mcpvault.admin.v1.AccessService service.
@@ -105,6 +124,10 @@ type AccessServiceClient interface {
 	WhoCan(context.Context, *v1.WhoCanRequest) (*v1.WhoCanResponse, error)
 	// Kill denies at once, everywhere, without a recompile. It is not taken back.
 	Kill(context.Context, *v1.KillRequest) (*v1.KillResponse, error)
+	// ListKills lists what was killed, and which nodes enforce it.
+	ListKills(context.Context, *v1.ListKillsRequest) (*v1.ListKillsResponse, error)
+	// ImportKills takes kills that were signed offline with a break-glass key.
+	ImportKills(context.Context, *v1.ImportKillsRequest) (*v1.ImportKillsResponse, error)
 }
 
 // NewAccessServiceClient constructs a client for the mcpvault.admin.v1.AccessService service.
@@ -124,6 +147,10 @@ type AccessServiceHandler interface {
 	WhoCan(context.Context, *v1.WhoCanRequest) (*v1.WhoCanResponse, error)
 	// Kill denies at once, everywhere, without a recompile. It is not taken back.
 	Kill(context.Context, *v1.KillRequest) (*v1.KillResponse, error)
+	// ListKills lists what was killed, and which nodes enforce it.
+	ListKills(context.Context, *v1.ListKillsRequest) (*v1.ListKillsResponse, error)
+	// ImportKills takes kills that were signed offline with a break-glass key.
+	ImportKills(context.Context, *v1.ImportKillsRequest) (*v1.ImportKillsResponse, error)
 }
 
 // RegisterAccessServiceHandler registers svc as the mcpvault.admin.v1.AccessService implementation
@@ -137,6 +164,8 @@ func RegisterAccessServiceHandler(server *connect.Server, svc AccessServiceHandl
 		connect.Method{Spec: accessServiceExplainSpec(), Handler: adapter.explain},
 		connect.Method{Spec: accessServiceWhoCanSpec(), Handler: adapter.whoCan},
 		connect.Method{Spec: accessServiceKillSpec(), Handler: adapter.kill},
+		connect.Method{Spec: accessServiceListKillsSpec(), Handler: adapter.listKills},
+		connect.Method{Spec: accessServiceImportKillsSpec(), Handler: adapter.importKills},
 	)
 }
 
@@ -165,6 +194,14 @@ func (UnimplementedAccessServiceHandler) WhoCan(context.Context, *v1.WhoCanReque
 
 func (UnimplementedAccessServiceHandler) Kill(context.Context, *v1.KillRequest) (*v1.KillResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.AccessService.Kill is not implemented")
+}
+
+func (UnimplementedAccessServiceHandler) ListKills(context.Context, *v1.ListKillsRequest) (*v1.ListKillsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.AccessService.ListKills is not implemented")
+}
+
+func (UnimplementedAccessServiceHandler) ImportKills(context.Context, *v1.ImportKillsRequest) (*v1.ImportKillsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.AccessService.ImportKills is not implemented")
 }
 
 type accessServiceClient struct {
@@ -214,6 +251,22 @@ func (c *accessServiceClient) WhoCan(ctx context.Context, req *v1.WhoCanRequest)
 func (c *accessServiceClient) Kill(ctx context.Context, req *v1.KillRequest) (*v1.KillResponse, error) {
 	var res v1.KillResponse
 	if err := c.client.CallUnary(ctx, accessServiceKillSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *accessServiceClient) ListKills(ctx context.Context, req *v1.ListKillsRequest) (*v1.ListKillsResponse, error) {
+	var res v1.ListKillsResponse
+	if err := c.client.CallUnary(ctx, accessServiceListKillsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *accessServiceClient) ImportKills(ctx context.Context, req *v1.ImportKillsRequest) (*v1.ImportKillsResponse, error) {
+	var res v1.ImportKillsResponse
+	if err := c.client.CallUnary(ctx, accessServiceImportKillsSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -287,6 +340,30 @@ func (h accessServiceHandler) kill(ctx context.Context, _ connect.Spec, stream c
 		return err
 	}
 	res, err := h.svc.Kill(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h accessServiceHandler) listKills(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListKillsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListKills(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h accessServiceHandler) importKills(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ImportKillsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ImportKills(ctx, &req)
 	if err != nil {
 		return err
 	}

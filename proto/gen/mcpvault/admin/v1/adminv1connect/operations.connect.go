@@ -55,6 +55,10 @@ const (
 	SystemServiceWhoamiProcedure = "/mcpvault.admin.v1.SystemService/Whoami"
 	// SystemServiceCheckHealthProcedure is the procedure name of the SystemService's CheckHealth RPC.
 	SystemServiceCheckHealthProcedure = "/mcpvault.admin.v1.SystemService/CheckHealth"
+	// SystemServiceGetRootsProcedure is the procedure name of the SystemService's GetRoots RPC.
+	SystemServiceGetRootsProcedure = "/mcpvault.admin.v1.SystemService/GetRoots"
+	// SystemServiceInstallRootsProcedure is the procedure name of the SystemService's InstallRoots RPC.
+	SystemServiceInstallRootsProcedure = "/mcpvault.admin.v1.SystemService/InstallRoots"
 )
 
 var (
@@ -500,12 +504,31 @@ var (
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
+	systemServiceGetRootsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_mcpvault_admin_v1_operations_proto.Services().ByName("SystemService").Methods().ByName("GetRoots"),
+			Procedure:        SystemServiceGetRootsProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	systemServiceInstallRootsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_admin_v1_operations_proto.Services().ByName("SystemService").Methods().ByName("InstallRoots"),
+			Procedure:  SystemServiceInstallRootsProcedure,
+		}
+	})
 )
 
 // SystemServiceClient is a client for the mcpvault.admin.v1.SystemService service.
 type SystemServiceClient interface {
 	Whoami(context.Context, *v1.WhoamiRequest) (*v1.WhoamiResponse, error)
 	CheckHealth(context.Context, *v1.CheckHealthRequest) (*v1.CheckHealthResponse, error)
+	// GetRoots returns the roots in force and with which of their keys the control plane signs.
+	GetRoots(context.Context, *v1.GetRootsRequest) (*v1.GetRootsResponse, error)
+	// InstallRoots puts signed roots into force that follow from those that are.
+	InstallRoots(context.Context, *v1.InstallRootsRequest) (*v1.InstallRootsResponse, error)
 }
 
 // NewSystemServiceClient constructs a client for the mcpvault.admin.v1.SystemService service.
@@ -518,6 +541,10 @@ func NewSystemServiceClient(client *connect.Client) SystemServiceClient {
 type SystemServiceHandler interface {
 	Whoami(context.Context, *v1.WhoamiRequest) (*v1.WhoamiResponse, error)
 	CheckHealth(context.Context, *v1.CheckHealthRequest) (*v1.CheckHealthResponse, error)
+	// GetRoots returns the roots in force and with which of their keys the control plane signs.
+	GetRoots(context.Context, *v1.GetRootsRequest) (*v1.GetRootsResponse, error)
+	// InstallRoots puts signed roots into force that follow from those that are.
+	InstallRoots(context.Context, *v1.InstallRootsRequest) (*v1.InstallRootsResponse, error)
 }
 
 // RegisterSystemServiceHandler registers svc as the mcpvault.admin.v1.SystemService implementation
@@ -527,6 +554,8 @@ func RegisterSystemServiceHandler(server *connect.Server, svc SystemServiceHandl
 	server.Register(
 		connect.Method{Spec: systemServiceWhoamiSpec(), Handler: adapter.whoami},
 		connect.Method{Spec: systemServiceCheckHealthSpec(), Handler: adapter.checkHealth},
+		connect.Method{Spec: systemServiceGetRootsSpec(), Handler: adapter.getRoots},
+		connect.Method{Spec: systemServiceInstallRootsSpec(), Handler: adapter.installRoots},
 	)
 }
 
@@ -539,6 +568,14 @@ func (UnimplementedSystemServiceHandler) Whoami(context.Context, *v1.WhoamiReque
 
 func (UnimplementedSystemServiceHandler) CheckHealth(context.Context, *v1.CheckHealthRequest) (*v1.CheckHealthResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.SystemService.CheckHealth is not implemented")
+}
+
+func (UnimplementedSystemServiceHandler) GetRoots(context.Context, *v1.GetRootsRequest) (*v1.GetRootsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.SystemService.GetRoots is not implemented")
+}
+
+func (UnimplementedSystemServiceHandler) InstallRoots(context.Context, *v1.InstallRootsRequest) (*v1.InstallRootsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.SystemService.InstallRoots is not implemented")
 }
 
 type systemServiceClient struct {
@@ -556,6 +593,22 @@ func (c *systemServiceClient) Whoami(ctx context.Context, req *v1.WhoamiRequest)
 func (c *systemServiceClient) CheckHealth(ctx context.Context, req *v1.CheckHealthRequest) (*v1.CheckHealthResponse, error) {
 	var res v1.CheckHealthResponse
 	if err := c.client.CallUnary(ctx, systemServiceCheckHealthSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *systemServiceClient) GetRoots(ctx context.Context, req *v1.GetRootsRequest) (*v1.GetRootsResponse, error) {
+	var res v1.GetRootsResponse
+	if err := c.client.CallUnary(ctx, systemServiceGetRootsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *systemServiceClient) InstallRoots(ctx context.Context, req *v1.InstallRootsRequest) (*v1.InstallRootsResponse, error) {
+	var res v1.InstallRootsResponse
+	if err := c.client.CallUnary(ctx, systemServiceInstallRootsSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -581,6 +634,30 @@ func (h systemServiceHandler) checkHealth(ctx context.Context, _ connect.Spec, s
 		return err
 	}
 	res, err := h.svc.CheckHealth(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h systemServiceHandler) getRoots(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetRootsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetRoots(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h systemServiceHandler) installRoots(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.InstallRootsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.InstallRoots(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,279 @@
+package keyring_test
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/mcpvault/mcpvault/controlplane/keyring"
+	"github.com/mcpvault/mcpvault/kit/problem"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot/seal"
+)
+
+const (
+	head      = snapshotv1.KeyRole_KEY_ROLE_HEAD
+	heartbeat = snapshotv1.KeyRole_KEY_ROLE_HEARTBEAT
+	kill      = snapshotv1.KeyRole_KEY_ROLE_KILL
+)
+
+func open(t *testing.T, dir string) *keyring.Ring {
+	t.Helper()
+	r, err := keyring.Open(dir, slog.New(slog.DiscardHandler), "token")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func write(t *testing.T, path string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// sign makes the next roots of a ring: change says what is different, by how many root keys are they signed.
+func sign(t *testing.T, dir string, have *keyring.Set, by int, change func(*snapshotv1.Roots)) []byte {
+	t.Helper()
+	body, err := seal.RootsBody(have.Roots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body.Version++
+	change(body)
+	var signers []*seal.Signer
+	for _, name := range []string{"root-1", "root-2", "root-3"}[:by] {
+		s, err := seal.ReadKey(keyring.Path(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		signers = append(signers, s)
+	}
+	env, err := seal.SignRoots(body, signers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return env
+}
+
+func name(s *seal.Signer, role snapshotv1.KeyRole) func(*snapshotv1.Roots) {
+	return func(r *snapshotv1.Roots) {
+		r.Keys = append(r.Keys, &snapshotv1.PublicKey{KeyId: s.KeyID(), Role: role, Ed25519: s.Public(), Since: r.GetVersion()})
+	}
+}
+
+func unname(id string) func(*snapshotv1.Roots) {
+	return func(r *snapshotv1.Roots) {
+		for i, k := range r.GetKeys() {
+			if k.GetKeyId() == id {
+				r.Keys = append(r.Keys[:i:i], r.Keys[i+1:]...)
+				return
+			}
+		}
+	}
+}
+
+func newKey(t *testing.T, path string) *seal.Signer {
+	t.Helper()
+	s, err := seal.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := seal.WriteKey(path, s); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestAKeySignsOnlyOnceTheRootsNameItAndTheNewestOneDoes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	r := open(t, dir)
+	first, changed := r.Current(), r.Changed()
+	next := newKey(t, keyring.Path(dir, "head-2"))
+	r.Reload(t.Context())
+	if r.Current() != first || r.Problem() != nil {
+		t.Fatalf("a key that no roots name is used: %v", r.Problem())
+	}
+	write(t, filepath.Join(dir, keyring.RootsFile), sign(t, dir, first, 2, name(next, head)))
+	r.Reload(t.Context())
+	second := r.Current()
+	if second.Head.KeyID() != next.KeyID() || second.Trust.Version() != 2 || r.Problem() != nil {
+		t.Fatalf("the named key does not sign: %v", r.Problem())
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("nobody was told")
+	}
+	if !second.Outdated(head, []string{first.Head.KeyID()}) || second.Outdated(head, []string{next.KeyID()}) {
+		t.Error("what the older key signed is to be signed anew, and nothing else")
+	}
+	if second.Outdated(head, []string{"0123456789abcdef"}) {
+		t.Error("a key that nobody here knows may be a newer one")
+	}
+	// Roots without the old key; its file may go.
+	write(t, filepath.Join(dir, keyring.RootsFile), sign(t, dir, second, 2, unname(first.Head.KeyID())))
+	if err := os.Remove(keyring.Path(dir, "head")); err != nil {
+		t.Fatal(err)
+	}
+	r.Reload(t.Context())
+	if third := r.Current(); third.Trust.Version() != 3 || !third.Outdated(head, []string{first.Head.KeyID()}) {
+		t.Errorf("version %d: %v", third.Trust.Version(), r.Problem())
+	}
+}
+
+func TestAnOlderKeySignsWhenTheNewestIsNotHere(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	r := open(t, dir)
+	first := r.Current()
+	elsewhere := newKey(t, filepath.Join(t.TempDir(), "breakglass.key"))
+	if _, err := r.Install(t.Context(), sign(t, dir, first, 2, name(elsewhere, kill))); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.Current(); got.Kill.KeyID() != first.Kill.KeyID() {
+		t.Errorf("kills are signed by %s", got.Kill.KeyID())
+	}
+	if r.Current().Outdated(kill, []string{elsewhere.KeyID()}) {
+		t.Error("a kill of a newer key, the break-glass one, needs no other signature")
+	}
+}
+
+func TestRootsThatDoNotFollowAreRefusedAndTheKeysBeforeGoOn(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	r := open(t, dir)
+	first := r.Current()
+	next := newKey(t, keyring.Path(dir, "heartbeat-2"))
+	if _, err := r.Install(t.Context(), sign(t, dir, first, 1, name(next, heartbeat))); problem.CodeOf(err) != problem.Denied || !strings.Contains(err.Error(), "not signed by enough") {
+		t.Errorf("one signature of two: %v", err)
+	}
+	if _, err := r.Install(t.Context(), sign(t, dir, first, 2, unname(first.Heartbeat.KeyID()))); problem.CodeOf(err) != problem.NotFound {
+		t.Errorf("no key is left to sign heartbeats: %v", err)
+	}
+	second := sign(t, dir, first, 2, name(next, heartbeat))
+	if v, err := r.Install(t.Context(), second); err != nil || v != 2 {
+		t.Fatalf("version %d: %v", v, err)
+	}
+	if _, err := r.Install(t.Context(), first.Roots); problem.CodeOf(err) != problem.Conflict {
+		t.Errorf("a rollback: %v", err)
+	}
+	other := sign(t, dir, first, 2, func(r *snapshotv1.Roots) { r.Epoch = 7 })
+	if _, err := r.Install(t.Context(), other); problem.CodeOf(err) != problem.Conflict {
+		t.Errorf("another version 2: %v", err)
+	}
+	write(t, filepath.Join(dir, keyring.RootsFile), first.Roots)
+	r.Reload(t.Context())
+	if r.Current().Trust.Version() != 2 || problem.CodeOf(r.Problem()) != problem.Conflict {
+		t.Errorf("an older file: version %d, %v", r.Current().Trust.Version(), r.Problem())
+	}
+	if _, err := keyring.Open(dir, slog.New(slog.DiscardHandler)); problem.CodeOf(err) != problem.Conflict {
+		t.Errorf("a start on an older file: %v", err)
+	}
+	write(t, filepath.Join(dir, keyring.RootsFile), second)
+	r.Reload(t.Context())
+	if r.Problem() != nil {
+		t.Error(r.Problem())
+	}
+}
+
+func TestKillsOfARetiredKeyAreSignedAnew(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	r := open(t, dir)
+	first := r.Current()
+	env, err := seal.SignKill(&snapshotv1.Kill{Id: "k1", Kind: snapshotv1.KillKind_KILL_KIND_USER, Subject: "mallory", IssuedMs: 1}, first.Kill)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := newKey(t, keyring.Path(dir, "kill-2"))
+	// Without an overlap: the key was stolen.
+	_, err = r.Install(t.Context(), sign(t, dir, first, 2, func(r *snapshotv1.Roots) {
+		unname(first.Kill.KeyID())(r)
+		name(next, kill)(r)
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := r.Current()
+	if _, err := now.Trust.OpenKill(env); err == nil {
+		t.Fatal("the retired key still counts")
+	}
+	again, err := now.ResignKill(env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if k, err := now.Trust.OpenKill(again); err != nil || k.GetSubject() != "mallory" || !seal.SamePayload(env, again) {
+		t.Errorf("%v %v", k, err)
+	}
+	forged, err := seal.SignKill(&snapshotv1.Kill{Id: "k2", Kind: snapshotv1.KillKind_KILL_KIND_USER, Subject: "alice", IssuedMs: 1}, first.Heartbeat)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := now.ResignKill(forged); err == nil {
+		t.Error("a kill that was never good is signed anew")
+	}
+}
+
+func TestALostKeyIsNotReplacedInSilence(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	open(t, dir)
+	for _, name := range []string{"root-1", "root-2", "root-3"} {
+		if err := os.Remove(keyring.Path(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open(t, dir) // the root keys are not needed any more
+	again := func() error {
+		_, err := keyring.Open(dir, slog.New(slog.DiscardHandler))
+		return err
+	}
+	saved, err := os.ReadFile(keyring.Path(dir, "head"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(keyring.Path(dir, "head")); err != nil {
+		t.Fatal(err)
+	}
+	if err := again(); problem.CodeOf(err) != problem.NotFound || !strings.Contains(err.Error(), "may sign heads") {
+		t.Errorf("got %v", err)
+	}
+	write(t, keyring.Path(dir, "head"), saved)
+	if err := again(); problem.CodeOf(err) != problem.Invalid {
+		t.Errorf("a key that others may read: %v", err)
+	}
+	if err := os.Remove(keyring.Path(dir, "head")); err != nil {
+		t.Fatal(err)
+	}
+	newKey(t, keyring.Path(dir, "head"))
+	if err := again(); problem.CodeOf(err) != problem.NotFound {
+		t.Errorf("a key of another installation: %v", err)
+	}
+	if _, err := keyring.OpenKey(dir, "nothing", false); problem.CodeOf(err) != problem.NotFound || !strings.Contains(problemFix(err), "backup") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func problemFix(err error) string {
+	p, _ := problem.As(err)
+	return p.Fix
+}
+
+func TestAFirstStartThatWasCutShortGoesOn(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	k := open(t, dir).Current()
+	for _, name := range []string{keyring.RootsFile, "roots-1.pb", "root-3.key", "token.key"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if again := open(t, dir).Current(); again.Head.KeyID() != k.Head.KeyID() {
+		t.Error("the keys that were there are not used")
+	}
+}

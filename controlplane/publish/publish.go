@@ -33,8 +33,10 @@ const (
 	HeartbeatEvery = 2 * time.Second
 	// HeadLife is how long a head is in force. It is renewed after half of that.
 	HeadLife = 30 * 24 * time.Hour
-	// KeepGenerations is how many generations of a tenant are kept.
+	// KeepGenerations is how many generations of a tenant are kept however old they are, KeepFor how long all are: for as
+	// long a recorded decision can be made again.
 	KeepGenerations = 64
+	KeepFor         = 90 * 24 * time.Hour
 
 	clockSkew     = 5 * time.Minute
 	contactLimit  = 10 * time.Second
@@ -62,6 +64,8 @@ type Config struct {
 	Cells map[string][]string
 	// Issuers are whose tokens a tenant's callers may bring.
 	Issuers func(controlplane.Tenant) []*snapshotv1.Issuer
+	// KeepFor is how long every generation is kept; 0 means the constant of that name.
+	KeepFor time.Duration
 	Logger  *slog.Logger
 	// Metrics counts; nil keeps none.
 	Metrics prometheus.Registerer
@@ -125,6 +129,9 @@ type Failure struct {
 func New(cfg Config) *Publisher {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.KeepFor <= 0 {
+		cfg.KeepFor = KeepFor
 	}
 	p := &Publisher{
 		cfg: cfg, st: cfg.Store, log: cfg.Logger, now: cfg.Now,

@@ -142,7 +142,7 @@ func (p *Publisher) generation(ctx context.Context, tx *store.Tx, w *work) error
 	if err := tx.FinishOutbox(ctx, tx.Tenant(), store.OutboxPolicy, in.Tenant.Revision); err != nil {
 		return err
 	}
-	if err := tx.ForgetGenerations(ctx, KeepGenerations); err != nil {
+	if err := tx.ForgetGenerations(ctx, KeepGenerations, tx.Now().Add(-p.cfg.KeepFor)); err != nil {
 		return err
 	}
 	if err := p.home(ctx, tx, in.Tenant, w.sequences); err != nil {

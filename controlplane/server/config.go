@@ -39,12 +39,18 @@ type Config struct {
 	// EgressAllow lists private destinations that a scan may reach, as CIDR:port.
 	EgressAllow []string       `yaml:"egress_allow,omitempty"`
 	Log         tele.LogConfig `yaml:"log,omitempty"`
+	// KeepGenerationsDays is how long every generation is kept, so that decisions made under it can be made again: 90 when 0.
+	// The newest 64 are kept for ever.
+	KeepGenerationsDays int `yaml:"keep_generations_days,omitempty"`
 	// BootstrapTokenFile is where an owner's token of 24 h is written at each start, with mode 0600; empty means no bootstrap.
 	BootstrapTokenFile string `yaml:"bootstrap_token_file,omitempty"`
 	// BootstrapTenant is made when it is missing, with these hosts, and its user "admin" is the owner.
 	BootstrapTenant string   `yaml:"bootstrap_tenant,omitempty"`
 	BootstrapHosts  []string `yaml:"bootstrap_hosts,omitempty"`
 }
+
+// maxKeepDays is ten years.
+const maxKeepDays = 3660
 
 // Defaults holds when the file is silent.
 func (c *Config) Defaults() {
@@ -91,6 +97,9 @@ func (c *Config) Problems() []string {
 	}
 	if c.BootstrapTokenFile != "" && !namePattern.MatchString(c.BootstrapTenant) {
 		bad("bootstrap_tenant: %q is no name of a tenant", c.BootstrapTenant)
+	}
+	if c.KeepGenerationsDays < 0 || c.KeepGenerationsDays > maxKeepDays {
+		bad("keep_generations_days: %d is not between 1 and %d", c.KeepGenerationsDays, maxKeepDays)
 	}
 	out = append(out, c.cellProblems()...)
 	if _, err := egress.NewGuard(c.EgressAllow); err != nil {

@@ -194,6 +194,7 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 	audit := ledger.New(ledger.Config{Store: st, Logger: s.log})
 	publisher := publish.New(publish.Config{
 		Store: st, Keys: s.keys, Cells: s.cfg.Cells, Issuers: s.issuers, Logger: s.log, Metrics: metrics,
+		KeepFor: time.Duration(s.cfg.KeepGenerationsDays) * 24 * time.Hour,
 	})
 	grants := access.New(access.Config{Store: st, Keys: s.keys, Logger: s.log})
 	issuer := tokens.New(tokens.Config{Store: st, Signer: s.token.signer, Keys: []jose.Key{s.token.signer.Key()}, Killer: grants})

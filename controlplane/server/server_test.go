@@ -339,9 +339,10 @@ func TestConfigTellsEverythingThatIsWrong(t *testing.T) {
 	c := Config{
 		Listen: "0.0.0.0:80", CellListen: "x", TLSKey: "k", PublicURL: "nowhere", EgressAllow: []string{"10.0.0.0"},
 		Cells: map[string][]string{"Bad Cell": {"no tenant"}}, BootstrapTokenFile: "f", BootstrapTenant: "?",
+		KeepGenerationsDays: -1,
 	}
 	got := strings.Join(c.Problems(), "\n")
-	for _, want := range []string{"database_url:", "keys_dir:", "trust_domain:", "identity_dir:", "cell_listen:", "tls_cert:", "listen: \"0.0.0.0:80\" is not on loopback", "public_url:", "egress_allow:", "cells: \"Bad Cell\"", "cells: \"no tenant\"", "bootstrap_tenant:"} {
+	for _, want := range []string{"database_url:", "keys_dir:", "trust_domain:", "identity_dir:", "cell_listen:", "tls_cert:", "listen: \"0.0.0.0:80\" is not on loopback", "public_url:", "egress_allow:", "cells: \"Bad Cell\"", "cells: \"no tenant\"", "bootstrap_tenant:", "keep_generations_days:"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%s is missing in:\n%s", want, got)
 		}

@@ -47,7 +47,7 @@ const (
 	sqlBlob        = `SELECT bytes FROM blobs WHERE sha256 = $1`
 	sqlSetError    = `UPDATE generations SET error = $2 WHERE tenant_id = $1 AND (epoch, generation) =
 		(SELECT epoch, generation FROM generations WHERE tenant_id = $1 ORDER BY epoch DESC, generation DESC LIMIT 1)`
-	sqlForget = `DELETE FROM generations WHERE tenant_id = $1 AND (epoch, generation) IN
+	sqlForget = `DELETE FROM generations WHERE tenant_id = $1 AND created_at < $3 AND (epoch, generation) IN
 		(SELECT epoch, generation FROM generations WHERE tenant_id = $1 ORDER BY epoch DESC, generation DESC OFFSET $2)`
 	sqlForgetAcks = `DELETE FROM acks a WHERE a.tenant_id = $1 AND NOT EXISTS
 		(SELECT 1 FROM generations g WHERE g.tenant_id = $1 AND g.epoch = a.epoch AND g.generation = a.generation)`
@@ -125,9 +125,9 @@ func (tx *Tx) NotePublishError(ctx context.Context, message string) error {
 	return err
 }
 
-// ForgetGenerations drops all but the newest ones, and their acknowledgements.
-func (tx *Tx) ForgetGenerations(ctx context.Context, keep int) error {
-	n, err := tx.exec(ctx, sqlForget, tx.tenant, keep)
+// ForgetGenerations drops what was made before a time, but for the newest ones, and the acknowledgements of what it drops.
+func (tx *Tx) ForgetGenerations(ctx context.Context, keep int, before time.Time) error {
+	n, err := tx.exec(ctx, sqlForget, tx.tenant, keep, before)
 	if err != nil || n == 0 {
 		return err
 	}

@@ -226,6 +226,9 @@ func (s *Service) place(ctx context.Context, cell string) (leave func(), err err
 // FetchBlob streams a shard of a head homed in the node's cell. For any other digest there is nothing.
 func (s *Service) FetchBlob(ctx context.Context, req *cellv1.FetchBlobRequest, out cellv1connect.CellServiceFetchBlobServerStream) error {
 	n := nodeFrom(ctx)
+	if err := s.alive(n); err != nil {
+		return err
+	}
 	digest, ok := snapshot.DigestFrom(req.GetSha256())
 	if !ok || !s.cfg.Published.MayFetch(n.Cell, digest) {
 		return problem.Newf(problem.NotFound, "", "no shard %x is homed in cell %s", req.GetSha256(), n.Cell)
@@ -256,5 +259,8 @@ func (s *Service) FetchBlob(ctx context.Context, req *cellv1.FetchBlobRequest, o
 // DeliverAudit hands records to the witness.
 func (s *Service) DeliverAudit(ctx context.Context, req *cellv1.DeliverAuditRequest) (*cellv1.DeliverAuditResponse, error) {
 	n := nodeFrom(ctx)
+	if err := s.alive(n); err != nil {
+		return nil, err
+	}
 	return s.cfg.Witness.Deliver(ctx, n.Cell, n.Name, req)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -24,6 +25,9 @@ func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv
 	if !ok {
 		return problem.Newf(problem.Unavailable, "check the control plane's cells", "nothing is published for cell %s", n.Cell)
 	}
+	if view.KilledNodes[n.Name] {
+		return s.farewell(ctx, n, view, out)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	w := &watcher{out: out, sent: map[controlplane.TenantID]snapshot.Version{}}
@@ -39,6 +43,9 @@ func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv
 		if !ok {
 			return problem.Newf(problem.Unavailable, "", "nothing is published for cell %s any more", n.Cell)
 		}
+		if view.KilledNodes[n.Name] {
+			return s.farewell(ctx, n, view, out)
+		}
 		if err := w.send(view); err != nil {
 			return err
 		}
@@ -51,6 +58,43 @@ func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv
 			return ctx.Err()
 		}
 	}
+}
+
+// farewellTime is how long a node that was killed may take to say that it has heard of it.
+const farewellTime = 2 * time.Second
+
+// farewell tells a node that it was killed, and nothing else but the roots that prove it. Whoever holds its key learns of no
+// policy any more.
+func (s *Service) farewell(ctx context.Context, n Node, v publish.View, out cellv1connect.CellServiceWatchServerStream) error {
+	s.cfg.Logger.WarnContext(ctx, "a node that was killed is turned away", "cell", n.Cell, "node", n.Name)
+	if err := out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Update{Update: &cellv1.Update{Roots: v.Roots}}}); err != nil {
+		return err
+	}
+	for _, k := range v.Kills {
+		if k.TenantID != "" {
+			continue
+		}
+		if err := out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Kill{Kill: k.Envelope}}); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-time.After(farewellTime):
+	case <-ctx.Done():
+	}
+	return nodeKilled(n)
+}
+
+func nodeKilled(n Node) error {
+	return problem.Newf(problem.Denied, "enrol the machine under a new name", "node %s/%s was killed", n.Cell, n.Name)
+}
+
+// alive refuses a node that was killed.
+func (s *Service) alive(n Node) error {
+	if view, _, ok := s.cfg.Published.View(n.Cell); ok && view.KilledNodes[n.Name] {
+		return nodeKilled(n)
+	}
+	return nil
 }
 
 // believed are the applied versions that are answers to what we have published. A node that has more than that, of a tenant
@@ -139,6 +183,9 @@ func (s *Service) Acknowledge(ctx context.Context, req *cellv1.AcknowledgeReques
 	if req.GetKillId() != "" {
 		return s.acknowledgeKill(ctx, n, view, tenant, req.GetKillId())
 	}
+	if err := s.alive(n); err != nil {
+		return nil, err
+	}
 	var head *publish.Head
 	for _, h := range view.Heads {
 		if h.TenantID == tenant {
@@ -189,6 +236,9 @@ func (s *Service) noteKill(ctx context.Context, n Node, k publish.KillRecord) er
 // ReportStatus keeps what a node says of itself, under the name that its SVID gives it.
 func (s *Service) ReportStatus(ctx context.Context, req *cellv1.ReportStatusRequest) (*cellv1.ReportStatusResponse, error) {
 	n := nodeFrom(ctx)
+	if err := s.alive(n); err != nil {
+		return nil, err
+	}
 	status := proto.CloneOf(req.GetStatus())
 	status.Cell, status.Node = n.Cell, n.Name
 	raw, err := proto.Marshal(status)

@@ -40,6 +40,8 @@ type View struct {
 	Heads []*Head
 	// Kills only ever grows at its end.
 	Kills []KillRecord
+	// KilledNodes are told of their kill and of nothing else.
+	KilledNodes map[string]bool
 	// Resigned goes up when kills that were there before got another signature.
 	Resigned uint64
 }

@@ -3,6 +3,7 @@ package publish
 import (
 	"context"
 	"slices"
+	"strings"
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/keyring"
@@ -138,10 +139,29 @@ func (p *Publisher) addKills(id controlplane.TenantID, kills []store.Kill) {
 		if id != "" && !p.homedIn(t.name, name) {
 			continue
 		}
+		if id == "" {
+			c.view.KilledNodes = killedNodes(name, t.kills)
+		}
 		if c.add(id, t.kills) {
 			c.announce()
 		}
 	}
+}
+
+// killedNodes are the names of the nodes of a cell that were killed.
+func killedNodes(cell string, kills []store.Kill) map[string]bool {
+	var all map[string]bool
+	for _, k := range kills {
+		in, node, ok := strings.Cut(k.Subject, "/")
+		if k.Kind != "node" || !ok || in != cell {
+			continue
+		}
+		if all == nil {
+			all = map[string]bool{}
+		}
+		all[node] = true
+	}
+	return all
 }
 
 // add appends what is new and replaces what was signed anew. The view's slice is never written to where somebody reads it.

@@ -37,7 +37,6 @@ import (
 	"github.com/mcpvault/mcpvault/kit/tele"
 	"github.com/mcpvault/mcpvault/kit/tlog"
 	"github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1/cellv1connect"
-	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 )
 
 // Node is one member of a cell.
@@ -196,7 +195,7 @@ func (n *Node) openPolicy(context.Context) error {
 		&http.Client{Transport: n.http2(svid.ControlPlanes(n.cfg.TrustDomain))}, n.cfg.ControlPlane,
 		connecthttp.WithReadMaxBytes(8<<20))))
 	n.peers = peers.NewSet(n.peerAddrs(), func(node string) http.RoundTripper {
-		return n.http2(svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, node))
+		return toAlive{n, node, n.http2(svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, node))}
 	})
 	n.feed = feed.New(feed.Config{
 		Cell: n.cfg.Cell, ControlPlane: n.control, Log: proposer{n}, Store: n.store,
@@ -232,14 +231,6 @@ func (n *Node) close() {
 			n.log.Error("closing", "err", err)
 		}
 	}
-}
-
-// admit keeps nodes that were killed out of the log.
-func (n *Node) admit(node string) error {
-	if n.pdp != nil && n.pdp.Current().Killed(snapshotv1.KillKind_KILL_KIND_NODE, "", node) {
-		return fmt.Errorf("node %q was killed", node)
-	}
-	return nil
 }
 
 func (n *Node) raftPeers() []consensus.Peer {

@@ -138,7 +138,7 @@ func (n *Node) addFronts(g *run.Group) error {
 		if err != nil {
 			return fmt.Errorf("%s listener: %w", f.name, err)
 		}
-		s, err := edge.New(cfg, ln, n.whenWhole(n.pep), n.log)
+		s, err := edge.New(cfg, ln, n.whenAlive(n.whenWhole(n.pep)), n.log)
 		if err != nil {
 			return err
 		}
@@ -175,7 +175,7 @@ func (n *Node) peerServer() (run.Runner, error) {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
 	srv := &http.Server{
-		Handler: peers.NewHandler(n), Protocols: protocols, ReadHeaderTimeout: 5 * time.Second,
+		Handler: n.fromAlive(peers.NewHandler(n)), Protocols: protocols, ReadHeaderTimeout: 5 * time.Second,
 		TLSConfig: svid.ServerTLS(n.identity, svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, names...), "h2"),
 	}
 	return &plainServer{ln, srv}, nil

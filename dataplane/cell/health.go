@@ -24,7 +24,7 @@ type check struct {
 // records; it does not need the control plane, a leader or a peer.
 func (n *Node) checks() []check {
 	var all []check
-	all = append(all, check{"policy", true, n.policyProblem()})
+	all = append(all, check{"killed", true, n.killedProblem()}, check{"policy", true, n.policyProblem()})
 	all = append(all, check{"audit", true, n.audit.Problem()}, check{"audit_witness", false, n.deliverer.Problem()})
 	all = append(all, check{"identity", true, n.identityProblem()}, check{"clock", true, n.clockProblem()}, check{"store", true, n.storeProblem()})
 	all = append(all, check{"session_keys", true, n.sessionProblem()})

@@ -318,6 +318,8 @@ func (x *exchange) deniedTool(reason string) *answer {
 		why = "an argument that your grant depends on is missing, repeated or of another type"
 	case "killed":
 		why = "it was stopped by an administrator"
+	case "secret_killed":
+		why = secretSentence
 	case "stale":
 		why = staleSentence
 		d.Retryable = true
@@ -369,7 +371,10 @@ func (x *exchange) recheck() *answer {
 	}
 	if x.route.server == "" {
 		x.server = nil
-		return x.decide()
+		if a := x.decide(); a != nil {
+			return a
+		}
+		return x.killedSecret()
 	}
 	s, exists := t.Server(x.server.Name)
 	if !exists {
@@ -379,6 +384,9 @@ func (x *exchange) recheck() *answer {
 	x.choose(s)
 	a := x.decide()
 	x.owned = owned
+	if a == nil {
+		a = x.killedSecret()
+	}
 	return a
 }
 

@@ -132,6 +132,12 @@ func catalogueServer(name, url string, versions []string, tools ...tool) *snapsh
 
 func newGateway(t testing.TB, cfg pep.Config, grants []snapshot.Grant, servers ...*snapshotv1.CatalogueServer) *gateway {
 	t.Helper()
+	return injecting(t, cfg, nil, grants, servers...)
+}
+
+// injecting is newGateway with something that adds credentials.
+func injecting(t testing.TB, cfg pep.Config, injector pep.Injector, grants []snapshot.Grant, servers ...*snapshotv1.CatalogueServer) *gateway {
+	t.Helper()
 	_, key, _ := ed25519.GenerateKey(nil)
 	signer, err := jose.NewSigner(key, "k1")
 	if err != nil {
@@ -179,7 +185,7 @@ func newGateway(t testing.TB, cfg pep.Config, grants []snapshot.Grant, servers .
 	up := upstream.New(upstream.Config{Dial: (&net.Dialer{}).DialContext})
 	cfg.Cell, cfg.Node, cfg.Loopback = "c1", "n1", true
 	g.pep = pep.New(cfg, pep.Parts{
-		Log: slog.New(slog.DiscardHandler), Policy: g.pdp, Authn: auth, Audit: g.book, Upstream: up, Sessions: sessions,
+		Log: slog.New(slog.DiscardHandler), Policy: g.pdp, Authn: auth, Audit: g.book, Upstream: up, Sessions: sessions, Injector: injector,
 	})
 	srv := httptest.NewServer(g.pep)
 	g.url = srv.URL

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot/authz"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
@@ -205,10 +207,34 @@ func (x *exchange) endOwned() *answer {
 	return &answer{status: http.StatusNoContent, outcome: "ok"}
 }
 
+// killedSecret answers a request that would send a secret which was killed: a call as a denial that the model can read, all
+// else as an error. It does not say which secret that is.
+func (x *exchange) killedSecret() *answer {
+	if x.p.injector == nil || x.server == nil || x.state.Kills() == 0 {
+		return nil
+	}
+	killed := slices.ContainsFunc(x.p.injector.Secrets(x.tenant, x.server), func(name string) bool {
+		return x.state.Killed(snapshotv1.KillKind_KILL_KIND_SECRET, x.tenant.ID, name)
+	})
+	if !killed {
+		return nil
+	}
+	if x.tool != nil {
+		return x.deniedTool("secret_killed")
+	}
+	x.denied("secret_killed")
+	return x.fail(mcp.CodeServer, "secret_killed", secretSentence, false)
+}
+
+const secretSentence = "the credential that this server needs was stopped by an administrator"
+
 // inject lets the destination's credential be added.
 func (x *exchange) inject() *answer {
 	if x.p.injector == nil || x.server == nil {
 		return nil
+	}
+	if a := x.killedSecret(); a != nil {
+		return a
 	}
 	if err := x.p.injector.Inject(x.ctx, x.tenant, x.server, x.set); err != nil {
 		x.p.log.Error("injection failed", "server", x.server.Name, "error", err, "request_id", x.rec.GetId())

@@ -60,6 +60,9 @@ type Upstream interface {
 // Injector adds what a destination demands of every call, such as its own credential, to the headers that are set. It
 // runs after the decision and before the intent is recorded.
 type Injector interface {
+	// Secrets names the secret references whose values Inject would send to the server: a secret that was killed is not
+	// sent.
+	Secrets(t *pdp.Tenant, s *pdp.Server) []string
 	Inject(ctx context.Context, t *pdp.Tenant, s *pdp.Server, set http.Header) error
 }
 

@@ -57,6 +57,23 @@ gen: ## generate code from the protos; leaves the tree clean when it is current
 bench: postgres build ## decision, call through a cell against a bare reverse proxy, propagation, restart
 	@bin/mcpvault bench all
 
+# Users of the measured world: 10000, 100000 or 1000000.
+USERS ?= 10000
+
+.PHONY: bench-authz
+bench-authz: ## the decision beside cedar-go and OPA, answers checked equal, for USERS=10000, 100000 or 1000000: JSON on stdout
+	@$(GO) -C bench/peers run -mod=mod . -users $(USERS)
+
+# How many random worlds each property is tried on, with some thirty requests each, and how long each reader is fuzzed.
+CHECKS ?= 10000
+FUZZTIME ?= 10s
+
+.PHONY: verify
+verify: ## the long runs: every property of the snapshot on CHECKS=10000 random worlds, the peers' answers, FUZZTIME=10s for each reader
+	RAPID_CHECKS=$(CHECKS) $(GO) test -count=1 -timeout 0 ./snapshot/...
+	RAPID_CHECKS=500 $(GO) -C bench/peers test -count=1 -mod=mod -timeout 0 .
+	bash deploy/scripts/fuzz.sh $(FUZZTIME) snapshot controlplane dataplane kit
+
 .PHONY: postgres
 postgres: # find PostgreSQL's binaries, or install them through the system's package manager
 	@bash deploy/scripts/postgres.sh

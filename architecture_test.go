@@ -4,11 +4,15 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/mod/modfile"
+	"golang.org/x/mod/semver"
 )
 
 const module = "github.com/mcpvault/mcpvault"
@@ -25,6 +29,9 @@ func imports(t *testing.T, tests bool) map[string][]string {
 		if d.IsDir() {
 			if name := d.Name(); path != "." && (strings.HasPrefix(name, ".") || name == "node_modules" || name == "testdata") {
 				return filepath.SkipDir
+			}
+			if _, err := os.Stat(filepath.Join(path, "go.mod")); path != "." && err == nil {
+				return filepath.SkipDir // a module of its own: the product does not link it
 			}
 			return nil
 		}
@@ -148,4 +155,39 @@ func TestEachHeavyLibraryHasOneDoor(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestTheProductLinksNoPeerItIsMeasuredBeside(t *testing.T) {
+	t.Parallel()
+	for _, r := range requires(t, "go.mod") {
+		if under(r.Mod.Path, "github.com/open-policy-agent/opa") {
+			t.Errorf("go.mod requires %s: it belongs into bench/peers/go.mod", r.Mod)
+		}
+	}
+}
+
+func TestThePeersAreMeasuredOnTheProductsOwnModules(t *testing.T) {
+	t.Parallel()
+	peers := map[string]string{}
+	for _, r := range requires(t, "bench/peers/go.mod") {
+		peers[r.Mod.Path] = r.Mod.Version
+	}
+	for _, r := range requires(t, "go.mod") {
+		if v, ok := peers[r.Mod.Path]; ok && semver.Compare(v, r.Mod.Version) < 0 {
+			t.Errorf("bench/peers/go.mod has %s %s, go.mod %s: run `go mod tidy` in bench/peers", r.Mod.Path, v, r.Mod.Version)
+		}
+	}
+}
+
+func requires(t *testing.T, path string) []*modfile.Require {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := modfile.Parse(path, b, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.Require
 }

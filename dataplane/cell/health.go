@@ -48,7 +48,7 @@ func (n *Node) policyProblem() error {
 	}
 	now := n.clock.Now().UnixMilli()
 	for _, t := range tenants {
-		if state.Fresh(t, snapshotv1.Effect_EFFECT_READ, now) {
+		if state.Fresh(t, t.Bound(snapshotv1.Effect_EFFECT_READ), now) {
 			return nil
 		}
 	}
@@ -153,6 +153,7 @@ func (n *Node) nodeStatus() *cellv1.NodeStatus {
 	for _, t := range n.pdp.Current().Tenants() {
 		s.Applied = append(s.Applied, &cellv1.AppliedHead{
 			TenantId: string(t.ID), Epoch: uint64(t.Version.Epoch), Generation: uint64(t.Version.Generation),
+			Digest: t.HeadDigest[:], ConfirmedMs: t.ConfirmedMS(),
 		})
 	}
 	if hb := n.feed.Heartbeat(); hb != nil {

@@ -468,7 +468,7 @@ func TestOnlyAHeartbeatForWhatIsServedRenewsTheLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	state := n.pdp.Current()
-	if state.Fresh(state.Tenant(acme), snapshotv1.Effect_EFFECT_READ, now.UnixMilli()) {
+	if state.Fresh(state.Tenant(acme), state.Tenant(acme).Bound(snapshotv1.Effect_EFFECT_READ), now.UnixMilli()) {
 		t.Fatal("a heartbeat for another generation renewed the lease")
 	}
 	if err := n.feed.TakeHeartbeat(a.heartbeat(t, u, now.Add(time.Second))); err != nil {
@@ -476,10 +476,10 @@ func TestOnlyAHeartbeatForWhatIsServedRenewsTheLease(t *testing.T) {
 	}
 	at := now.Add(time.Second).UnixMilli()
 	tenant := state.Tenant(acme)
-	if !state.Fresh(tenant, snapshotv1.Effect_EFFECT_READ, at+1000) || state.Fresh(tenant, snapshotv1.Effect_EFFECT_READ, at+1001) {
+	if !state.Fresh(tenant, tenant.Bound(snapshotv1.Effect_EFFECT_READ), at+1000) || state.Fresh(tenant, tenant.Bound(snapshotv1.Effect_EFFECT_READ), at+1001) {
 		t.Fatal("reads must be served for exactly their bound")
 	}
-	if !state.Fresh(tenant, snapshotv1.Effect_EFFECT_WRITE, at+500) || state.Fresh(tenant, snapshotv1.Effect_EFFECT_UNSPECIFIED, at+501) {
+	if !state.Fresh(tenant, tenant.Bound(snapshotv1.Effect_EFFECT_WRITE), at+500) || state.Fresh(tenant, tenant.Bound(snapshotv1.Effect_EFFECT_UNSPECIFIED), at+501) {
 		t.Fatal("a call without an effect class is held to the bound of those with effects")
 	}
 }
@@ -544,7 +544,7 @@ func TestANodeThatLacksTheNewestGenerationHoldsWritesBack(t *testing.T) {
 		s := n.pdp.Current()
 		tenant := s.Tenant(acme)
 		n.pdp.RenewLease(acme, time.Now().UnixMilli())
-		return s.Fresh(tenant, effect, time.Now().UnixMilli())
+		return s.Fresh(tenant, tenant.Bound(effect), time.Now().UnixMilli())
 	}
 	eventually(t, "writes are held back", func() bool { return !fresh(snapshotv1.Effect_EFFECT_WRITE) })
 	if n.generation() != 1 || !fresh(snapshotv1.Effect_EFFECT_READ) {

@@ -192,18 +192,6 @@ func (s *State) Killed(kind snapshotv1.KillKind, tenant snapshot.TenantID, subje
 // Kills is the number of deny-only records.
 func (s *State) Kills() int { return len(s.kills) }
 
-// Fresh reports whether calls of this class are still within the tenant's staleness bound at nowMS. A class without an
-// effect is held to the bound of destructive calls.
-func (s *State) Fresh(t *Tenant, effect snapshotv1.Effect, nowMS int64) bool {
-	limit := t.Settings.GetMaxStalenessWriteMs()
-	if effect == snapshotv1.Effect_EFFECT_READ {
-		limit = t.Settings.GetMaxStalenessReadMs()
-	} else if until, held := s.holds[t.ID]; held && until.Newer(t.Version) {
-		return false
-	}
-	return nowMS-t.lease.Load() <= limit && !s.suspect.Load()
-}
-
 func (s *State) setTenants(byID map[snapshot.TenantID]*Tenant) {
 	s.byID = byID
 	s.byName = make(map[string]*Tenant, len(byID))

@@ -125,11 +125,11 @@ func TestALeaseOutlivesAGenerationAndNotASuspectClock(t *testing.T) {
 	p.RenewLease("id-acme", 4000)
 	p.Activate([]*pdp.Tenant{tenant(t, "acme", 2)}, nil)
 	s := p.Current()
-	if !s.Fresh(s.Tenant("id-acme"), snapshotv1.Effect_EFFECT_READ, 6000) || s.Fresh(s.Tenant("id-acme"), snapshotv1.Effect_EFFECT_READ, 6001) {
+	if !s.Fresh(s.Tenant("id-acme"), s.Tenant("id-acme").Bound(snapshotv1.Effect_EFFECT_READ), 6000) || s.Fresh(s.Tenant("id-acme"), s.Tenant("id-acme").Bound(snapshotv1.Effect_EFFECT_READ), 6001) {
 		t.Fatal("the newest confirmation counts, for exactly the bound")
 	}
 	p.SuspectClock(true)
-	if s.Fresh(s.Tenant("id-acme"), snapshotv1.Effect_EFFECT_READ, 5000) {
+	if s.Fresh(s.Tenant("id-acme"), s.Tenant("id-acme").Bound(snapshotv1.Effect_EFFECT_READ), 5000) {
 		t.Fatal("nothing is fresh by a clock that is not believed")
 	}
 }
@@ -141,7 +141,7 @@ func TestWritesWaitForTheGenerationThatTheCellIsAt(t *testing.T) {
 	p.RenewLease("id-acme", 1000)
 	fresh := func(effect snapshotv1.Effect) bool {
 		s := p.Current()
-		return s.Fresh(s.Tenant("id-acme"), effect, 1001)
+		return s.Fresh(s.Tenant("id-acme"), s.Tenant("id-acme").Bound(effect), 1001)
 	}
 	p.HoldWrites("id-acme", snapshot.Version{Epoch: 1, Generation: 3})
 	if !fresh(snapshotv1.Effect_EFFECT_READ) || fresh(snapshotv1.Effect_EFFECT_WRITE) || fresh(snapshotv1.Effect_EFFECT_UNSPECIFIED) {

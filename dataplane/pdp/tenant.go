@@ -51,6 +51,8 @@ type Server struct {
 	// Tools are sorted by name.
 	Tools  []Tool
 	byName map[string]*Tool
+	// reads and writes are the bounds of what is no tool.
+	reads, writes Bound
 }
 
 // Tool is one tool of a published server.
@@ -60,6 +62,8 @@ type Tool struct {
 	Raw    json.RawMessage
 	Effect snapshotv1.Effect
 	Item   index.ItemID
+	// Called and Listed are for how long a call of it is served, and it is shown.
+	Called, Listed Bound
 }
 
 // Server finds a server by name.
@@ -103,6 +107,7 @@ func NewTenant(head *snapshotv1.Head, digest snapshot.Digest, x *index.Index, c 
 		if err != nil {
 			return nil, fmt.Errorf("server %q: %w", cs.GetName(), err)
 		}
+		t.bound(s, cs)
 		t.Servers = append(t.Servers, s)
 		t.byName[s.Name] = s
 	}

@@ -170,7 +170,7 @@ func (x *exchange) judge() *answer {
 		x.allowed(snapshotv1.Effect_EFFECT_READ)
 		return nil
 	case mcp.MethodToolsList:
-		if !x.state.Fresh(x.tenant, snapshotv1.Effect_EFFECT_READ, x.ask.NowMS) {
+		if !x.state.Fresh(x.tenant, x.tenant.Bound(snapshotv1.Effect_EFFECT_READ), x.ask.NowMS) {
 			x.denied("stale")
 			return x.fail(mcp.CodeServer, "stale", staleSentence, true)
 		}
@@ -203,7 +203,7 @@ func (x *exchange) decideOther() *answer {
 		return x.unknownMethod("unknown_method")
 	case !x.mayOther():
 		return x.unknownMethod("no_grant")
-	case !x.state.Fresh(x.tenant, effect, x.ask.NowMS):
+	case !x.state.Fresh(x.tenant, x.server.Bound(effect), x.ask.NowMS):
 		x.denied("stale")
 		return x.fail(mcp.CodeServer, "stale", staleSentence, true)
 	}
@@ -263,7 +263,7 @@ func (x *exchange) decideTool() *answer {
 		return x.deniedTool(d.Reason.String())
 	case x.killedTool(x.server, tool.Name):
 		return x.deniedTool("killed")
-	case !x.state.Fresh(x.tenant, tool.Effect, x.ask.NowMS):
+	case !x.state.Fresh(x.tenant, tool.Called, x.ask.NowMS):
 		return x.deniedTool("stale")
 	}
 	x.tool = tool

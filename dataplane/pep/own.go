@@ -97,10 +97,10 @@ func (x *exchange) visibleTools() []veneer.Entry {
 }
 
 func (x *exchange) visibleOn(all []veneer.Entry, s *pdp.Server, v *index.View, names *veneer.Names) []veneer.Entry {
-	kills := x.state.Kills() > 0
+	kills, age := x.state.Kills() > 0, x.state.Age(x.tenant, x.ask.NowMS)
 	for i := range s.Tools {
 		tool := &s.Tools[i]
-		if !authz.Visible(v, tool.Item, &x.ask) || kills && x.killedTool(s, tool.Name) {
+		if !authz.Visible(v, tool.Item, &x.ask) || age > tool.Listed.MS || kills && x.killedTool(s, tool.Name) {
 			continue
 		}
 		e := veneer.Entry{Raw: tool.Raw}

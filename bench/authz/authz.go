@@ -21,8 +21,8 @@ type Config struct {
 	Users int
 	// Rounds of Calls each are measured of every kind of decision.
 	Rounds, Calls int
-	// Shards is how many different tenants are compiled at least.
-	Shards int
+	// Shards is how many different tenants are compiled at least, and Million how many are opened for a million users.
+	Shards, Million int
 	// Note is told what is going on.
 	Note func(format string, args ...any)
 }
@@ -39,7 +39,7 @@ func Run(c Config) (*Figures, error) {
 	if c.Users < TenantUsers || c.Users%TenantUsers != 0 || c.Users > maxTenants*TenantUsers {
 		return nil, problem.Newf(problem.Invalid, "give 10000, 100000 or 1000000", "%d users are not 1 to 100 tenants of 10,000 users", c.Users)
 	}
-	c.Rounds, c.Calls, c.Shards = or(c.Rounds, rounds), or(c.Calls, calls), or(c.Shards, shards)
+	c.Rounds, c.Calls, c.Shards, c.Million = or(c.Rounds, rounds), or(c.Calls, calls), or(c.Shards, shards), or(c.Million, maxTenants)
 	dir, err := os.MkdirTemp("", "mcpvault-bench")
 	if err != nil {
 		return nil, err

@@ -1,14 +1,17 @@
 package authz_test
 
 import (
+	"math/rand/v2"
 	"testing"
 
 	"github.com/mcpvault/mcpvault/bench/authz"
+	decision "github.com/mcpvault/mcpvault/snapshot/authz"
+	"github.com/mcpvault/mcpvault/snapshot/index"
 )
 
 func TestTheBenchmarkDecidesBothWays(t *testing.T) {
 	t.Parallel()
-	f, err := authz.Run(authz.Config{Users: authz.TenantUsers, Rounds: 1, Calls: 2000, Shards: 1, Note: t.Logf})
+	f, err := authz.Run(authz.Config{Users: authz.TenantUsers, Rounds: 1, Calls: 2000, Shards: 1, Million: 3, Note: t.Logf})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -26,5 +29,26 @@ func TestTheBenchmarkDecidesBothWays(t *testing.T) {
 		t.Errorf("%.0f bytes a user", f.BytesPerUser)
 	case f.ViewAllocs > 0.01 || f.ColdAllocs > 0.01 || f.ListAllocs > 0.01:
 		t.Errorf("a decision allocates: %v live, %v cold, %v in a list", f.ViewAllocs, f.ColdAllocs, f.ListAllocs)
+	}
+}
+
+func TestNoDecisionAndNoListOfTheWorldAllocates(t *testing.T) {
+	x, err := index.Open(output(t).Index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	xs := []*index.Index{x}
+	questions := authz.Questions(xs, 2000, rand.New(rand.NewPCG(5, 5)))
+	if n := testing.AllocsPerRun(3, func() {
+		for i := range questions {
+			q := &questions[i]
+			q.Decide(xs)
+			v := x.View(q.Principal, q.Server)
+			for item := range decision.VisibleItems(&v, q.Request) {
+				decision.Visible(&v, item, q.Request)
+			}
+		}
+	}); n != 0 {
+		t.Fatalf("%v allocations in %d calls and lists", n, len(questions))
 	}
 }

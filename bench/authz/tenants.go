@@ -114,7 +114,7 @@ func (r *run) open() (err error) {
 		return err
 	}
 	if r.figures.Open1M, err = r.median(func() error {
-		opened := make([]*index.Index, maxTenants)
+		opened := make([]*index.Index, r.Million)
 		err := parallel(len(opened), func(i int) (err error) {
 			opened[i], err = one(i)
 			return err

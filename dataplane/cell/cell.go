@@ -51,6 +51,9 @@ type Node struct {
 	// damaged is set until the control plane has sent everything again that this node's disk had lost.
 	damaged atomic.Bool
 	logged  loggedKills
+	// contradiction is what the last comparison with the peers has found, "" for nothing; contradictions counts them.
+	contradiction  atomic.Pointer[string]
+	contradictions atomic.Int64
 
 	macKey    [sha256.Size]byte
 	identity  *svid.Source

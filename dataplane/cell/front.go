@@ -97,6 +97,7 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("peers", peerServer, time.Second)
 	g.Add("feed", n.feed, 2*time.Second)
 	g.Add("status", run.Func(n.report), time.Second)
+	g.Add("comparison", run.Func(n.compare), time.Second)
 	g.Add("housekeeping", run.Func(n.keepHouse), time.Second)
 	g.Add("pep", n.pep, time.Second)
 	if n.cfg.Listen.Metrics != "" {

@@ -37,6 +37,7 @@ func (n *Node) checks() []check {
 	if control = n.feed.Problem(); !n.feed.Connected() {
 		control = fmt.Errorf("away: what is verified is served until its lease ends")
 	}
+	all = append(all, check{"equivocation", false, n.contradictionProblem()})
 	return append(all, check{"raft", false, raft}, check{"leader", false, leader}, check{"controlplane", false, control})
 }
 
@@ -149,6 +150,10 @@ func (n *Node) nodeStatus() *cellv1.NodeStatus {
 		Version: run.Version().Version, StartedMs: n.started.UnixMilli(),
 		AuditSize: uint64(n.tlog.Size()), AuditDelivered: uint64(n.deliverer.Delivered()),
 		Sessions: uint64(n.pep.Streams()), McpUrl: n.mcpURL(),
+	}
+	s.RootsVersion = n.trust.Current().Version()
+	if m, err := n.trust.Current().OpenManifest(n.store.Manifest(), n.cfg.Cell); err == nil {
+		s.ManifestSequence, s.ManifestRoot = m.GetSequence(), m.GetRoot()
 	}
 	for _, t := range n.pdp.Current().Tenants() {
 		s.Applied = append(s.Applied, &cellv1.AppliedHead{

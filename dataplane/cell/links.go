@@ -79,8 +79,11 @@ func (n *Node) Propose(ctx context.Context, e *cellv1.RaftEntry) (uint64, error)
 // Blob reads a shard from this node's disk.
 func (n *Node) Blob(d snapshot.Digest) ([]byte, error) { return n.store.GetBlob(d, peers.MaxShard) }
 
-// Status says how this node is and what it would serve after a restart.
-func (n *Node) Status() *cellv1.GetStatusResponse {
+// Status says how this node is and, unless that alone is asked for, what it would serve after a restart.
+func (n *Node) Status(brief bool) *cellv1.GetStatusResponse {
+	if brief {
+		return &cellv1.GetStatusResponse{Status: n.nodeStatus()}
+	}
 	hb, _ := n.store.Heartbeat()
 	return &cellv1.GetStatusResponse{Status: n.nodeStatus(), Update: n.store.LastUpdate(), Heartbeat: hb, Kills: newestKills(n.store.Kills())}
 }
@@ -109,7 +112,7 @@ func (n *Node) catchUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, catchUpLimit)
 	defer cancel()
 	whole := 0
-	for _, r := range n.peers.Statuses(ctx) {
+	for _, r := range n.peers.Statuses(ctx, false) {
 		peer := r.GetStatus().GetNode()
 		u := r.GetUpdate()
 		if len(u.GetManifest()) > 0 {

@@ -105,17 +105,28 @@ func Collect(size int64, next func() ([]byte, error)) ([]byte, error) {
 	return out, nil
 }
 
-// Statuses asks all peers at once how they are; those that do not answer before ctx ends are left out.
-func (s *Set) Statuses(ctx context.Context) []*cellv1.GetStatusResponse {
+// Status asks one peer how it is and what it would serve.
+func (s *Set) Status(ctx context.Context, node string) (*cellv1.GetStatusResponse, error) {
+	c, ok := s.clients[node]
+	if !ok {
+		return nil, fmt.Errorf("%q is not a peer of this node", node)
+	}
+	return c.GetStatus(ctx, &cellv1.GetStatusRequest{})
+}
+
+// Statuses asks all peers at once how they are and, unless brief, what they would serve; those that do not answer before
+// ctx ends are left out. The name in an answer is that of the peer which was asked, whatever it says.
+func (s *Set) Statuses(ctx context.Context, brief bool) []*cellv1.GetStatusResponse {
 	var mu sync.Mutex
 	var all []*cellv1.GetStatusResponse
 	var wg sync.WaitGroup
-	for _, c := range s.clients {
+	for node, c := range s.clients {
 		wg.Go(func() {
-			r, err := c.GetStatus(ctx, &cellv1.GetStatusRequest{})
-			if err != nil {
+			r, err := c.GetStatus(ctx, &cellv1.GetStatusRequest{Brief: brief})
+			if err != nil || r.GetStatus() == nil {
 				return
 			}
+			r.Status.Node = node
 			mu.Lock()
 			defer mu.Unlock()
 			all = append(all, r)
@@ -129,7 +140,7 @@ func (s *Set) Statuses(ctx context.Context) []*cellv1.GetStatusResponse {
 type Node interface {
 	Propose(ctx context.Context, entry *cellv1.RaftEntry) (uint64, error)
 	Blob(d snapshot.Digest) ([]byte, error)
-	Status() *cellv1.GetStatusResponse
+	Status(brief bool) *cellv1.GetStatusResponse
 }
 
 // NewHandler serves PeerService. The listener has authorised the caller already.
@@ -177,6 +188,6 @@ func (s *service) ReadBlob(_ context.Context, r *cellv1.ReadBlobRequest, out cel
 }
 
 // GetStatus implements cellv1connect.PeerServiceHandler.
-func (s *service) GetStatus(context.Context, *cellv1.GetStatusRequest) (*cellv1.GetStatusResponse, error) {
-	return s.node.Status(), nil
+func (s *service) GetStatus(_ context.Context, r *cellv1.GetStatusRequest) (*cellv1.GetStatusResponse, error) {
+	return s.node.Status(r.GetBrief()), nil
 }

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
 )
 
 // Signers lists the ids of the keys that an envelope says it is signed by. It checks nothing: it tells which key has to be
@@ -108,6 +109,12 @@ func RootsBody(env []byte) (*snapshotv1.Roots, error) {
 		return nil, fmt.Errorf("read roots: %w", err)
 	}
 	return body, nil
+}
+
+// BodyDigest is the SHA-256 of the payload that these roots will have: what RootsDigest says of them once they are signed.
+func BodyDigest(body *snapshotv1.Roots) (snapshot.Digest, error) {
+	payload, err := rootsPayload(body)
+	return snapshot.DigestOf(payload), err
 }
 
 func rootsPayload(body *snapshotv1.Roots) ([]byte, error) {

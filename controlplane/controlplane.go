@@ -91,6 +91,41 @@ type Role struct {
 	Members     []string // "user:alice", "team:analysts", "group:eng", "unit:emea", sorted
 }
 
+// Endpoint is data that tools touch: a database, a bucket, an API.
+type Endpoint struct {
+	ID    string
+	Name  string
+	Owner string // who answers for it, in words; may be ""
+	// Class of the data, 0 (public) to snapshot.MaxLevel.
+	Class   uint8
+	Regions []string // where the data is, sorted
+	Access  []string // the ways to use it, sorted: "read", "write"
+	Links   []Link   // what touches it, sorted by server and item
+}
+
+// Link says that something of a server touches an endpoint.
+type Link struct {
+	Endpoint, Server string
+	// Item is a tool, snapshot.PromptItem or snapshot.ResourceItem.
+	Item   string
+	Access []string // the ways in which it does, sorted
+}
+
+// Label is a word about a server, or about one of its tools, which then counts instead of the server's.
+type Label struct {
+	Server string
+	Tool   string // "" for the server
+	Key    string
+	Value  string
+}
+
+// Staleness is how long after the last contact with the control plane calls are still served; 0 is the default.
+type Staleness struct {
+	Read, Write time.Duration
+	// Labels are narrower bounds for what carries a label, by "key=value".
+	Labels map[string]time.Duration
+}
+
 // Token is what is kept of an access token: never the token itself.
 type Token struct {
 	ID        string // jti, a ULID

@@ -61,7 +61,7 @@ func Rows(tenant int, size Size) (compile.Input, error) {
 			ProtocolVersions: []string{"2025-11-25"},
 		})
 	}
-	in.Grants = append(in.Grants, compile.Grant{ID: "g-common", Subject: string(snapshot.Everyone), Server: common})
+	in.Grants = append(in.Grants, compile.Grant{ID: "g-common", Subject: string(snapshot.Everyone), Target: controlplane.Target{Server: common}})
 	for g := range size.Grants {
 		in.Grants = append(in.Grants, w.grant(g))
 	}
@@ -163,7 +163,8 @@ func (w *maker) leaf() string {
 }
 
 func (w *maker) grant(i int) compile.Grant {
-	g := compile.Grant{ID: fmt.Sprintf("g-%05d", i), Deny: w.rng.IntN(10) == 0, Server: serverName(w.rng.IntN(servers))}
+	g := compile.Grant{ID: fmt.Sprintf("g-%05d", i), Deny: w.rng.IntN(10) == 0}
+	g.Server = serverName(w.rng.IntN(servers))
 	switch k := w.rng.IntN(100); {
 	case k < 3:
 		g.Subject = "unit:" + unitName(w.rng.IntN(w.size.Units))
@@ -177,7 +178,7 @@ func (w *maker) grant(i int) compile.Grant {
 		g.Subject = "user:" + w.userName(w.rng.IntN(w.size.Users))
 	}
 	if w.rng.IntN(5) < 3 {
-		g.Tool = toolName(w.rng.IntN(tools))
+		g.Item = toolName(w.rng.IntN(tools))
 	}
 	if w.rng.IntN(3) == 0 {
 		w.condition(&g)

@@ -13,10 +13,7 @@ import (
 	"time"
 
 	"github.com/mcpvault/mcpvault/controlplane"
-	"github.com/mcpvault/mcpvault/controlplane/compile"
 	"github.com/mcpvault/mcpvault/controlplane/keyring"
-	"github.com/mcpvault/mcpvault/controlplane/policy"
-	"github.com/mcpvault/mcpvault/controlplane/registry"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
@@ -59,23 +56,23 @@ func New(cfg Config) *Service {
 // CreateGrant writes a rule. Writing the same rule again changes nothing and returns the one that is there.
 func (s *Service) CreateGrant(ctx context.Context, req *adminv1.CreateGrantRequest) (*adminv1.CreateGrantResponse, error) {
 	caller := controlplane.CallerFrom(ctx)
-	server, tool, err := ParseTarget(req.GetTarget())
+	target, err := controlplane.ParseTarget(req.GetTarget())
 	if err != nil {
 		return nil, err
 	}
-	life := req.GetValidFor().AsDuration()
-	if req.GetValidFor() != nil && (life <= 0 || life > MaxGrantTime) {
-		return nil, problem.New(problem.Invalid, "a grant cannot be valid for that long", "give a duration such as 1h; without one it has no end")
+	limits, err := limitsOf(req.GetLimits())
+	if err != nil {
+		return nil, err
 	}
 	g := store.Grant{
-		Deny: req.GetEffect() == adminv1.GrantEffect_GRANT_EFFECT_DENY, Subject: req.GetSubject(), Server: server, Tool: tool,
-		Condition: strings.TrimSpace(req.GetCondition()), Reason: req.GetReason(), CreatedBy: caller.Actor(),
+		Deny: req.GetEffect() == adminv1.GrantEffect_GRANT_EFFECT_DENY, Subject: req.GetSubject(), Target: target,
+		Condition: strings.TrimSpace(req.GetCondition()), Limits: limits, Reason: req.GetReason(), CreatedBy: caller.Actor(),
 	}
 	res := &adminv1.CreateGrantResponse{}
 	res.Revision, err = s.store.Write(ctx, caller.TenantID, caller.Actor(), func(tx *store.Tx) error {
 		g.ID, g.CreatedAt = store.NewID(), tx.Now()
-		if life > 0 {
-			g.ExpiresAt = tx.Now().Add(life)
+		if g.NotBefore, g.ExpiresAt, err = validity(req, tx.Now()); err != nil {
+			return err
 		}
 		if err := checkGrant(ctx, tx, g); err != nil {
 			return err
@@ -100,29 +97,9 @@ func (s *Service) CreateGrant(ctx context.Context, req *adminv1.CreateGrantReque
 	return res, nil
 }
 
-func checkGrant(ctx context.Context, tx *store.Tx, g store.Grant) error {
-	if err := checkSubject(ctx, tx, g.Subject); err != nil {
-		return err
-	}
-	surface, err := checkTarget(ctx, tx, g.Server, g.Tool)
-	if err != nil || g.Condition == "" {
-		return err
-	}
-	var schemas map[string]policy.Schema
-	if surface != nil {
-		schemas = surface.Schemas(g.Server)
-	}
-	_, err = compile.LowerFor(g.Condition, g.Server, g.Tool, schemas)
-	if p, ok := problem.As(err); ok && g.Tool == "" && g.Server != "*" && len(schemas) > 1 {
-		// The grant reaches every tool of the server, so that each of them must have the argument.
-		return problem.New(problem.Invalid, p.What, "the condition must fit every tool of "+g.Server+"; name a tool: server:"+g.Server+"/TOOL")
-	}
-	return err
-}
-
-// findSame finds a rule in the same words that has no end, which makes another one pointless.
+// findSame finds a rule in the same words that has no beginning and no end, which makes another one pointless.
 func findSame(ctx context.Context, tx *store.Tx, g store.Grant) (*store.Grant, error) {
-	if !g.ExpiresAt.IsZero() {
+	if !g.ExpiresAt.IsZero() || !g.NotBefore.IsZero() {
 		return nil, nil
 	}
 	list, err := tx.Grants(ctx)
@@ -130,7 +107,8 @@ func findSame(ctx context.Context, tx *store.Tx, g store.Grant) (*store.Grant, e
 		return nil, err
 	}
 	for _, o := range list {
-		if o.Deny == g.Deny && o.Subject == g.Subject && o.Server == g.Server && o.Tool == g.Tool && o.Condition == g.Condition && o.ExpiresAt.IsZero() {
+		same := o.Deny == g.Deny && o.Subject == g.Subject && o.Target == g.Target && o.Condition == g.Condition && o.Limits == g.Limits
+		if same && o.ExpiresAt.IsZero() && o.NotBefore.IsZero() {
 			return &o, nil
 		}
 	}
@@ -182,14 +160,14 @@ func matcher(req *adminv1.DeleteGrantsRequest) (func(store.Grant) bool, error) {
 	if req.GetSubject() == "" || req.GetTarget() == "" {
 		return nil, problem.New(problem.Invalid, "which grant is meant is not said", "give subject and target, or an id")
 	}
-	server, tool, err := ParseTarget(req.GetTarget())
+	target, err := controlplane.ParseTarget(req.GetTarget())
 	if err != nil {
 		return nil, err
 	}
 	condition := strings.TrimSpace(req.GetCondition())
 	return func(g store.Grant) bool {
 		effect := req.GetEffect() == adminv1.GrantEffect_GRANT_EFFECT_UNSPECIFIED || g.Deny == (req.GetEffect() == adminv1.GrantEffect_GRANT_EFFECT_DENY)
-		return effect && g.Subject == req.GetSubject() && g.Server == server && g.Tool == tool && (condition == "" || g.Condition == condition)
+		return effect && g.Subject == req.GetSubject() && g.Target == target && (condition == "" || g.Condition == condition)
 	}, nil
 }
 
@@ -200,7 +178,7 @@ func noSuchGrant(req *adminv1.DeleteGrantsRequest, list []store.Grant) error {
 	}
 	var near []string
 	for _, g := range list {
-		if g.Subject == req.GetSubject() || target(g) == req.GetTarget() {
+		if g.Subject == req.GetSubject() || g.String() == req.GetTarget() {
 			near = append(near, words(g))
 		}
 	}
@@ -215,6 +193,13 @@ func noSuchGrant(req *adminv1.DeleteGrantsRequest, list []store.Grant) error {
 // ListGrants lists rules, all or those of a subject or on a target.
 func (s *Service) ListGrants(ctx context.Context, req *adminv1.ListGrantsRequest) (*adminv1.ListGrantsResponse, error) {
 	res := &adminv1.ListGrantsResponse{}
+	var target controlplane.Target
+	if req.GetTarget() != "" {
+		var err error
+		if target, err = controlplane.ParseTarget(req.GetTarget()); err != nil {
+			return nil, err
+		}
+	}
 	err := s.store.Read(ctx, controlplane.CallerFrom(ctx).TenantID, func(tx *store.Tx) error {
 		list, err := tx.Grants(ctx)
 		if err != nil {
@@ -222,114 +207,11 @@ func (s *Service) ListGrants(ctx context.Context, req *adminv1.ListGrantsRequest
 		}
 		res.Grants = nil
 		for _, g := range list {
-			if (req.GetSubject() == "" || g.Subject == req.GetSubject()) && (req.GetTarget() == "" || target(g) == req.GetTarget()) {
+			if (req.GetSubject() == "" || g.Subject == req.GetSubject()) && (req.GetTarget() == "" || g.Target == target) {
 				res.Grants = append(res.Grants, showGrant(g))
 			}
 		}
 		return nil
 	})
 	return res, err
-}
-
-// ParseTarget reads "server:payments/refund", "server:payments" or "server:*".
-func ParseTarget(text string) (server, tool string, err error) {
-	rest, ok := strings.CutPrefix(text, "server:")
-	server, tool, slash := strings.Cut(rest, "/")
-	switch {
-	case !ok || server == "" || slash && tool == "":
-		return "", "", problem.Newf(problem.Invalid, "write server:NAME, server:NAME/TOOL or server:*", "%q is no target", text)
-	case server == "*" && slash:
-		return "", "", problem.New(problem.Invalid, "a tool of every server cannot be granted", "name the server: server:NAME/"+tool)
-	}
-	return server, tool, nil
-}
-
-func checkSubject(ctx context.Context, tx *store.Tx, subject string) error {
-	kind, name, _ := strings.Cut(subject, ":")
-	if subject == "everyone" {
-		return nil
-	}
-	if kind == "user" {
-		// The common case needs one row, not everybody.
-		if _, err := tx.UserByName(ctx, name); problem.CodeOf(err) != problem.NotFound {
-			return err
-		}
-	}
-	rows, err := tx.PolicyRows(ctx)
-	if err != nil {
-		return err
-	}
-	var names []string
-	switch kind {
-	case "user":
-		for _, u := range rows.Users {
-			names = append(names, u.Name)
-		}
-	case "unit":
-		names = nodeNames(rows.Units)
-	case "team":
-		names = nodeNames(rows.Teams)
-	case "group":
-		names = nodeNames(rows.Groups)
-	case "role":
-		names = nodeNames(rows.Roles)
-	default:
-		return problem.Newf(problem.Invalid, "write user:NAME, team:NAME, group:NAME, unit:NAME, role:NAME or everyone", "%q is no subject", subject)
-	}
-	if slices.Contains(names, name) {
-		return nil
-	}
-	fix := "create it with mcpvault " + kind + " create " + name
-	if near := policy.Nearest(name, names); near != "" {
-		fix = "did you mean " + kind + ":" + near + "?"
-	}
-	return problem.Newf(problem.NotFound, fix, "%s %s does not exist", kind, name)
-}
-
-func nodeNames(list []store.PolicyNode) []string {
-	out := make([]string, 0, len(list))
-	for _, n := range list {
-		out = append(out, n.Name)
-	}
-	return out
-}
-
-// checkTarget finds the surface that the grant is about: the published one, else the newest. nil for every server.
-func checkTarget(ctx context.Context, tx *store.Tx, server, tool string) (*registry.Surface, error) {
-	if server == "*" {
-		return nil, nil
-	}
-	srv, err := registry.Find(ctx, tx, server)
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, number := range []uint32{srv.PublishedVersion, srv.LatestVersion} {
-		if number == 0 {
-			continue
-		}
-		v, err := tx.Version(ctx, srv, number)
-		if err != nil {
-			return nil, err
-		}
-		surface, err := registry.DecodeSurface(v.Surface)
-		if err != nil {
-			return nil, err
-		}
-		has := slices.ContainsFunc(surface.Tools, func(t registry.Tool) bool { return t.Name == tool })
-		if tool == "" || has {
-			return surface, nil
-		}
-		for _, t := range surface.Tools {
-			names = append(names, t.Name)
-		}
-	}
-	if tool == "" {
-		return nil, nil // never scanned with success: the grant waits for its server
-	}
-	fix := "see `mcpvault server get " + server + "`"
-	if near := policy.Nearest(tool, names); near != "" {
-		fix = "did you mean server:" + server + "/" + near + "?"
-	}
-	return nil, problem.Newf(problem.NotFound, fix, "server %s has no tool %s", server, tool)
 }

@@ -145,8 +145,11 @@ func (e *explainer) deciding(out authz.Explanation) string {
 			verb = "denied"
 		}
 		text := fmt.Sprintf("%s to %s", verb, shown.GetPath())
-		if c := shown.GetGrant().GetCondition(); c != "" {
-			text += " when " + c
+		if asks := shown.GetGrant().GetTerms(); len(asks) > 0 {
+			text += " " + strings.Join(asks, ", ")
+		}
+		if ms := shown.GetGrant().GetNotBeforeMs(); ms > e.now {
+			text += ", which has not begun"
 		}
 		if ms := shown.GetGrant().GetExpiresMs(); ms != 0 && ms <= e.now {
 			text += ", which has expired"
@@ -233,13 +236,13 @@ func (v *view) holder(p index.PrincipalID, srv index.ServerID, items []index.Ite
 			g := v.grants[rule.Grant]
 			if rule.Deny {
 				conditional = true
-				h.Conditions = appendNew(h.Conditions, "not ("+g.Condition+")")
+				h.Conditions = appendNew(h.Conditions, "not ("+asks(g)+")")
 				continue
 			}
 			plain = plain || rule.Cond == 0
 			h.Paths = appendNew(h.Paths, v.path(h.GetUser(), rule.Via, g.Subject))
-			if g.Condition != "" {
-				h.Conditions = appendNew(h.Conditions, g.Condition)
+			if text := asks(g); text != "" {
+				h.Conditions = appendNew(h.Conditions, text)
 			}
 		}
 		if plain && !conditional {

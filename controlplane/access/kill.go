@@ -145,7 +145,7 @@ func killable(ctx context.Context, tx *store.Tx, req *adminv1.KillRequest) error
 		if !ok || server == "" || tool == "" {
 			return problem.Newf(problem.Invalid, "write SERVER/TOOL", "%q names no tool", req.GetSubject())
 		}
-		_, err := checkTarget(ctx, tx, server, tool)
+		_, err := checkTarget(ctx, tx, controlplane.Target{Server: server, Item: tool})
 		return err
 	case "node":
 		return knownNode(ctx, tx, req.GetSubject())

@@ -11,13 +11,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/mcpvault/mcpvault/controlplane"
-	"github.com/mcpvault/mcpvault/controlplane/policy"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/index"
@@ -42,11 +38,11 @@ type Input struct {
 	Groups []Node
 	Roles  []Node
 
-	Servers []Server
-	Grants  []Grant
-	Issuers []*snapshotv1.Issuer
-	// Zero staleness means the default.
-	ReadStaleness, WriteStaleness time.Duration
+	Servers   []Server
+	Endpoints []controlplane.Endpoint
+	Grants    []Grant
+	Issuers   []*snapshotv1.Issuer
+	Staleness controlplane.Staleness
 }
 
 // User is a principal with the names of what it belongs to directly.
@@ -80,17 +76,20 @@ type Server struct {
 	ProtocolVersions []string
 	// Effects by tool: read, write; everything else is destructive.
 	Effects map[string]string
+	Labels  []controlplane.Label
+	Links   []controlplane.Link
 }
 
 // Grant is one rule as somebody wrote it.
 type Grant struct {
-	ID        string
-	Deny      bool
-	Subject   string
-	Server    string // "*" for all
-	Tool      string // "" for the whole server
+	ID      string
+	Deny    bool
+	Subject string
+	controlplane.Target
 	Condition string
-	ExpiresAt time.Time // zero for never
+	Limits    controlplane.Limits
+	// NotBefore and ExpiresAt are zero when it holds at once and for ever.
+	NotBefore, ExpiresAt time.Time
 }
 
 // Output is what Compile made.
@@ -117,19 +116,11 @@ type Note struct {
 
 // Compile makes the shards. An error means that the rows as a whole cannot be enforced, and names the offender.
 func Compile(in Input) (*Output, error) {
-	c := &compiler{
-		in:       in,
-		surfaces: map[string]*snapshotv1.CatalogueServer{},
-		schemas:  map[string]map[string]policy.Schema{},
-		shapes:   map[string]string{},
-		lowered:  map[lowering]*snapshot.Cond{},
-	}
-	catalogue, err := c.catalogue()
+	pol, catalogue, notes, err := lower(in)
 	if err != nil {
 		return nil, err
 	}
-	pol := c.policy()
-	out := &Output{Policy: pol, Report: Report{Notes: c.notes}}
+	out := &Output{Policy: pol, Report: Report{Notes: notes}}
 	if out.Index, err = index.Build(pol); err != nil {
 		return nil, fmt.Errorf("compile tenant %s: %w", in.Tenant.Name, err)
 	}
@@ -143,19 +134,35 @@ func Compile(in Input) (*Output, error) {
 	return out, nil
 }
 
-type compiler struct {
-	in Input
-	// surfaces and schemas are by server name, schemas by tool name below it.
-	surfaces map[string]*snapshotv1.CatalogueServer
-	schemas  map[string]map[string]policy.Schema
-	// shapes are of all schemas of a server together.
-	shapes  map[string]string
-	lowered map[lowering]*snapshot.Cond
-	notes   []Note
+// lower brings rows into the forms that the shards are encoded from.
+func lower(in Input) (*snapshot.Policy, *snapshotv1.Catalogue, []Note, error) {
+	c := newCompiler(in)
+	catalogue, err := c.catalogue()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return c.policy(), catalogue, c.notes, nil
 }
 
-// lowering names a condition put on tools of one shape.
-type lowering struct{ condition, shape string }
+type compiler struct {
+	in        Input
+	servers   map[string]*server // by name
+	endpoints map[string]*controlplane.Endpoint
+	lowered   map[asked]lowered
+	written   map[shaped]*snapshot.Cond
+	notes     []Note
+}
+
+func newCompiler(in Input) *compiler {
+	c := &compiler{
+		in: in, servers: make(map[string]*server, len(in.Servers)), endpoints: make(map[string]*controlplane.Endpoint, len(in.Endpoints)),
+		lowered: map[asked]lowered{}, written: map[shaped]*snapshot.Cond{},
+	}
+	for i := range in.Endpoints {
+		c.endpoints[in.Endpoints[i].Name] = &in.Endpoints[i]
+	}
+	return c
+}
 
 func (c *compiler) note(grant, format string, args ...any) {
 	c.notes = append(c.notes, Note{grant, fmt.Sprintf(format, args...)})
@@ -164,18 +171,16 @@ func (c *compiler) note(grant, format string, args ...any) {
 func (c *compiler) catalogue() (*snapshotv1.Catalogue, error) {
 	cat := &snapshotv1.Catalogue{
 		TenantId: string(c.in.Tenant.ID), Tenant: c.in.Tenant.Name,
-		Hosts: slices.Sorted(slices.Values(c.in.Tenant.Hosts)),
-		Settings: &snapshotv1.Settings{
-			MaxStalenessReadMs:  cmp.Or(c.in.ReadStaleness, DefaultReadStaleness).Milliseconds(),
-			MaxStalenessWriteMs: cmp.Or(c.in.WriteStaleness, DefaultWriteStaleness).Milliseconds(),
-		},
+		Hosts:    slices.Sorted(slices.Values(c.in.Tenant.Hosts)),
+		Settings: c.settings(),
 	}
-	for _, s := range sorted(c.in.Servers, func(s Server) string { return s.Name }) {
-		srv, err := c.server(s)
+	for _, row := range sorted(c.in.Servers, func(s Server) string { return s.Name }) {
+		s, err := c.newServer(row)
 		if err != nil {
 			return nil, err
 		}
-		cat.Servers = append(cat.Servers, srv)
+		c.servers[row.Name] = s
+		cat.Servers = append(cat.Servers, s.shown)
 	}
 	for _, i := range sorted(c.in.Issuers, (*snapshotv1.Issuer).GetIssuer) {
 		cat.Issuers = append(cat.Issuers, &snapshotv1.Issuer{
@@ -187,25 +192,15 @@ func (c *compiler) catalogue() (*snapshotv1.Catalogue, error) {
 	return cat, nil
 }
 
-func (c *compiler) server(s Server) (*snapshotv1.CatalogueServer, error) {
-	srv := &snapshotv1.CatalogueServer{}
-	if err := proto.Unmarshal(s.Surface, srv); err != nil {
-		return nil, fmt.Errorf("compile server %s: its stored surface does not decode: %w", s.Name, err)
+func (c *compiler) settings() *snapshotv1.Settings {
+	s := &snapshotv1.Settings{
+		MaxStalenessReadMs:  cmp.Or(c.in.Staleness.Read, DefaultReadStaleness).Milliseconds(),
+		MaxStalenessWriteMs: cmp.Or(c.in.Staleness.Write, DefaultWriteStaleness).Milliseconds(),
 	}
-	srv.Id, srv.Name = s.ID, s.Name
-	srv.Version, srv.VersionDigest = s.Version, s.Digest
-	srv.ProtocolVersions = s.ProtocolVersions
-	srv.Tools = sorted(srv.GetTools(), (*snapshotv1.CatalogueTool).GetName)
-	schemas := make(map[string]policy.Schema, len(srv.GetTools()))
-	shapes := make(map[string]bool, 4)
-	for _, t := range srv.GetTools() {
-		t.Effect = effect(s.Effects[t.GetName()])
-		schemas[t.GetName()] = policy.ParseSchema(s.Name+"/"+t.GetName(), t.GetRaw())
-		shapes[schemas[t.GetName()].Shape()] = true
+	for _, label := range slices.Sorted(maps.Keys(c.in.Staleness.Labels)) {
+		s.LabelStaleness = append(s.LabelStaleness, &snapshotv1.LabelStaleness{Label: label, MaxMs: c.in.Staleness.Labels[label].Milliseconds()})
 	}
-	c.surfaces[s.Name], c.schemas[s.Name] = srv, schemas
-	c.shapes[s.Name] = strings.Join(slices.Sorted(maps.Keys(shapes)), "\x00")
-	return srv, nil
+	return s
 }
 
 // effect is the class of a word; what nobody classed counts as the worst.

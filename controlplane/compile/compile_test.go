@@ -2,12 +2,16 @@ package compile
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -25,7 +29,7 @@ type story struct {
 	Input
 	Servers []struct {
 		Server
-		Tools []json.RawMessage
+		Tools, Prompts, Resources []json.RawMessage
 	}
 }
 
@@ -41,6 +45,7 @@ func (s story) input(t *testing.T) Input {
 			}
 			surface.Tools = append(surface.Tools, &snapshotv1.CatalogueTool{Name: tool.Name, Raw: raw})
 		}
+		surface.Prompts, surface.Resources = entries(t, srv.Prompts), entries(t, srv.Resources)
 		b, err := proto.Marshal(surface)
 		if err != nil {
 			t.Fatal(err)
@@ -50,6 +55,18 @@ func (s story) input(t *testing.T) Input {
 		in.Servers = append(in.Servers, srv.Server)
 	}
 	return in
+}
+
+func entries(t *testing.T, list []json.RawMessage) (out []*snapshotv1.CatalogueEntry) {
+	t.Helper()
+	for _, raw := range list {
+		var e struct{ Name, URI string }
+		if err := json.Unmarshal(raw, &e); err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, &snapshotv1.CatalogueEntry{Name: cmp.Or(e.URI, e.Name), Raw: raw})
+	}
+	return out
 }
 
 func load(t *testing.T, path string) (*txtar.Archive, Input) {
@@ -73,11 +90,11 @@ func TestCompileGivesWhatTheFileSays(t *testing.T) {
 	}
 	for _, path := range files {
 		ar, in := load(t, path)
-		out, err := Compile(in)
+		pol, catalogue, notes, err := lower(in)
 		if err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
-		got := dump(t, out)
+		got := dump(pol, catalogue, notes)
 		if *update {
 			ar.Files[1].Data = []byte(got)
 			if err := os.WriteFile(path, txtar.Format(ar), 0o644); err != nil {
@@ -159,58 +176,117 @@ func shuffle[T any](rng *rand.Rand, list []T) {
 }
 
 // dump writes what was compiled as lines that a review can read.
-func dump(t *testing.T, out *Output) string {
-	t.Helper()
+func dump(pol *snapshot.Policy, cat *snapshotv1.Catalogue, notes []Note) string {
 	var b strings.Builder
-	for _, p := range out.Policy.Principals {
+	for _, p := range pol.Principals {
 		fmt.Fprintf(&b, "principal %s disabled=%v %v", p.Name, p.Disabled, p.Nodes)
 		if p.Kind != snapshot.KindPerson || p.Clearance != 0 || p.Region != "" {
 			fmt.Fprintf(&b, " kind=%d clearance=%d region=%s", p.Kind, p.Clearance, p.Region)
 		}
 		b.WriteByte('\n')
 	}
-	for _, n := range out.Policy.Nodes {
+	for _, n := range pol.Nodes {
 		fmt.Fprintf(&b, "node %s %v\n", n.Ref, n.Parents)
 	}
-	for _, g := range out.Policy.Grants {
+	for _, g := range pol.Grants {
 		fmt.Fprintf(&b, "grant %s deny=%v %s %s/%s %s\n", g.ID, g.Deny, g.Subject, g.Server, g.Tool, when(g.When))
 	}
-	cat := &snapshotv1.Catalogue{}
-	if err := proto.Unmarshal(out.Catalogue, cat); err != nil {
-		t.Fatal(err)
+	for _, srv := range pol.Servers {
+		for _, item := range srv.Items {
+			fmt.Fprintf(&b, "item %s/%s%s\n", srv.Name, item, facts(srv.Facts[item]))
+		}
 	}
-	fmt.Fprintf(&b, "hosts %v read=%d write=%d\n", cat.GetHosts(), cat.GetSettings().GetMaxStalenessReadMs(), cat.GetSettings().GetMaxStalenessWriteMs())
+	fmt.Fprintf(&b, "hosts %v read=%d write=%d", cat.GetHosts(), cat.GetSettings().GetMaxStalenessReadMs(), cat.GetSettings().GetMaxStalenessWriteMs())
+	for _, l := range cat.GetSettings().GetLabelStaleness() {
+		fmt.Fprintf(&b, " %s:%d", l.GetLabel(), l.GetMaxMs())
+	}
+	b.WriteByte('\n')
 	for _, s := range cat.GetServers() {
-		fmt.Fprintf(&b, "server %s@%d %s %v\n", s.GetName(), s.GetVersion(), s.GetUrl(), s.GetProtocolVersions())
+		fmt.Fprintf(&b, "server %s@%d %s %v%s\n", s.GetName(), s.GetVersion(), s.GetUrl(), s.GetProtocolVersions(), labelsOf(s.GetLabels()))
 		for _, tool := range s.GetTools() {
-			fmt.Fprintf(&b, "  %s %s %s\n", tool.GetName(), tool.GetEffect(), tool.GetRaw())
+			fmt.Fprintf(&b, "  %s %s %s%s\n", tool.GetName(), tool.GetEffect(), tool.GetRaw(), labelsOf(tool.GetLabels()))
+		}
+		for _, e := range slices.Concat(s.GetPrompts(), s.GetResources()) {
+			fmt.Fprintf(&b, "  %s %s\n", e.GetName(), e.GetRaw())
 		}
 	}
 	for _, i := range cat.GetIssuers() {
 		fmt.Fprintf(&b, "issuer %s %v\n", i.GetIssuer(), i.GetAudiences())
 	}
-	for _, n := range out.Report.Notes {
+	for _, n := range notes {
 		fmt.Fprintf(&b, "note %s: %s\n", n.Grant, n.Problem)
 	}
 	return b.String()
+}
+
+func labelsOf(list []string) string {
+	if len(list) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" labels=%v", list)
+}
+
+func facts(f snapshot.Facts) string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(f)) {
+		v := f[name]
+		fmt.Fprintf(&b, " %s=%s", name, value(v.Value))
+		if v.Type == snapshot.TypeSet {
+			fmt.Fprintf(&b, "%v", v.Set)
+		}
+	}
+	return b.String()
+}
+
+func value(v snapshot.Value) string {
+	switch v.Type {
+	case snapshot.TypeBool:
+		return strconv.FormatBool(v.Bool)
+	case snapshot.TypeNumber:
+		return strconv.FormatInt(v.Int, 10)
+	}
+	return v.Str
 }
 
 func when(c *snapshot.Cond) string {
 	if c == nil {
 		return "always"
 	}
-	var kids []string
-	for _, k := range c.Kids {
-		kids = append(kids, when(k))
+	name := map[snapshot.Op]string{
+		snapshot.OpTrue: "true", snapshot.OpFalse: "never", snapshot.OpAnd: "and", snapshot.OpOr: "or", snapshot.OpNot: "not", snapshot.OpHas: "has",
+		snapshot.OpLt: "<", snapshot.OpLe: "<=", snapshot.OpGe: ">=", snapshot.OpEq: "==", snapshot.OpIn: "in", snapshot.OpBefore: "before",
+		snapshot.OpAfter: "after", snapshot.OpInRange: "within", snapshot.OpContains: "contains",
+	}[c.Op]
+	switch c.Op {
+	case snapshot.OpTrue, snapshot.OpFalse:
+		return name
+	case snapshot.OpBefore, snapshot.OpAfter:
+		return name + " " + value(c.Value)
+	case snapshot.OpAnd, snapshot.OpOr, snapshot.OpNot:
+		var kids []string
+		for _, k := range c.Kids {
+			kids = append(kids, when(k))
+		}
+		return name + "(" + strings.Join(kids, ", ") + ")"
 	}
-	names := map[snapshot.Op]string{
-		snapshot.OpTrue: "true", snapshot.OpFalse: "never", snapshot.OpAnd: "and", snapshot.OpLt: "<", snapshot.OpEq: "==", snapshot.OpBefore: "before",
+	source := func(from snapshot.Source, arg string) string {
+		return [...]string{"", "context.", "clock.", "principal.", "resource."}[from] + arg
+	}
+	left := source(c.From, c.Arg)
+	if c.Zone != "" {
+		left += "[" + c.Zone + "]"
 	}
 	switch {
-	case len(kids) > 0:
-		return names[c.Op] + "(" + strings.Join(kids, ", ") + ")"
-	case c.Op == snapshot.OpFalse || c.Op == snapshot.OpTrue:
-		return names[c.Op]
+	case c.Op == snapshot.OpHas:
+		return "has " + left
+	case c.With != nil:
+		return left + " " + name + " " + source(c.With.From, c.With.Arg)
+	case c.Op == snapshot.OpIn:
+		var values []string
+		for _, v := range c.Values {
+			values = append(values, value(v))
+		}
+		return left + " in [" + strings.Join(values, " ") + "]"
 	}
-	return fmt.Sprintf("%s %s %v%v", c.Arg, names[c.Op], c.Value.Str, c.Value.Int)
+	return left + " " + name + " " + value(c.Value)
 }

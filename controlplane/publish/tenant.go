@@ -258,25 +258,9 @@ func (p *Publisher) tenant(id controlplane.TenantID) *tenantState {
 
 // read takes one consistent view of everything that decides.
 func (p *Publisher) read(ctx context.Context, tenant controlplane.TenantID) (in compile.Input, err error) {
-	err = p.st.Read(ctx, tenant, func(tx *store.Tx) error {
-		rows, err := tx.PolicyRows(ctx)
-		if err != nil {
-			return err
-		}
-		grants, err := tx.Grants(ctx)
-		if err != nil {
-			return err
-		}
-		servers, err := tx.Servers(ctx)
-		if err != nil {
-			return err
-		}
-		versions, err := tx.PublishedVersions(ctx)
-		if err != nil {
-			return err
-		}
-		in = inputOf(rows, grants, servers, versions)
-		return nil
+	err = p.st.Read(ctx, tenant, func(tx *store.Tx) (err error) {
+		in, err = readInput(ctx, tx)
+		return err
 	})
 	if err == nil && p.cfg.Issuers != nil {
 		in.Issuers = p.cfg.Issuers(in.Tenant)
@@ -284,30 +268,83 @@ func (p *Publisher) read(ctx context.Context, tenant controlplane.TenantID) (in 
 	return in, err
 }
 
-func inputOf(rows store.PolicyRows, grants []store.Grant, servers []store.Server, versions map[string]store.ServerVersion) compile.Input {
+func readInput(ctx context.Context, tx *store.Tx) (in compile.Input, err error) {
+	rows, err := tx.PolicyRows(ctx)
+	if err != nil {
+		return in, err
+	}
+	grants, err := tx.Grants(ctx)
+	if err != nil {
+		return in, err
+	}
+	in = inputOf(rows, grants)
+	if in.Servers, err = readServers(ctx, tx); err != nil {
+		return in, err
+	}
+	if in.Endpoints, err = tx.Endpoints(ctx); err != nil {
+		return in, err
+	}
+	at := make(map[string]int, len(in.Servers))
+	for i, s := range in.Servers {
+		at[s.Name] = i
+	}
+	for _, e := range in.Endpoints {
+		for _, l := range e.Links {
+			if i, ok := at[l.Server]; ok {
+				in.Servers[i].Links = append(in.Servers[i].Links, l)
+			}
+		}
+	}
+	labels, err := tx.Labels(ctx)
+	if err != nil {
+		return in, err
+	}
+	for _, l := range labels {
+		if i, ok := at[l.Server]; ok {
+			in.Servers[i].Labels = append(in.Servers[i].Labels, l)
+		}
+	}
+	in.Staleness, err = tx.Staleness(ctx)
+	return in, err
+}
+
+func inputOf(rows store.PolicyRows, grants []store.Grant) compile.Input {
 	in := compile.Input{
-		Tenant: rows.Tenant, Users: make([]compile.User, len(rows.Users)),
+		Tenant: rows.Tenant, Users: make([]compile.User, len(rows.Users)), Grants: make([]compile.Grant, len(grants)),
 		Units: nodes(rows.Units), Teams: nodes(rows.Teams), Groups: nodes(rows.Groups), Roles: nodes(rows.Roles),
 	}
 	for i, u := range rows.Users {
 		in.Users[i] = compile.User(u)
 	}
-	for _, g := range grants {
-		in.Grants = append(in.Grants, compile.Grant{
-			ID: g.ID, Deny: g.Deny, Subject: g.Subject, Server: g.Server, Tool: g.Tool, Condition: g.Condition, ExpiresAt: g.ExpiresAt,
-		})
-	}
-	for _, s := range servers {
-		v, ok := versions[s.ID]
-		if !ok {
-			continue
+	for i, g := range grants {
+		in.Grants[i] = compile.Grant{
+			ID: g.ID, Deny: g.Deny, Subject: g.Subject, Target: g.Target, Condition: g.Condition, Limits: g.Limits,
+			NotBefore: g.NotBefore, ExpiresAt: g.ExpiresAt,
 		}
-		in.Servers = append(in.Servers, compile.Server{
-			ID: s.ID, Name: s.Name, Version: v.Number, Digest: v.Digest, Surface: v.Surface,
-			ProtocolVersions: v.ProtocolVersions, Effects: v.Effects,
-		})
 	}
 	return in
+}
+
+// readServers reads the servers that have a published version.
+func readServers(ctx context.Context, tx *store.Tx) ([]compile.Server, error) {
+	servers, err := tx.Servers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	versions, err := tx.PublishedVersions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []compile.Server
+	for _, s := range servers {
+		if v, ok := versions[s.ID]; ok {
+			out = append(out, compile.Server{
+				ID: s.ID, Name: s.Name, Version: v.Number, Digest: v.Digest, Surface: v.Surface,
+				ProtocolVersions: v.ProtocolVersions, Effects: v.Effects,
+			})
+		}
+	}
+	return out, nil
 }
 
 func nodes(list []store.PolicyNode) []compile.Node {

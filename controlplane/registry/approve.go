@@ -106,10 +106,10 @@ func stillFit(ctx context.Context, tx *store.Tx, server string, surface *Surface
 		if g.Server != server || g.Condition == "" || over {
 			continue
 		}
-		if _, ok := schemas[g.Tool]; g.Tool != "" && !ok {
+		if _, ok := schemas[g.Item]; g.Item != "" && g.Item != controlplane.AllTools && !ok {
 			continue // the tool is gone: the grant reaches nothing
 		}
-		if _, err := compile.LowerFor(g.Condition, g.Server, g.Tool, schemas); err != nil {
+		if _, err := compile.LowerFor(g.Condition, g.Target, schemas); err != nil {
 			return problem.Newf(problem.Conflict, "take the grant back with mcpvault revoke --id "+g.ID+", or have the server keep the argument",
 				"grant %s of %s has a condition that does not fit this version: %s", g.ID, g.Subject, sentence(err))
 		}

@@ -80,6 +80,17 @@ func DecodeSurface(b []byte) (*Surface, error) {
 	return s, nil
 }
 
+// Names lists the tools, or the prompts.
+func (s *Surface) Names(kind snapshot.ItemKind) []string {
+	var names []string
+	for _, t := range s.Tools {
+		if kind == snapshot.ItemTool {
+			names = append(names, t.Name)
+		}
+	}
+	return names
+}
+
 // Schemas are the tools' schemas by name, for conditions.
 func (s *Surface) Schemas(server string) map[string]policy.Schema {
 	out := make(map[string]policy.Schema, len(s.Tools))

@@ -151,6 +151,10 @@ func (f *fake) CreateGrant(_ context.Context, r *adminv1.CreateGrantRequest) (*a
 		Id: fmt.Sprintf("g%d", len(f.grants)+1), Effect: r.GetEffect(), Subject: r.GetSubject(), Target: r.GetTarget(),
 		Condition: r.GetCondition(), Reason: r.GetReason(), ExpiresMs: r.GetValidFor().AsDuration().Milliseconds(),
 	}
+	if l := r.GetLimits(); proto.Size(l) > 0 {
+		// Spaces are not the same in every build of the library.
+		g.Terms = []string{fmt.Sprintf("%d %d %v", r.GetNotBeforeMs(), r.GetNotAfterMs(), l)}
+	}
 	f.grants = append(f.grants, g)
 	revision := uint64(7)
 	if g.GetReason() == "slow" {

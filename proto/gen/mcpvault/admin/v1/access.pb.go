@@ -78,14 +78,20 @@ type Grant struct {
 	Effect GrantEffect            `protobuf:"varint,2,opt,name=effect,proto3,enum=mcpvault.admin.v1.GrantEffect" json:"effect,omitempty"`
 	// "user:alice", "team:analysts", "group:eng", "unit:emea", "role:analyst", "everyone".
 	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
-	// "server:payments", "server:payments/refund", "server:*".
+	// "server:payments", "server:payments/refund", "server:docs/prompt:review", "server:docs/resource:file:///pub/*",
+	// "server:payments@3", "server:*", "tools:effect=read,label.pci=true", "endpoint:crm/read".
 	Target string `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
 	// Cedar condition over context.args, "" for none.
-	Condition     string `protobuf:"bytes,5,opt,name=condition,proto3" json:"condition,omitempty"`
-	ExpiresMs     int64  `protobuf:"varint,6,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"`
-	Reason        string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
-	CreatedBy     string `protobuf:"bytes,8,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
-	CreatedMs     int64  `protobuf:"varint,9,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	Condition string `protobuf:"bytes,5,opt,name=condition,proto3" json:"condition,omitempty"`
+	ExpiresMs int64  `protobuf:"varint,6,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"`
+	Reason    string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	CreatedBy string `protobuf:"bytes,8,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	CreatedMs int64  `protobuf:"varint,9,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	// The grant counts from then on; 0 for at once.
+	NotBeforeMs int64        `protobuf:"varint,10,opt,name=not_before_ms,json=notBeforeMs,proto3" json:"not_before_ms,omitempty"`
+	Limits      *GrantLimits `protobuf:"bytes,11,opt,name=limits,proto3" json:"limits,omitempty"`
+	// The limits and the condition in words, for people.
+	Terms         []string `protobuf:"bytes,12,rep,name=terms,proto3" json:"terms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -183,22 +189,149 @@ func (x *Grant) GetCreatedMs() int64 {
 	return 0
 }
 
+func (x *Grant) GetNotBeforeMs() int64 {
+	if x != nil {
+		return x.NotBeforeMs
+	}
+	return 0
+}
+
+func (x *Grant) GetLimits() *GrantLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *Grant) GetTerms() []string {
+	if x != nil {
+		return x.Terms
+	}
+	return nil
+}
+
+// GrantLimits are circumstances that must all hold; what is not set asks for nothing.
+type GrantLimits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// CIDR; the caller's address lies in one of them.
+	Networks []string `protobuf:"bytes,1,rep,name=networks,proto3" json:"networks,omitempty"`
+	// "09:00-17:00"; over midnight when the end is not later.
+	Between string `protobuf:"bytes,2,opt,name=between,proto3" json:"between,omitempty"`
+	// "mon-fri" or "mon,wed": the days on which the hours begin.
+	Days string `protobuf:"bytes,3,opt,name=days,proto3" json:"days,omitempty"`
+	// IANA name; UTC when hours or days are given without one.
+	TimeZone string `protobuf:"bytes,4,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	// The serving cell is in one of them.
+	Regions []string `protobuf:"bytes,5,rep,name=regions,proto3" json:"regions,omitempty"`
+	// The principal's clearance is at least the class of what is called.
+	WithinClearance bool `protobuf:"varint,6,opt,name=within_clearance,json=withinClearance,proto3" json:"within_clearance,omitempty"`
+	// Nobody acts for the principal.
+	NotActing     bool `protobuf:"varint,7,opt,name=not_acting,json=notActing,proto3" json:"not_acting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrantLimits) Reset() {
+	*x = GrantLimits{}
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrantLimits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrantLimits) ProtoMessage() {}
+
+func (x *GrantLimits) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrantLimits.ProtoReflect.Descriptor instead.
+func (*GrantLimits) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *GrantLimits) GetNetworks() []string {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *GrantLimits) GetBetween() string {
+	if x != nil {
+		return x.Between
+	}
+	return ""
+}
+
+func (x *GrantLimits) GetDays() string {
+	if x != nil {
+		return x.Days
+	}
+	return ""
+}
+
+func (x *GrantLimits) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
+}
+
+func (x *GrantLimits) GetRegions() []string {
+	if x != nil {
+		return x.Regions
+	}
+	return nil
+}
+
+func (x *GrantLimits) GetWithinClearance() bool {
+	if x != nil {
+		return x.WithinClearance
+	}
+	return false
+}
+
+func (x *GrantLimits) GetNotActing() bool {
+	if x != nil {
+		return x.NotActing
+	}
+	return false
+}
+
 type CreateGrantRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	Effect        GrantEffect            `protobuf:"varint,2,opt,name=effect,proto3,enum=mcpvault.admin.v1.GrantEffect" json:"effect,omitempty"`
-	Subject       string                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
-	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
-	Condition     string                 `protobuf:"bytes,5,opt,name=condition,proto3" json:"condition,omitempty"`
-	ValidFor      *durationpb.Duration   `protobuf:"bytes,6,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"`
-	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Tenant    string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Effect    GrantEffect            `protobuf:"varint,2,opt,name=effect,proto3,enum=mcpvault.admin.v1.GrantEffect" json:"effect,omitempty"`
+	Subject   string                 `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	Target    string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`
+	Condition string                 `protobuf:"bytes,5,opt,name=condition,proto3" json:"condition,omitempty"`
+	// From not_before_ms on, or from now.
+	ValidFor *durationpb.Duration `protobuf:"bytes,6,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"`
+	Reason   string               `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// 0 for at once.
+	NotBeforeMs int64 `protobuf:"varint,8,opt,name=not_before_ms,json=notBeforeMs,proto3" json:"not_before_ms,omitempty"`
+	// In place of valid_for; 0 for no end.
+	NotAfterMs    int64        `protobuf:"varint,9,opt,name=not_after_ms,json=notAfterMs,proto3" json:"not_after_ms,omitempty"`
+	Limits        *GrantLimits `protobuf:"bytes,10,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateGrantRequest) Reset() {
 	*x = CreateGrantRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[1]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -210,7 +343,7 @@ func (x *CreateGrantRequest) String() string {
 func (*CreateGrantRequest) ProtoMessage() {}
 
 func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[1]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -223,7 +356,7 @@ func (x *CreateGrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGrantRequest.ProtoReflect.Descriptor instead.
 func (*CreateGrantRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{1}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CreateGrantRequest) GetTenant() string {
@@ -275,6 +408,27 @@ func (x *CreateGrantRequest) GetReason() string {
 	return ""
 }
 
+func (x *CreateGrantRequest) GetNotBeforeMs() int64 {
+	if x != nil {
+		return x.NotBeforeMs
+	}
+	return 0
+}
+
+func (x *CreateGrantRequest) GetNotAfterMs() int64 {
+	if x != nil {
+		return x.NotAfterMs
+	}
+	return 0
+}
+
+func (x *CreateGrantRequest) GetLimits() *GrantLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type CreateGrantResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Grant         *Grant                 `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
@@ -285,7 +439,7 @@ type CreateGrantResponse struct {
 
 func (x *CreateGrantResponse) Reset() {
 	*x = CreateGrantResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[2]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -297,7 +451,7 @@ func (x *CreateGrantResponse) String() string {
 func (*CreateGrantResponse) ProtoMessage() {}
 
 func (x *CreateGrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[2]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -310,7 +464,7 @@ func (x *CreateGrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateGrantResponse.ProtoReflect.Descriptor instead.
 func (*CreateGrantResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{2}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CreateGrantResponse) GetGrant() *Grant {
@@ -342,7 +496,7 @@ type DeleteGrantsRequest struct {
 
 func (x *DeleteGrantsRequest) Reset() {
 	*x = DeleteGrantsRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[3]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -354,7 +508,7 @@ func (x *DeleteGrantsRequest) String() string {
 func (*DeleteGrantsRequest) ProtoMessage() {}
 
 func (x *DeleteGrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[3]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -367,7 +521,7 @@ func (x *DeleteGrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGrantsRequest.ProtoReflect.Descriptor instead.
 func (*DeleteGrantsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{3}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DeleteGrantsRequest) GetTenant() string {
@@ -422,7 +576,7 @@ type DeleteGrantsResponse struct {
 
 func (x *DeleteGrantsResponse) Reset() {
 	*x = DeleteGrantsResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[4]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -434,7 +588,7 @@ func (x *DeleteGrantsResponse) String() string {
 func (*DeleteGrantsResponse) ProtoMessage() {}
 
 func (x *DeleteGrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[4]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -447,7 +601,7 @@ func (x *DeleteGrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGrantsResponse.ProtoReflect.Descriptor instead.
 func (*DeleteGrantsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{4}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DeleteGrantsResponse) GetDeleted() []*Grant {
@@ -476,7 +630,7 @@ type ListGrantsRequest struct {
 
 func (x *ListGrantsRequest) Reset() {
 	*x = ListGrantsRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[5]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -488,7 +642,7 @@ func (x *ListGrantsRequest) String() string {
 func (*ListGrantsRequest) ProtoMessage() {}
 
 func (x *ListGrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[5]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -501,7 +655,7 @@ func (x *ListGrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGrantsRequest.ProtoReflect.Descriptor instead.
 func (*ListGrantsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{5}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListGrantsRequest) GetTenant() string {
@@ -534,7 +688,7 @@ type ListGrantsResponse struct {
 
 func (x *ListGrantsResponse) Reset() {
 	*x = ListGrantsResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[6]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +700,7 @@ func (x *ListGrantsResponse) String() string {
 func (*ListGrantsResponse) ProtoMessage() {}
 
 func (x *ListGrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[6]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +713,7 @@ func (x *ListGrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGrantsResponse.ProtoReflect.Descriptor instead.
 func (*ListGrantsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{6}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListGrantsResponse) GetGrants() []*Grant {
@@ -584,7 +738,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[7]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +750,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[7]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +763,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{7}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ExplainRequest) GetTenant() string {
@@ -666,7 +820,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[8]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +832,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[8]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +845,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{8}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ExplainResponse) GetAllowed() bool {
@@ -763,7 +917,7 @@ type ExplainedGrant struct {
 
 func (x *ExplainedGrant) Reset() {
 	*x = ExplainedGrant{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[9]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -775,7 +929,7 @@ func (x *ExplainedGrant) String() string {
 func (*ExplainedGrant) ProtoMessage() {}
 
 func (x *ExplainedGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[9]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -788,7 +942,7 @@ func (x *ExplainedGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainedGrant.ProtoReflect.Descriptor instead.
 func (*ExplainedGrant) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{9}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ExplainedGrant) GetGrant() *Grant {
@@ -824,7 +978,7 @@ type WhoCanRequest struct {
 
 func (x *WhoCanRequest) Reset() {
 	*x = WhoCanRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[10]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +990,7 @@ func (x *WhoCanRequest) String() string {
 func (*WhoCanRequest) ProtoMessage() {}
 
 func (x *WhoCanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[10]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +1003,7 @@ func (x *WhoCanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoCanRequest.ProtoReflect.Descriptor instead.
 func (*WhoCanRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WhoCanRequest) GetTenant() string {
@@ -883,7 +1037,7 @@ type WhoCanResponse struct {
 
 func (x *WhoCanResponse) Reset() {
 	*x = WhoCanResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[11]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -895,7 +1049,7 @@ func (x *WhoCanResponse) String() string {
 func (*WhoCanResponse) ProtoMessage() {}
 
 func (x *WhoCanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[11]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -908,7 +1062,7 @@ func (x *WhoCanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoCanResponse.ProtoReflect.Descriptor instead.
 func (*WhoCanResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WhoCanResponse) GetHolders() []*Holder {
@@ -938,7 +1092,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[12]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1104,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[12]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1117,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Holder) GetUser() string {
@@ -1009,7 +1163,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1021,7 +1175,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1034,7 +1188,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *KillRequest) GetTenant() string {
@@ -1081,7 +1235,7 @@ type KillResponse struct {
 
 func (x *KillResponse) Reset() {
 	*x = KillResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1247,7 @@ func (x *KillResponse) String() string {
 func (*KillResponse) ProtoMessage() {}
 
 func (x *KillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1260,7 @@ func (x *KillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillResponse.ProtoReflect.Descriptor instead.
 func (*KillResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *KillResponse) GetId() string {
@@ -1127,7 +1281,7 @@ type ListKillsRequest struct {
 
 func (x *ListKillsRequest) Reset() {
 	*x = ListKillsRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1293,7 @@ func (x *ListKillsRequest) String() string {
 func (*ListKillsRequest) ProtoMessage() {}
 
 func (x *ListKillsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1306,7 @@ func (x *ListKillsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKillsRequest.ProtoReflect.Descriptor instead.
 func (*ListKillsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListKillsRequest) GetTenant() string {
@@ -1179,7 +1333,7 @@ type ListKillsResponse struct {
 
 func (x *ListKillsResponse) Reset() {
 	*x = ListKillsResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1345,7 @@ func (x *ListKillsResponse) String() string {
 func (*ListKillsResponse) ProtoMessage() {}
 
 func (x *ListKillsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1358,7 @@ func (x *ListKillsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKillsResponse.ProtoReflect.Descriptor instead.
 func (*ListKillsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListKillsResponse) GetKills() []*KillRecord {
@@ -1236,7 +1390,7 @@ type KillRecord struct {
 
 func (x *KillRecord) Reset() {
 	*x = KillRecord{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1402,7 @@ func (x *KillRecord) String() string {
 func (*KillRecord) ProtoMessage() {}
 
 func (x *KillRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1415,7 @@ func (x *KillRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRecord.ProtoReflect.Descriptor instead.
 func (*KillRecord) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{17}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *KillRecord) GetId() string {
@@ -1338,7 +1492,7 @@ type ImportKillsRequest struct {
 
 func (x *ImportKillsRequest) Reset() {
 	*x = ImportKillsRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[18]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1504,7 @@ func (x *ImportKillsRequest) String() string {
 func (*ImportKillsRequest) ProtoMessage() {}
 
 func (x *ImportKillsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[18]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1517,7 @@ func (x *ImportKillsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKillsRequest.ProtoReflect.Descriptor instead.
 func (*ImportKillsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{18}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ImportKillsRequest) GetTenant() string {
@@ -1390,7 +1544,7 @@ type ImportKillsResponse struct {
 
 func (x *ImportKillsResponse) Reset() {
 	*x = ImportKillsResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[19]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1556,7 @@ func (x *ImportKillsResponse) String() string {
 func (*ImportKillsResponse) ProtoMessage() {}
 
 func (x *ImportKillsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[19]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1569,7 @@ func (x *ImportKillsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKillsResponse.ProtoReflect.Descriptor instead.
 func (*ImportKillsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{19}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ImportKillsResponse) GetIds() []string {
@@ -1440,7 +1594,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[20]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1606,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[20]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1619,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{20}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Token) GetId() string {
@@ -1522,7 +1676,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[21]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1688,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[21]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1701,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{21}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateTokenRequest) GetTenant() string {
@@ -1581,7 +1735,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[22]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +1747,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[22]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1606,7 +1760,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{22}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateTokenResponse) GetToken() *Token {
@@ -1632,7 +1786,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[23]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1644,7 +1798,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[23]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1657,7 +1811,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{23}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListTokensRequest) GetTenant() string {
@@ -1676,7 +1830,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[24]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1842,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[24]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1855,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{24}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -1721,7 +1875,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[25]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1887,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[25]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1900,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{25}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RevokeTokenRequest) GetTenant() string {
@@ -1771,7 +1925,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[26]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +1937,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[26]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,14 +1950,14 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{26}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{27}
 }
 
 var File_mcpvault_admin_v1_access_proto protoreflect.FileDescriptor
 
 const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"\n" +
-	"\x1emcpvault/admin/v1/access.proto\x12\x11mcpvault.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\"mcpvault/admin/v1/operations.proto\"\x94\x02\n" +
+	"\x1emcpvault/admin/v1/access.proto\x12\x11mcpvault.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\"mcpvault/admin/v1/operations.proto\"\x86\x03\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x126\n" +
 	"\x06effect\x18\x02 \x01(\x0e2\x1e.mcpvault.admin.v1.GrantEffectR\x06effect\x12\x18\n" +
@@ -1816,15 +1970,33 @@ const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"\n" +
 	"created_by\x18\b \x01(\tR\tcreatedBy\x12\x1d\n" +
 	"\n" +
-	"created_ms\x18\t \x01(\x03R\tcreatedMs\"\xf9\x02\n" +
+	"created_ms\x18\t \x01(\x03R\tcreatedMs\x12\"\n" +
+	"\rnot_before_ms\x18\n" +
+	" \x01(\x03R\vnotBeforeMs\x126\n" +
+	"\x06limits\x18\v \x01(\v2\x1e.mcpvault.admin.v1.GrantLimitsR\x06limits\x12\x14\n" +
+	"\x05terms\x18\f \x03(\tR\x05terms\"\x93\x02\n" +
+	"\vGrantLimits\x12*\n" +
+	"\bnetworks\x18\x01 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10 \"\x04r\x02\x18@R\bnetworks\x12!\n" +
+	"\abetween\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18\x10R\abetween\x12\x1b\n" +
+	"\x04days\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04days\x12$\n" +
+	"\ttime_zone\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\btimeZone\x12(\n" +
+	"\aregions\x18\x05 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10 \"\x04r\x02\x18?R\aregions\x12)\n" +
+	"\x10within_clearance\x18\x06 \x01(\bR\x0fwithinClearance\x12\x1d\n" +
+	"\n" +
+	"not_acting\x18\a \x01(\bR\tnotActing\"\x9a\x04\n" +
 	"\x12CreateGrantRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12@\n" +
 	"\x06effect\x18\x02 \x01(\x0e2\x1e.mcpvault.admin.v1.GrantEffectB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06effect\x12O\n" +
-	"\asubject\x18\x03 \x01(\tB5\xbaH2r0\x18\xa0\x062+^((user|team|group|unit|role):.+|everyone)$R\asubject\x12-\n" +
-	"\x06target\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x18\x90\x032\v^server:.+$R\x06target\x12&\n" +
+	"\asubject\x18\x03 \x01(\tB5\xbaH2r0\x18\xa0\x062+^((user|team|group|unit|role):.+|everyone)$R\asubject\x12>\n" +
+	"\x06target\x18\x04 \x01(\tB&\xbaH#r!\x18\x90\x032\x1c^(server|tools|endpoint):.+$R\x06target\x12&\n" +
 	"\tcondition\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tcondition\x126\n" +
 	"\tvalid_for\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\x12 \n" +
-	"\x06reason\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\xf4\x03R\x06reason\"a\n" +
+	"\x06reason\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\xf4\x03R\x06reason\x12+\n" +
+	"\rnot_before_ms\x18\b \x01(\x03B\a\xbaH\x04\"\x02(\x00R\vnotBeforeMs\x12)\n" +
+	"\fnot_after_ms\x18\t \x01(\x03B\a\xbaH\x04\"\x02(\x00R\n" +
+	"notAfterMs\x126\n" +
+	"\x06limits\x18\n" +
+	" \x01(\v2\x1e.mcpvault.admin.v1.GrantLimitsR\x06limits\"a\n" +
 	"\x13CreateGrantResponse\x12.\n" +
 	"\x05grant\x18\x01 \x01(\v2\x18.mcpvault.admin.v1.GrantR\x05grant\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\"\xff\x01\n" +
@@ -1975,82 +2147,85 @@ func file_mcpvault_admin_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_admin_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mcpvault_admin_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_mcpvault_admin_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_mcpvault_admin_v1_access_proto_goTypes = []any{
 	(GrantEffect)(0),             // 0: mcpvault.admin.v1.GrantEffect
 	(*Grant)(nil),                // 1: mcpvault.admin.v1.Grant
-	(*CreateGrantRequest)(nil),   // 2: mcpvault.admin.v1.CreateGrantRequest
-	(*CreateGrantResponse)(nil),  // 3: mcpvault.admin.v1.CreateGrantResponse
-	(*DeleteGrantsRequest)(nil),  // 4: mcpvault.admin.v1.DeleteGrantsRequest
-	(*DeleteGrantsResponse)(nil), // 5: mcpvault.admin.v1.DeleteGrantsResponse
-	(*ListGrantsRequest)(nil),    // 6: mcpvault.admin.v1.ListGrantsRequest
-	(*ListGrantsResponse)(nil),   // 7: mcpvault.admin.v1.ListGrantsResponse
-	(*ExplainRequest)(nil),       // 8: mcpvault.admin.v1.ExplainRequest
-	(*ExplainResponse)(nil),      // 9: mcpvault.admin.v1.ExplainResponse
-	(*ExplainedGrant)(nil),       // 10: mcpvault.admin.v1.ExplainedGrant
-	(*WhoCanRequest)(nil),        // 11: mcpvault.admin.v1.WhoCanRequest
-	(*WhoCanResponse)(nil),       // 12: mcpvault.admin.v1.WhoCanResponse
-	(*Holder)(nil),               // 13: mcpvault.admin.v1.Holder
-	(*KillRequest)(nil),          // 14: mcpvault.admin.v1.KillRequest
-	(*KillResponse)(nil),         // 15: mcpvault.admin.v1.KillResponse
-	(*ListKillsRequest)(nil),     // 16: mcpvault.admin.v1.ListKillsRequest
-	(*ListKillsResponse)(nil),    // 17: mcpvault.admin.v1.ListKillsResponse
-	(*KillRecord)(nil),           // 18: mcpvault.admin.v1.KillRecord
-	(*ImportKillsRequest)(nil),   // 19: mcpvault.admin.v1.ImportKillsRequest
-	(*ImportKillsResponse)(nil),  // 20: mcpvault.admin.v1.ImportKillsResponse
-	(*Token)(nil),                // 21: mcpvault.admin.v1.Token
-	(*CreateTokenRequest)(nil),   // 22: mcpvault.admin.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),  // 23: mcpvault.admin.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),    // 24: mcpvault.admin.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),   // 25: mcpvault.admin.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),   // 26: mcpvault.admin.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),  // 27: mcpvault.admin.v1.RevokeTokenResponse
-	(*durationpb.Duration)(nil),  // 28: google.protobuf.Duration
-	(*NodeAck)(nil),              // 29: mcpvault.admin.v1.NodeAck
+	(*GrantLimits)(nil),          // 2: mcpvault.admin.v1.GrantLimits
+	(*CreateGrantRequest)(nil),   // 3: mcpvault.admin.v1.CreateGrantRequest
+	(*CreateGrantResponse)(nil),  // 4: mcpvault.admin.v1.CreateGrantResponse
+	(*DeleteGrantsRequest)(nil),  // 5: mcpvault.admin.v1.DeleteGrantsRequest
+	(*DeleteGrantsResponse)(nil), // 6: mcpvault.admin.v1.DeleteGrantsResponse
+	(*ListGrantsRequest)(nil),    // 7: mcpvault.admin.v1.ListGrantsRequest
+	(*ListGrantsResponse)(nil),   // 8: mcpvault.admin.v1.ListGrantsResponse
+	(*ExplainRequest)(nil),       // 9: mcpvault.admin.v1.ExplainRequest
+	(*ExplainResponse)(nil),      // 10: mcpvault.admin.v1.ExplainResponse
+	(*ExplainedGrant)(nil),       // 11: mcpvault.admin.v1.ExplainedGrant
+	(*WhoCanRequest)(nil),        // 12: mcpvault.admin.v1.WhoCanRequest
+	(*WhoCanResponse)(nil),       // 13: mcpvault.admin.v1.WhoCanResponse
+	(*Holder)(nil),               // 14: mcpvault.admin.v1.Holder
+	(*KillRequest)(nil),          // 15: mcpvault.admin.v1.KillRequest
+	(*KillResponse)(nil),         // 16: mcpvault.admin.v1.KillResponse
+	(*ListKillsRequest)(nil),     // 17: mcpvault.admin.v1.ListKillsRequest
+	(*ListKillsResponse)(nil),    // 18: mcpvault.admin.v1.ListKillsResponse
+	(*KillRecord)(nil),           // 19: mcpvault.admin.v1.KillRecord
+	(*ImportKillsRequest)(nil),   // 20: mcpvault.admin.v1.ImportKillsRequest
+	(*ImportKillsResponse)(nil),  // 21: mcpvault.admin.v1.ImportKillsResponse
+	(*Token)(nil),                // 22: mcpvault.admin.v1.Token
+	(*CreateTokenRequest)(nil),   // 23: mcpvault.admin.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),  // 24: mcpvault.admin.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),    // 25: mcpvault.admin.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),   // 26: mcpvault.admin.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),   // 27: mcpvault.admin.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),  // 28: mcpvault.admin.v1.RevokeTokenResponse
+	(*durationpb.Duration)(nil),  // 29: google.protobuf.Duration
+	(*NodeAck)(nil),              // 30: mcpvault.admin.v1.NodeAck
 }
 var file_mcpvault_admin_v1_access_proto_depIdxs = []int32{
 	0,  // 0: mcpvault.admin.v1.Grant.effect:type_name -> mcpvault.admin.v1.GrantEffect
-	0,  // 1: mcpvault.admin.v1.CreateGrantRequest.effect:type_name -> mcpvault.admin.v1.GrantEffect
-	28, // 2: mcpvault.admin.v1.CreateGrantRequest.valid_for:type_name -> google.protobuf.Duration
-	1,  // 3: mcpvault.admin.v1.CreateGrantResponse.grant:type_name -> mcpvault.admin.v1.Grant
-	0,  // 4: mcpvault.admin.v1.DeleteGrantsRequest.effect:type_name -> mcpvault.admin.v1.GrantEffect
-	1,  // 5: mcpvault.admin.v1.DeleteGrantsResponse.deleted:type_name -> mcpvault.admin.v1.Grant
-	1,  // 6: mcpvault.admin.v1.ListGrantsResponse.grants:type_name -> mcpvault.admin.v1.Grant
-	10, // 7: mcpvault.admin.v1.ExplainResponse.grants:type_name -> mcpvault.admin.v1.ExplainedGrant
-	1,  // 8: mcpvault.admin.v1.ExplainedGrant.grant:type_name -> mcpvault.admin.v1.Grant
-	13, // 9: mcpvault.admin.v1.WhoCanResponse.holders:type_name -> mcpvault.admin.v1.Holder
-	18, // 10: mcpvault.admin.v1.ListKillsResponse.kills:type_name -> mcpvault.admin.v1.KillRecord
-	29, // 11: mcpvault.admin.v1.KillRecord.acks:type_name -> mcpvault.admin.v1.NodeAck
-	28, // 12: mcpvault.admin.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	21, // 13: mcpvault.admin.v1.CreateTokenResponse.token:type_name -> mcpvault.admin.v1.Token
-	21, // 14: mcpvault.admin.v1.ListTokensResponse.tokens:type_name -> mcpvault.admin.v1.Token
-	2,  // 15: mcpvault.admin.v1.AccessService.CreateGrant:input_type -> mcpvault.admin.v1.CreateGrantRequest
-	4,  // 16: mcpvault.admin.v1.AccessService.DeleteGrants:input_type -> mcpvault.admin.v1.DeleteGrantsRequest
-	6,  // 17: mcpvault.admin.v1.AccessService.ListGrants:input_type -> mcpvault.admin.v1.ListGrantsRequest
-	8,  // 18: mcpvault.admin.v1.AccessService.Explain:input_type -> mcpvault.admin.v1.ExplainRequest
-	11, // 19: mcpvault.admin.v1.AccessService.WhoCan:input_type -> mcpvault.admin.v1.WhoCanRequest
-	14, // 20: mcpvault.admin.v1.AccessService.Kill:input_type -> mcpvault.admin.v1.KillRequest
-	16, // 21: mcpvault.admin.v1.AccessService.ListKills:input_type -> mcpvault.admin.v1.ListKillsRequest
-	19, // 22: mcpvault.admin.v1.AccessService.ImportKills:input_type -> mcpvault.admin.v1.ImportKillsRequest
-	22, // 23: mcpvault.admin.v1.TokenService.CreateToken:input_type -> mcpvault.admin.v1.CreateTokenRequest
-	24, // 24: mcpvault.admin.v1.TokenService.ListTokens:input_type -> mcpvault.admin.v1.ListTokensRequest
-	26, // 25: mcpvault.admin.v1.TokenService.RevokeToken:input_type -> mcpvault.admin.v1.RevokeTokenRequest
-	3,  // 26: mcpvault.admin.v1.AccessService.CreateGrant:output_type -> mcpvault.admin.v1.CreateGrantResponse
-	5,  // 27: mcpvault.admin.v1.AccessService.DeleteGrants:output_type -> mcpvault.admin.v1.DeleteGrantsResponse
-	7,  // 28: mcpvault.admin.v1.AccessService.ListGrants:output_type -> mcpvault.admin.v1.ListGrantsResponse
-	9,  // 29: mcpvault.admin.v1.AccessService.Explain:output_type -> mcpvault.admin.v1.ExplainResponse
-	12, // 30: mcpvault.admin.v1.AccessService.WhoCan:output_type -> mcpvault.admin.v1.WhoCanResponse
-	15, // 31: mcpvault.admin.v1.AccessService.Kill:output_type -> mcpvault.admin.v1.KillResponse
-	17, // 32: mcpvault.admin.v1.AccessService.ListKills:output_type -> mcpvault.admin.v1.ListKillsResponse
-	20, // 33: mcpvault.admin.v1.AccessService.ImportKills:output_type -> mcpvault.admin.v1.ImportKillsResponse
-	23, // 34: mcpvault.admin.v1.TokenService.CreateToken:output_type -> mcpvault.admin.v1.CreateTokenResponse
-	25, // 35: mcpvault.admin.v1.TokenService.ListTokens:output_type -> mcpvault.admin.v1.ListTokensResponse
-	27, // 36: mcpvault.admin.v1.TokenService.RevokeToken:output_type -> mcpvault.admin.v1.RevokeTokenResponse
-	26, // [26:37] is the sub-list for method output_type
-	15, // [15:26] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	2,  // 1: mcpvault.admin.v1.Grant.limits:type_name -> mcpvault.admin.v1.GrantLimits
+	0,  // 2: mcpvault.admin.v1.CreateGrantRequest.effect:type_name -> mcpvault.admin.v1.GrantEffect
+	29, // 3: mcpvault.admin.v1.CreateGrantRequest.valid_for:type_name -> google.protobuf.Duration
+	2,  // 4: mcpvault.admin.v1.CreateGrantRequest.limits:type_name -> mcpvault.admin.v1.GrantLimits
+	1,  // 5: mcpvault.admin.v1.CreateGrantResponse.grant:type_name -> mcpvault.admin.v1.Grant
+	0,  // 6: mcpvault.admin.v1.DeleteGrantsRequest.effect:type_name -> mcpvault.admin.v1.GrantEffect
+	1,  // 7: mcpvault.admin.v1.DeleteGrantsResponse.deleted:type_name -> mcpvault.admin.v1.Grant
+	1,  // 8: mcpvault.admin.v1.ListGrantsResponse.grants:type_name -> mcpvault.admin.v1.Grant
+	11, // 9: mcpvault.admin.v1.ExplainResponse.grants:type_name -> mcpvault.admin.v1.ExplainedGrant
+	1,  // 10: mcpvault.admin.v1.ExplainedGrant.grant:type_name -> mcpvault.admin.v1.Grant
+	14, // 11: mcpvault.admin.v1.WhoCanResponse.holders:type_name -> mcpvault.admin.v1.Holder
+	19, // 12: mcpvault.admin.v1.ListKillsResponse.kills:type_name -> mcpvault.admin.v1.KillRecord
+	30, // 13: mcpvault.admin.v1.KillRecord.acks:type_name -> mcpvault.admin.v1.NodeAck
+	29, // 14: mcpvault.admin.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	22, // 15: mcpvault.admin.v1.CreateTokenResponse.token:type_name -> mcpvault.admin.v1.Token
+	22, // 16: mcpvault.admin.v1.ListTokensResponse.tokens:type_name -> mcpvault.admin.v1.Token
+	3,  // 17: mcpvault.admin.v1.AccessService.CreateGrant:input_type -> mcpvault.admin.v1.CreateGrantRequest
+	5,  // 18: mcpvault.admin.v1.AccessService.DeleteGrants:input_type -> mcpvault.admin.v1.DeleteGrantsRequest
+	7,  // 19: mcpvault.admin.v1.AccessService.ListGrants:input_type -> mcpvault.admin.v1.ListGrantsRequest
+	9,  // 20: mcpvault.admin.v1.AccessService.Explain:input_type -> mcpvault.admin.v1.ExplainRequest
+	12, // 21: mcpvault.admin.v1.AccessService.WhoCan:input_type -> mcpvault.admin.v1.WhoCanRequest
+	15, // 22: mcpvault.admin.v1.AccessService.Kill:input_type -> mcpvault.admin.v1.KillRequest
+	17, // 23: mcpvault.admin.v1.AccessService.ListKills:input_type -> mcpvault.admin.v1.ListKillsRequest
+	20, // 24: mcpvault.admin.v1.AccessService.ImportKills:input_type -> mcpvault.admin.v1.ImportKillsRequest
+	23, // 25: mcpvault.admin.v1.TokenService.CreateToken:input_type -> mcpvault.admin.v1.CreateTokenRequest
+	25, // 26: mcpvault.admin.v1.TokenService.ListTokens:input_type -> mcpvault.admin.v1.ListTokensRequest
+	27, // 27: mcpvault.admin.v1.TokenService.RevokeToken:input_type -> mcpvault.admin.v1.RevokeTokenRequest
+	4,  // 28: mcpvault.admin.v1.AccessService.CreateGrant:output_type -> mcpvault.admin.v1.CreateGrantResponse
+	6,  // 29: mcpvault.admin.v1.AccessService.DeleteGrants:output_type -> mcpvault.admin.v1.DeleteGrantsResponse
+	8,  // 30: mcpvault.admin.v1.AccessService.ListGrants:output_type -> mcpvault.admin.v1.ListGrantsResponse
+	10, // 31: mcpvault.admin.v1.AccessService.Explain:output_type -> mcpvault.admin.v1.ExplainResponse
+	13, // 32: mcpvault.admin.v1.AccessService.WhoCan:output_type -> mcpvault.admin.v1.WhoCanResponse
+	16, // 33: mcpvault.admin.v1.AccessService.Kill:output_type -> mcpvault.admin.v1.KillResponse
+	18, // 34: mcpvault.admin.v1.AccessService.ListKills:output_type -> mcpvault.admin.v1.ListKillsResponse
+	21, // 35: mcpvault.admin.v1.AccessService.ImportKills:output_type -> mcpvault.admin.v1.ImportKillsResponse
+	24, // 36: mcpvault.admin.v1.TokenService.CreateToken:output_type -> mcpvault.admin.v1.CreateTokenResponse
+	26, // 37: mcpvault.admin.v1.TokenService.ListTokens:output_type -> mcpvault.admin.v1.ListTokensResponse
+	28, // 38: mcpvault.admin.v1.TokenService.RevokeToken:output_type -> mcpvault.admin.v1.RevokeTokenResponse
+	28, // [28:39] is the sub-list for method output_type
+	17, // [17:28] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_admin_v1_access_proto_init() }
@@ -2065,7 +2240,7 @@ func file_mcpvault_admin_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_admin_v1_access_proto_rawDesc), len(file_mcpvault_admin_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

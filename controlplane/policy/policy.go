@@ -1,23 +1,23 @@
-// Package policy reads what people write about arguments and turns it into the one form that a cell evaluates. The
-// language is Cedar, and this package is the only one that knows cedar-go. It accepts the closed part of Cedar that can
-// be evaluated without an allocation and can never fail open: comparisons of a tool's scalar arguments with constants,
-// joined by && || ! and if. What it does not accept it refuses with the place and the way out; nothing is skipped.
+// Package policy reads what people write, in Cedar, and turns it into the one form that a cell evaluates: a condition of a
+// grant, or a whole policy. With snapshot/residual it is all that knows cedar-go.
+//
+// What a native program can say becomes one: comparisons with constants of arguments, of the principal, of the resource and
+// of what surrounds the call, membership, networks and clocks, joined by && || ! and if. Anything else is kept as Cedar and
+// is evaluated as Cedar (snapshot.OpForeign), when it types against the schema and can run in a cell. What can do neither is
+// refused with its place and the way out; nothing is skipped.
 //
 // Every argument is typed here against the tool's approved input schema, so that a condition which could only ever be an
 // error is refused while its author is looking at it.
 package policy
 
 import (
-	"bytes"
-	"encoding/json"
-	"fmt"
 	"regexp"
 	"strconv"
 	"strings"
 
 	cedar "github.com/cedar-policy/cedar-go"
+	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 
-	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
@@ -34,23 +34,28 @@ const (
 	suffix = "\n};"
 )
 
-// Lower turns a condition into its evaluable form, for calls of the given tool. The error is a *problem.Problem with code
-// Invalid that names the tool, the argument and, where they are known, line and column (1-based).
+// Lower turns a condition into its evaluable form, for calls of the given tool. The error is a problem with code Invalid
+// that names the tool, the argument and, where they are known, line and column (1-based). Names of principals and nodes are
+// not looked up: a membership of what does not exist is for the caller to find.
 func Lower(text string, tool Schema) (*snapshot.Cond, error) {
 	body, err := parse(text)
 	if err != nil {
 		return nil, err
 	}
-	l := &lowerer{text: text, tool: tool}
-	cond, _, err := l.lower(body, known{}, 0)
+	l := &lowerer{tool: tool, world: &World{}}
+	cond, err := l.condition(body)
 	if err != nil {
 		return nil, err
 	}
-	// Room is left for the expiry that the compiler puts around it.
-	if count(cond) > snapshot.MaxCondNodes-2 || depth(cond) > snapshot.MaxCondDepth-2 || cond.Validate() != nil {
-		return nil, tooLong()
+	return cond, fits(cond)
+}
+
+// fits leaves room for what the compiler puts around a condition.
+func fits(cond *snapshot.Cond) error {
+	if cond != nil && (count(cond) > snapshot.MaxCondNodes-8 || depth(cond) > snapshot.MaxCondDepth-2) {
+		return tooLong()
 	}
-	return cond, nil
+	return nil
 }
 
 // Check reports whether text is a condition at all, with no tool to type it against.
@@ -59,17 +64,13 @@ func Check(text string) error {
 	return err
 }
 
-// node is Cedar's JSON policy form of an expression: an object with one member, the operator.
-type node map[string]json.RawMessage
-
 // parse gives the body of the single when clause that text stands for.
-func parse(text string) (node, error) {
+func parse(text string) (*expr, error) {
 	if strings.TrimSpace(text) == "" {
-		return nil, problem.New(problem.Invalid, "the condition is empty", `write something like context.args.amount < 100, or leave it away`)
+		return nil, refuse(place{}, `write something like context.args.amount < 100, or leave it away`, "the condition is empty")
 	}
 	if len(text) > MaxText {
-		return nil, problem.Newf(problem.Invalid, "make two grants of it, or a shorter condition",
-			"the condition is %d bytes long; at most %d are accepted", len(text), MaxText)
+		return nil, refuse(place{}, "make two grants of it, or a shorter condition", "the condition is %d bytes long; at most %d are accepted", len(text), MaxText)
 	}
 	if deepest(text) > maxDepth {
 		return nil, tooLong()
@@ -81,24 +82,12 @@ func parse(text string) (node, error) {
 	if len(list) != 1 {
 		return nil, oneOnly()
 	}
-	raw, err := list[0].MarshalJSON()
-	if err != nil {
-		return nil, problem.New(problem.Invalid, "the condition cannot be read", "write it more simply").Because(err)
-	}
-	var est struct {
-		Conditions []struct {
-			Kind string `json:"kind"`
-			Body node   `json:"body"`
-		} `json:"conditions"`
-	}
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	if err := dec.Decode(&est); err != nil {
-		return nil, problem.New(problem.Invalid, "the condition cannot be read", "write it more simply").Because(err)
-	}
-	if len(est.Conditions) != 1 || est.Conditions[0].Kind != "when" {
+	conditions := list[0].AST().Conditions
+	if len(conditions) != 1 || conditions[0].Condition != xast.ConditionWhen {
 		return nil, oneOnly()
 	}
-	return est.Conditions[0].Body, nil
+	l := &locator{words: tokens(text, 1, 1)}
+	return l.locate(conditions[0].Body), nil
 }
 
 // deepest is the depth of brackets and of chains of prefix operators. The parser behind us recurses, so it is bounded
@@ -125,13 +114,11 @@ func deepest(text string) int {
 }
 
 func oneOnly() error {
-	return problem.New(problem.Invalid, "this is more than a condition",
-		"write only what stands between the braces of a Cedar when clause, such as context.args.amount < 100")
+	return refuse(place{}, "write only what stands between the braces of a Cedar when clause, such as context.args.amount < 100", "this is more than a condition")
 }
 
 func tooLong() error {
-	return problem.Newf(problem.Invalid, "split it into several grants",
-		"the condition has more than %d parts or %d levels", snapshot.MaxCondNodes, maxDepth)
+	return refuse(place{}, "split it into several", "the condition has more than %d parts or %d levels", snapshot.MaxCondNodes, maxDepth)
 }
 
 var cedarPlace = regexp.MustCompile(`at [^ ]*:(\d+):(\d+) (".*?"): (.*)$`)
@@ -142,84 +129,15 @@ func syntax(err error) error {
 	m := cedarPlace.FindStringSubmatch(err.Error())
 	if m == nil {
 		if strings.Contains(err.Error(), "out of range") {
-			return problem.New(problem.Invalid, "a number does not fit in 64 bits", "use a smaller one")
+			return refuse(place{}, "use a smaller one", "a number does not fit in 64 bits")
 		}
-		return problem.New(problem.Invalid, "the condition is not valid Cedar", fix).Because(err)
+		return refuse(place{}, fix, "the condition is not valid Cedar: %v", err)
 	}
 	line, _ := strconv.Atoi(m[1])
+	column, _ := strconv.Atoi(m[2])
 	word := m[3]
 	if word == `";"` || word == `"}"` {
-		return problem.Newf(problem.Invalid, fix, "the condition ends too early (line %d)", max(line-2, 1))
+		return refuse(place{}, fix, "the condition ends too early (line %d)", max(line-2, 1))
 	}
-	return problem.Newf(problem.Invalid, fix, "%d:%s: unexpected %s: %s", line-1, m[2], word, m[4])
-}
-
-// place finds where a word stands in the text, outside strings and comments: "1:14: ", or "" when it is not there.
-func place(text, word string) string {
-	line, start := 1, 0
-	for i := 0; i < len(text); {
-		switch c := text[i]; {
-		case c == '\n':
-			line++
-			i++
-			start = i
-		case strings.HasPrefix(text[i:], "//"):
-			for i < len(text) && text[i] != '\n' {
-				i++
-			}
-		case c == '"':
-			end := stringEnd(text, i)
-			if text[i:end] == strconv.Quote(word) {
-				return fmt.Sprintf("%d:%d: ", line, i-start+1)
-			}
-			i = end
-		case isWord(c):
-			end := i
-			for end < len(text) && isWord(text[end]) {
-				end++
-			}
-			if text[i:end] == word {
-				return fmt.Sprintf("%d:%d: ", line, i-start+1)
-			}
-			i = end
-		default:
-			if strings.HasPrefix(text[i:], word) {
-				return fmt.Sprintf("%d:%d: ", line, i-start+1)
-			}
-			i++
-		}
-	}
-	return ""
-}
-
-func stringEnd(text string, i int) int {
-	for i++; i < len(text); i++ {
-		switch text[i] {
-		case '\\':
-			i++
-		case '"':
-			return i + 1
-		}
-	}
-	return len(text)
-}
-
-func isWord(c byte) bool {
-	return c == '_' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
-}
-
-func depth(c *snapshot.Cond) int {
-	most := 0
-	for _, k := range c.Kids {
-		most = max(most, depth(k))
-	}
-	return most + 1
-}
-
-func count(c *snapshot.Cond) int {
-	n := 1
-	for _, k := range c.Kids {
-		n += count(k)
-	}
-	return n
+	return refuse(place{line - 1, column}, fix, "unexpected %s: %s", word, m[4])
 }

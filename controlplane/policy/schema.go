@@ -21,7 +21,9 @@ type Schema struct {
 	Args map[string]Arg
 	// Problem says why the schema cannot be used, "" when it can. No argument can be named then.
 	Problem string
-	shape   string
+	// Open is true when nobody knows the arguments: every one may be there, of every type.
+	Open  bool
+	shape string
 }
 
 // Shape is the same for schemas on which every condition lowers to the same; "" for one that ParseSchema did not make.
@@ -32,13 +34,23 @@ func (s Schema) makeShape() string {
 		return "!" + s.Problem
 	}
 	var b strings.Builder
-	b.WriteByte('{')
-	for _, n := range s.Names() {
-		b.WriteString(strconv.Quote(n))
-		b.WriteByte('0' + byte(s.Args[n].Type))
-		b.WriteString(strconv.FormatBool(s.Args[n].Required))
-	}
+	writeShape(&b, s.Args)
 	return b.String()
+}
+
+func writeShape(b *strings.Builder, args map[string]Arg) {
+	b.WriteByte('{')
+	for _, n := range keys(args) {
+		a := args[n]
+		b.WriteString(strconv.Quote(n))
+		b.WriteByte('0' + byte(a.Type))
+		b.WriteByte('0' + byte(a.Items))
+		b.WriteString(strconv.FormatBool(a.Required))
+		if a.Members != nil {
+			writeShape(b, a.Members)
+		}
+	}
+	b.WriteByte('}')
 }
 
 // Arg is one top-level property of the input.
@@ -48,6 +60,9 @@ type Arg struct {
 	Required bool
 	// Has says what the schema has, for messages: "string", "an array", "no type".
 	Has string
+	// Items is the single scalar type of an array's members, Members are those of an object.
+	Items   snapshot.Type
+	Members map[string]Arg
 }
 
 // maxSchemaDepth bounds how deep a tool object may nest before it is taken as unusable.
@@ -72,8 +87,12 @@ func readSchema(tool string, raw []byte) Schema {
 	r.object(func(name string) {
 		if name == "inputSchema" {
 			s.Problem = ""
-			if !r.input(s.Args) {
+			input, ok := r.property(0)
+			if !ok {
 				s.Problem = "its input schema is not an object"
+			}
+			if input.Members != nil {
+				s.Args = input.Members
 			}
 		}
 	})
@@ -107,29 +126,6 @@ func (r reader) object(member func(name string)) bool {
 	return true
 }
 
-// input reads an input schema's properties into args.
-func (r reader) input(args map[string]Arg) bool {
-	required := map[string]bool{}
-	ok := r.object(func(name string) {
-		switch name {
-		case "required":
-			for _, n := range r.words() {
-				required[n] = true
-			}
-		case "properties":
-			r.object(func(prop string) {
-				typ, has := r.scalar()
-				args[prop] = Arg{Type: typ, Has: has}
-			})
-		}
-	})
-	for n, a := range args {
-		a.Required = required[n]
-		args[n] = a
-	}
-	return ok
-}
-
 // words are the strings of the array that comes next.
 func (r reader) words() (out []string) {
 	if r.dec.PeekKind() != '[' {
@@ -150,22 +146,45 @@ func (r reader) words() (out []string) {
 	return out
 }
 
-// scalar is the single scalar type of the property that comes next, and in any case a word for what is there.
-func (r reader) scalar() (typ snapshot.Type, has string) {
-	typ, has = snapshot.TypeInvalid, "no type"
+// maxMembers bounds how deep conditions can reach into an argument.
+const maxMembers = 8
+
+// property reads the schema that comes next: its single type, the members of an object, and in any case a word for what is
+// there. It is false for what is no object.
+func (r reader) property(depth int) (Arg, bool) {
+	a := Arg{Has: "no type"}
 	typed := false
-	r.object(func(name string) {
-		switch name {
-		case "type":
+	required := map[string]bool{}
+	inner := Arg{}
+	ok := r.object(func(name string) {
+		switch {
+		case name == "type":
 			typed = true
-			typ, has = r.types()
-		case "$ref":
-			if !typed {
-				has = "a $ref, which is not followed"
+			a.Type, a.Has = r.types()
+		case name == "$ref" && !typed:
+			a.Has = "a $ref, which is not followed"
+		case name == "items" && depth < maxMembers:
+			inner, _ = r.property(depth + 1)
+		case name == "required":
+			for _, n := range r.words() {
+				required[n] = true
 			}
+		case name == "properties" && depth < maxMembers:
+			a.Members = map[string]Arg{}
+			r.object(func(prop string) { a.Members[prop], _ = r.property(depth + 1) })
 		}
 	})
-	return typ, has
+	for n, m := range a.Members {
+		m.Required = required[n]
+		a.Members[n] = m
+	}
+	if depth > 0 && a.Has != `type "object"` {
+		a.Members = nil
+	}
+	if a.Has == `type "array"` {
+		a.Items = inner.Type
+	}
+	return a, ok
 }
 
 // types reads what stands behind "type".

@@ -29,7 +29,7 @@ func Fold(est string, fact func(attr string) (snapshot.Fact, bool)) (string, err
 	if !f.open {
 		n = settled(n)
 	}
-	return encode(n)
+	return Marshal(n)
 }
 
 type folder struct {

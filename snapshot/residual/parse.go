@@ -42,8 +42,8 @@ func decode(est string) (xast.IsNode, error) {
 	return p.AST().Conditions[0].Body, nil
 }
 
-// encode is the opposite of decode; the same expression gives the same text.
-func encode(n xast.IsNode) (string, error) {
+// Marshal writes an expression in the form that Parse and Fold read; the same expression gives the same text.
+func Marshal(n xast.IsNode) (string, error) {
 	p := policyOf(n)
 	raw, err := p.MarshalJSON()
 	if err != nil {

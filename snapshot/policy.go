@@ -29,6 +29,11 @@ const (
 	KindWorkload // named by its SPIFFE ID
 )
 
+// String is the word that conditions compare principal.kind with.
+func (k PrincipalKind) String() string {
+	return [...]string{"person", "service_account", "workload", ""}[k&3]
+}
+
 // MaxLevel is the highest clearance and the highest class of data; 0 is public.
 const MaxLevel = 7
 

@@ -2,6 +2,8 @@ package snapshot
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -59,7 +61,7 @@ func (c *Cond) validate(n *int, depth int) error {
 		return fmt.Errorf("condition is nested deeper than %d", MaxCondDepth)
 	}
 	switch c.Op {
-	case OpTrue, OpFalse:
+	case OpTrue, OpFalse, OpFail:
 		return nil
 	case OpAnd, OpOr, OpNot:
 		if len(c.Kids) == 0 || c.Op == OpNot && len(c.Kids) != 1 {
@@ -76,7 +78,17 @@ func (c *Cond) validate(n *int, depth int) error {
 			return fmt.Errorf("time comparison without milliseconds")
 		}
 		return nil
-	case OpHas, OpEq, OpNe, OpLt, OpLe, OpGt, OpGe, OpIn:
+	case OpMember:
+		if err := CheckName(c.Arg); err != nil {
+			return fmt.Errorf("membership: %w", err)
+		}
+		return nil
+	case OpForeign:
+		if c.Value.Type != TypeString {
+			return fmt.Errorf("a Cedar expression that is no text")
+		}
+		return c.Value.validate()
+	case OpHas, OpEq, OpNe, OpLt, OpLe, OpGt, OpGe, OpIn, OpInRange, OpContains:
 		return c.validateLeaf()
 	default:
 		return fmt.Errorf("unknown operator %d", c.Op)
@@ -84,35 +96,168 @@ func (c *Cond) validate(n *int, depth int) error {
 }
 
 func (c *Cond) validateLeaf() error {
+	if err := c.checkOperand(); err != nil {
+		return err
+	}
+	if c.With != nil {
+		return c.checkWith()
+	}
+	if err := c.checkConstant(); err != nil {
+		what := "attribute"
+		if c.From == FromArgs {
+			what = "argument"
+		}
+		return fmt.Errorf("%s %q: %w", what, c.Arg, err)
+	}
+	return nil
+}
+
+func (c *Cond) checkOperand() error {
 	if err := CheckName(c.Arg); err != nil {
 		return fmt.Errorf("argument: %w", err)
 	}
+	if (c.Zone != "") != (c.From == FromClock) || len(c.Zone) > MaxName {
+		return fmt.Errorf("%q: a time zone belongs to a clock", c.Arg)
+	}
+	if c.From > FromResource {
+		return fmt.Errorf("%q: unknown source %d", c.Arg, c.From)
+	}
+	if c.From != FromArgs && c.From != FromResource && AttrType(c.From, c.Arg) == TypeInvalid {
+		return fmt.Errorf("%q: there is no such attribute", c.Arg)
+	}
+	return nil
+}
+
+func (c *Cond) checkConstant() error {
 	switch c.Op {
 	case OpHas:
+		if c.From == FromClock {
+			return fmt.Errorf("a clock is always there")
+		}
 		return nil
 	case OpIn:
 		if len(c.Values) == 0 || len(c.Values) > MaxCondValues {
-			return fmt.Errorf("argument %q: a set of %d members: 1 to %d", c.Arg, len(c.Values), MaxCondValues)
+			return fmt.Errorf("a set of %d members: 1 to %d", len(c.Values), MaxCondValues)
 		}
 		for _, v := range c.Values {
 			if v.Type != c.Values[0].Type {
-				return fmt.Errorf("argument %q: set of mixed types", c.Arg)
+				return fmt.Errorf("set of mixed types")
 			}
 			if err := v.validate(); err != nil {
-				return fmt.Errorf("argument %q: %w", c.Arg, err)
+				return err
 			}
 		}
+		return c.fits(c.Values[0].Type)
+	case OpInRange:
+		if c.From != FromContext || c.Arg != "ip" {
+			return fmt.Errorf("only the caller's address lies in a network")
+		}
+		if _, err := ParseNetwork(c.Value.Str); c.Value.Type != TypeString || err != nil {
+			return fmt.Errorf("%q is no network", c.Value.Str)
+		}
 		return nil
+	case OpContains:
+		if c.From != FromResource || c.Value.Type != TypeString {
+			return fmt.Errorf("only a set of the resource's contains a string")
+		}
+		return c.Value.validate()
 	case OpLt, OpLe, OpGt, OpGe:
 		if c.Value.Type != TypeNumber {
-			return fmt.Errorf("argument %q: order is for numbers only", c.Arg)
+			return fmt.Errorf("order is for numbers only")
 		}
 	default: // equality is for every type
 	}
 	if err := c.Value.validate(); err != nil {
-		return fmt.Errorf("argument %q: %w", c.Arg, err)
+		return err
+	}
+	return c.fits(c.Value.Type)
+}
+
+// fits compares the type of a constant with that of an attribute whose type is fixed.
+func (c *Cond) fits(t Type) error {
+	if want := AttrType(c.From, c.Arg); want != TypeInvalid && want != t {
+		return fmt.Errorf("compared with a constant of another type")
 	}
 	return nil
+}
+
+// checkWith checks a comparison of two operands.
+func (c *Cond) checkWith() error {
+	w := c.With
+	if w.From != FromContext && w.From != FromPrincipal && w.From != FromResource ||
+		w.From != FromResource && AttrType(w.From, w.Arg) == TypeInvalid || CheckName(w.Arg) != nil {
+		return fmt.Errorf("%q: compared with %q, which is no attribute", c.Arg, w.Arg)
+	}
+	left, right := AttrType(c.From, c.Arg), AttrType(w.From, w.Arg)
+	fact := c.From == FromResource || w.From == FromResource
+	switch {
+	case c.From == FromArgs || c.From == FromClock || left == TypeIP || right == TypeIP:
+		return fmt.Errorf("%q: cannot be compared with %q", c.Arg, w.Arg)
+	case c.Op == OpContains:
+		if c.From == FromResource && w.From != FromResource && right == TypeString {
+			return nil
+		}
+	case c.Op == OpEq || c.Op == OpNe:
+		if fact || left == TypeString && right == TypeString {
+			return nil
+		}
+	case c.Op == OpLt || c.Op == OpLe || c.Op == OpGt || c.Op == OpGe:
+		if fact && (left == TypeNumber || left == TypeInvalid) && (right == TypeNumber || right == TypeInvalid) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%q: cannot be compared in this way with %q", c.Arg, w.Arg)
+}
+
+// AttrType is the type of an attribute that every decision knows by this name; TypeInvalid for one that there is not, and
+// for arguments and facts, whose types are their own.
+func AttrType(from Source, name string) Type {
+	switch from {
+	case FromContext:
+		switch name {
+		case "ip":
+			return TypeIP
+		case "region", "actor":
+			return TypeString
+		}
+	case FromClock:
+		if slices.Contains(ClockFields(), name) {
+			return TypeNumber
+		}
+	case FromPrincipal:
+		switch name {
+		case "name", "kind", "region":
+			return TypeString
+		case "clearance":
+			return TypeNumber
+		}
+	case FromResource:
+		switch name {
+		case "name", "server", "kind":
+			return TypeString
+		}
+	case FromArgs:
+	}
+	return TypeInvalid
+}
+
+// ClockFields are what a clock shows, in the order of their numbers in a program.
+func ClockFields() []string { return []string{"minute", "hour", "weekday", "day", "month", "year"} }
+
+// ParseNetwork reads a network in CIDR form or a plain address, which is a network of one. Host bits may be set; an IPv4
+// address in IPv6 form is refused, because a caller's is never one.
+func ParseNetwork(text string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		var a netip.Addr
+		if a, err = netip.ParseAddr(text); err == nil {
+			p, err = a.Prefix(a.BitLen())
+		}
+	}
+	if err != nil || p.Addr().Is4In6() || p.Addr().Zone() != "" {
+		return netip.Prefix{}, fmt.Errorf("%q is no network", text)
+	}
+	return p.Masked(), nil
 }
 
 func (v Value) validate() error {
@@ -171,6 +316,9 @@ func (p *Policy) checkNodes(known map[Ref]bool) error {
 		}
 		if users[u.Name] {
 			return fmt.Errorf("principal %q twice", u.Name)
+		}
+		if u.Clearance > MaxLevel || u.Kind > KindWorkload || len(u.Region) > MaxName || !utf8.ValidString(u.Region) {
+			return fmt.Errorf("principal %q: kind %d, clearance %d, region %q", u.Name, u.Kind, u.Clearance, u.Region)
 		}
 		users[u.Name] = true
 		known["user:"+Ref(u.Name)] = true
@@ -234,6 +382,32 @@ func (p *Policy) checkServers() error {
 			}
 			items[it] = true
 		}
+		for it, facts := range s.Facts {
+			if err := facts.check(); err != nil {
+				return fmt.Errorf("server %q: item %q: %w", s.Name, it, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (f Facts) check() error {
+	for name, v := range f {
+		if err := CheckName(name); err != nil {
+			return fmt.Errorf("attribute: %w", err)
+		}
+		if AttrType(FromResource, name) != TypeInvalid {
+			return fmt.Errorf("attribute %q is there by itself", name)
+		}
+		if v.Type == TypeSet {
+			if !slices.IsSorted(v.Set) {
+				return fmt.Errorf("attribute %q: its set is not sorted", name)
+			}
+			continue
+		}
+		if err := v.validate(); err != nil {
+			return fmt.Errorf("attribute %q: %w", name, err)
+		}
 	}
 	return nil
 }
@@ -250,10 +424,29 @@ func (g *Grant) check(known map[Ref]bool) error {
 			return fmt.Errorf("tool: %w", err)
 		}
 	}
-	if IsSurface(g.Tool) {
+	if kind, name := KindOf(g.Tool); kind == ItemRest || name == "" && g.Tool != "" {
 		return fmt.Errorf("tool %q: only a grant on the whole server reaches it", g.Tool)
 	}
-	return g.When.Validate()
+	if err := g.When.Validate(); err != nil {
+		return err
+	}
+	return g.When.checkMembers(known)
+}
+
+// checkMembers checks that every node that a condition asks for exists.
+func (c *Cond) checkMembers(known map[Ref]bool) error {
+	if c == nil {
+		return nil
+	}
+	if c.Op == OpMember && !known[Ref(c.Arg)] {
+		return fmt.Errorf("condition: node %q does not exist", c.Arg)
+	}
+	for _, k := range c.Kids {
+		if err := k.checkMembers(known); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkCycles walks the parents with an own stack: a policy must not be able to exhaust ours.

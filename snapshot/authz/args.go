@@ -30,6 +30,9 @@ const (
 	faultNull
 	faultMalformed
 	faultTooMany
+	faultAttribute
+	faultFact
+	faultForeign
 )
 
 func (f fault) String() string {
@@ -50,6 +53,12 @@ func (f fault) String() string {
 		return "arguments are not a well-formed JSON object"
 	case faultTooMany:
 		return "too many arguments or bytes"
+	case faultAttribute:
+		return "what it compares is not known of this caller"
+	case faultFact:
+		return "the tool lacks what it compares, or has it of another type"
+	case faultForeign:
+		return "the Cedar expression cannot be evaluated"
 	}
 	return "unknown"
 }

@@ -9,6 +9,7 @@ import (
 	"math/bits"
 	"net/netip"
 
+	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
 
@@ -103,7 +104,7 @@ func decide(v *index.View, pg *index.Page, item index.ItemID, bit uint64, r *Req
 // conditions decides an item that an allow reaches and whose fate hangs on conditions.
 func conditions(v *index.View, pg *index.Page, item index.ItemID, bit uint64, r *Request) Decision {
 	var room [fewRead]arg
-	e := evaluator{now: r.NowMS, raw: r.Args, x: v.Index(), args: args{room: room[:]}}
+	e := evaluator{req: r, x: v.Index(), who: v.Principal(), args: args{room: room[:]}}
 	d := e.decide(v, pg, item, bit)
 	if e.args.fault == faultTooMany {
 		return manyArgs(v, pg, item, bit, r)
@@ -114,7 +115,7 @@ func conditions(v *index.View, pg *index.Page, item index.ItemID, bit uint64, r 
 // manyArgs is conditions with more room for arguments.
 func manyArgs(v *index.View, pg *index.Page, item index.ItemID, bit uint64, r *Request) Decision {
 	var room [maxRead]arg
-	e := evaluator{now: r.NowMS, raw: r.Args, x: v.Index(), args: args{room: room[:]}}
+	e := evaluator{req: r, x: v.Index(), who: v.Principal(), args: args{room: room[:]}}
 	return e.decide(v, pg, item, bit)
 }
 
@@ -169,8 +170,9 @@ func (e *evaluator) any(first, n uint32, bit uint64, d *Decision) bool {
 	return false
 }
 
-// Visible reports whether an item belongs in a list at that time: whether there are arguments with which a call would be
-// allowed now. A condition on arguments may still come true; a condition on time is judged.
+// Visible reports whether an item belongs in a list: whether there are arguments with which a call would be allowed now. A
+// condition on arguments may still come true; what a list knows as well as a call is judged. The request's own arguments
+// are not looked at.
 func Visible(v *index.View, item index.ItemID, r *Request) bool {
 	if int(item) >= v.Items() {
 		return false
@@ -192,13 +194,13 @@ func VisibleMask(v *index.View, page int, r *Request) uint64 {
 		return shown
 	}
 	x := v.Index()
+	e := evaluator{req: r, x: x, who: v.Principal()}
 	var hidden uint64
 	for k := range v.Ranges(pg) {
 		rng := v.Range(pg, item, k)
 		for i := range uint32(rng.Deny) + uint32(rng.Allow) {
 			mask, id := x.Cond(rng.First + i)
-			prog := x.Program(id)
-			mayTrue, mayFalse := prog.Possible(r.NowMS)
+			mayTrue, mayFalse := possible(&e, id)
 			switch {
 			case i < uint32(rng.Deny) && !mayFalse:
 				hidden |= mask
@@ -208,6 +210,27 @@ func VisibleMask(v *index.View, page int, r *Request) uint64 {
 		}
 	}
 	return shown &^ (pg.Deny | hidden) & pageMask(v, page)
+}
+
+// possible is what a condition may come to when its arguments may be anything; what a list knows is judged.
+func possible(e *evaluator, id uint32) (mayTrue, mayFalse bool) {
+	p := e.x.Program(id)
+	if p.Flags&index.ReadsKnown == 0 {
+		return p.Flags&index.MayTrue != 0, p.Flags&index.MayFalse != 0
+	}
+	return p.Paths(func(in index.Instr) uint8 {
+		if in.From == snapshot.FromArgs && index.ReadsOperand(in.Op) || in.Op == snapshot.OpForeign && p.Foreign(in.Operand).ReadsArgs() {
+			return index.CanTrue | index.CanFalse
+		}
+		switch e.leaf(&p, in) {
+		case isTrue:
+			return index.CanTrue
+		case isFalse:
+			return index.CanFalse
+		default:
+			return 0
+		}
+	})
 }
 
 func pageMask(v *index.View, page int) uint64 {

@@ -3,8 +3,10 @@ package authz_test
 import (
 	"bytes"
 	"encoding/json"
+	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	cedar "github.com/cedar-policy/cedar-go"
 	"github.com/cedar-policy/cedar-go/ast"
@@ -19,7 +21,26 @@ import (
 type oracle struct {
 	policies *cedar.PolicySet
 	entities cedar.EntityMap
+	attrs    map[cedar.EntityUID]cedar.Record
+	zones    map[string]bool
 	deny     map[cedar.PolicyID]bool
+}
+
+func cedarFact(f snapshot.Fact) cedar.Value {
+	switch f.Type {
+	case snapshot.TypeBool:
+		return cedar.Boolean(f.Bool)
+	case snapshot.TypeNumber:
+		return cedar.Long(f.Int)
+	case snapshot.TypeSet:
+		var members []cedar.Value
+		for _, m := range f.Set {
+			members = append(members, cedar.String(m))
+		}
+		return cedar.NewSet(members...)
+	default:
+		return cedar.String(f.Str)
+	}
 }
 
 func uid(kind, id string) cedar.EntityUID {
@@ -27,7 +48,10 @@ func uid(kind, id string) cedar.EntityUID {
 }
 
 func newOracle(p *snapshot.Policy) *oracle {
-	o := &oracle{policies: cedar.NewPolicySet(), entities: cedar.EntityMap{}, deny: map[cedar.PolicyID]bool{}}
+	o := &oracle{
+		policies: cedar.NewPolicySet(), entities: cedar.EntityMap{}, deny: map[cedar.PolicyID]bool{},
+		attrs: map[cedar.EntityUID]cedar.Record{}, zones: map[string]bool{},
+	}
 	entity := func(u cedar.EntityUID, parents ...cedar.EntityUID) {
 		old := o.entities[u]
 		all := slices.Concat(parents, old.Parents.Slice())
@@ -41,6 +65,13 @@ func newOracle(p *snapshot.Policy) *oracle {
 	}
 	for _, u := range p.Principals {
 		me := uid("User", u.Name)
+		attrs := cedar.RecordMap{
+			"name": cedar.String(u.Name), "kind": cedar.String(u.Kind.String()), "clearance": cedar.Long(u.Clearance),
+		}
+		if u.Region != "" {
+			attrs["region"] = cedar.String(u.Region)
+		}
+		o.attrs[me] = cedar.NewRecord(attrs)
 		entity(me, node(snapshot.Everyone), node("user:"+snapshot.Ref(u.Name)))
 		for _, r := range u.Nodes {
 			entity(me, node(r))
@@ -48,8 +79,20 @@ func newOracle(p *snapshot.Policy) *oracle {
 	}
 	for _, s := range p.Servers {
 		for _, it := range append([]string{snapshot.ItemOther}, s.Items...) {
-			entity(uid("Item", s.Name+"/"+it), uid("Server", s.Name), uid("Name", it))
+			item := uid("Item", s.Name+"/"+it)
+			entity(item, uid("Server", s.Name), uid("Name", it))
+			kind, name := snapshot.KindOf(it)
+			attrs := cedar.RecordMap{"name": cedar.String(name), "server": cedar.String(s.Name), "kind": cedar.String(kind.String())}
+			for k, f := range s.Facts[it] {
+				attrs[cedar.String(k)] = cedarFact(f)
+			}
+			o.attrs[item] = cedar.NewRecord(attrs)
 		}
+	}
+	for u, attrs := range o.attrs {
+		e := o.entities[u]
+		e.UID, e.Attributes = u, attrs
+		o.entities[u] = e
 	}
 	for _, g := range p.Grants {
 		pol := ast.Permit()
@@ -66,7 +109,7 @@ func newOracle(p *snapshot.Policy) *oracle {
 			pol = pol.ResourceIn(uid("Name", g.Tool))
 		}
 		if g.When != nil {
-			pol = pol.When(cedarNode(g.When))
+			pol = pol.When(o.node(g.When))
 		}
 		o.policies.Add(cedar.PolicyID(g.ID), cedar.NewPolicyFromAST(pol))
 		o.deny[cedar.PolicyID(g.ID)] = g.Deny
@@ -74,24 +117,36 @@ func newOracle(p *snapshot.Policy) *oracle {
 	return o
 }
 
-func cedarNode(c *snapshot.Cond) ast.Node {
-	args := ast.Context().Access("args")
+func (o *oracle) node(c *snapshot.Cond) ast.Node {
 	now := ast.Context().Access("now")
-	arg := func() ast.Node { return args.Access(cedar.String(c.Arg)) }
+	record := o.record(c.From, c.Zone)
+	arg := func() ast.Node { return record.Access(cedar.String(c.Arg)) }
+	right := func() ast.Node {
+		if c.With != nil {
+			return o.record(c.With.From, "").Access(cedar.String(c.With.Arg))
+		}
+		return cedarConst(c.Value)
+	}
 	switch c.Op {
+	case snapshot.OpMember:
+		return ast.Principal().In(ast.EntityUID("Node", cedar.String(c.Arg)))
+	case snapshot.OpInRange:
+		return arg().IsInRange(ast.IPExtensionCall(ast.String(cedar.String(c.Value.Str))))
+	case snapshot.OpContains:
+		return arg().Contains(right())
 	case snapshot.OpTrue:
 		return ast.True()
 	case snapshot.OpFalse:
 		return ast.False()
 	case snapshot.OpNot:
-		return ast.Not(cedarNode(c.Kids[0]))
+		return ast.Not(o.node(c.Kids[0]))
 	case snapshot.OpAnd, snapshot.OpOr:
-		n := cedarNode(c.Kids[0])
+		n := o.node(c.Kids[0])
 		for _, k := range c.Kids[1:] {
 			if c.Op == snapshot.OpAnd {
-				n = n.And(cedarNode(k))
+				n = n.And(o.node(k))
 			} else {
-				n = n.Or(cedarNode(k))
+				n = n.Or(o.node(k))
 			}
 		}
 		return n
@@ -100,19 +155,19 @@ func cedarNode(c *snapshot.Cond) ast.Node {
 	case snapshot.OpAfter:
 		return now.GreaterThanOrEqual(ast.Long(c.Value.Int))
 	case snapshot.OpHas:
-		return args.Has(cedar.String(c.Arg))
+		return record.Has(cedar.String(c.Arg))
 	case snapshot.OpEq:
-		return arg().Equal(cedarConst(c.Value))
+		return arg().Equal(right())
 	case snapshot.OpNe:
-		return arg().NotEqual(cedarConst(c.Value))
+		return arg().NotEqual(right())
 	case snapshot.OpLt:
-		return arg().LessThan(cedarConst(c.Value))
+		return arg().LessThan(right())
 	case snapshot.OpLe:
-		return arg().LessThanOrEqual(cedarConst(c.Value))
+		return arg().LessThanOrEqual(right())
 	case snapshot.OpGt:
-		return arg().GreaterThan(cedarConst(c.Value))
+		return arg().GreaterThan(right())
 	case snapshot.OpGe:
-		return arg().GreaterThanOrEqual(cedarConst(c.Value))
+		return arg().GreaterThanOrEqual(right())
 	case snapshot.OpIn:
 		var members []ast.Node
 		for _, v := range c.Values {
@@ -122,6 +177,49 @@ func cedarNode(c *snapshot.Cond) ast.Node {
 	default:
 		panic("unknown operator")
 	}
+}
+
+// record is where an operand is read from.
+func (o *oracle) record(from snapshot.Source, zone string) ast.Node {
+	switch from {
+	case snapshot.FromContext:
+		return ast.Context()
+	case snapshot.FromClock:
+		o.zones[zone] = true
+		return ast.Context().Access("clock").Access(cedar.String(zone))
+	case snapshot.FromPrincipal:
+		return ast.Principal()
+	case snapshot.FromResource:
+		return ast.Resource()
+	default:
+		return ast.Context().Access("args")
+	}
+}
+
+func (o *oracle) context(r *authz.Request, args cedar.RecordMap) cedar.Record {
+	clocks := cedar.RecordMap{}
+	for z := range o.zones {
+		loc, err := time.LoadLocation(z)
+		if err != nil {
+			panic(err)
+		}
+		t := time.UnixMilli(r.NowMS).In(loc)
+		clocks[cedar.String(z)] = cedar.NewRecord(cedar.RecordMap{
+			"minute": cedar.Long(t.Hour()*60 + t.Minute()), "hour": cedar.Long(t.Hour()), "weekday": cedar.Long((t.Weekday()+6)%7 + 1),
+			"day": cedar.Long(t.Day()), "month": cedar.Long(t.Month()), "year": cedar.Long(t.Year()),
+		})
+	}
+	ctx := cedar.RecordMap{"args": cedar.NewRecord(args), "now": cedar.Long(r.NowMS), "clock": cedar.NewRecord(clocks)}
+	if r.Region != "" {
+		ctx["region"] = cedar.String(r.Region)
+	}
+	if r.Actor != "" {
+		ctx["actor"] = cedar.String(r.Actor)
+	}
+	if ip := r.IP.Unmap(); ip.IsValid() {
+		ctx["ip"] = cedar.IPAddr(netip.PrefixFrom(ip, ip.BitLen()))
+	}
+	return cedar.NewRecord(ctx)
 }
 
 func cedarConst(v snapshot.Value) ast.Node {
@@ -137,10 +235,10 @@ func cedarConst(v snapshot.Value) ast.Node {
 
 func (o *oracle) allows(t *rapid.T, c snapshottest.Call) bool {
 	args := cedar.RecordMap{}
-	if c.Args != nil {
+	if c.Request.Args != nil {
 		var raw map[string]json.RawMessage
-		if err := json.Unmarshal(c.Args, &raw); err != nil {
-			t.Fatalf("args %s: %v", c.Args, err)
+		if err := json.Unmarshal(c.Request.Args, &raw); err != nil {
+			t.Fatalf("args %s: %v", c.Request.Args, err)
 		}
 		for k, v := range raw {
 			args[cedar.String(k)] = cedarValue(t, v)
@@ -148,7 +246,7 @@ func (o *oracle) allows(t *rapid.T, c snapshottest.Call) bool {
 	}
 	decision, diag := cedar.Authorize(o.policies, o.entities, cedar.Request{
 		Principal: uid("User", c.Principal), Action: uid("Action", "call"), Resource: uid("Item", c.Server+"/"+c.Item),
-		Context: cedar.NewRecord(cedar.RecordMap{"args": cedar.NewRecord(args), "now": cedar.Long(c.NowMS)}),
+		Context: o.context(&c.Request, args),
 	})
 	for _, e := range diag.Errors {
 		if o.deny[e.PolicyID] {
@@ -193,9 +291,9 @@ func TestIndexAgreesWithCedar(t *testing.T) {
 		for range 20 {
 			c := snapshottest.Calls(p, false).Draw(t, "call")
 			v, item := resolve(t, x, c)
-			got := authz.Decide(&v, item, &authz.Request{NowMS: c.NowMS, Args: c.Args})
+			got := authz.Decide(&v, item, &c.Request)
 			if want := o.allows(t, c); got.Allow != want {
-				t.Fatalf("%+v args %s: index %+v, Cedar allows %v", c, c.Args, got, want)
+				t.Fatalf("%+v args %s: index %+v, Cedar allows %v", c, c.Request.Args, got, want)
 			}
 		}
 	})

@@ -15,9 +15,9 @@ const (
 
 // evaluator runs the conditions of one decision. The arguments are read once, when the first condition asks.
 type evaluator struct {
-	now   int64
-	raw   []byte
+	req   *Request
 	x     *index.Index
+	who   index.PrincipalID
 	fault fault
 	args  args
 }
@@ -44,10 +44,6 @@ func (e *evaluator) run(id uint32) outcome {
 			val = isTrue
 		case snapshot.OpFalse:
 			val = isFalse
-		case snapshot.OpBefore:
-			val = truth(e.now < int64(in.Operand))
-		case snapshot.OpAfter:
-			val = truth(e.now >= int64(in.Operand))
 		default:
 			val = e.leaf(&p, in)
 			if val == isError {
@@ -65,23 +61,41 @@ func truth(b bool) outcome {
 	return isFalse
 }
 
-// leaf evaluates an operator that reads an argument.
+func (e *evaluator) fail(f fault) outcome {
+	e.fault = f
+	return isError
+}
+
+// leaf evaluates one instruction that reads something.
 func (e *evaluator) leaf(p *index.Program, in index.Instr) outcome {
+	switch in.Op {
+	case snapshot.OpBefore:
+		return truth(e.req.NowMS < int64(in.Operand))
+	case snapshot.OpAfter:
+		return truth(e.req.NowMS >= int64(in.Operand))
+	case snapshot.OpMember:
+		return truth(p.Belongs(in.Operand, e.who))
+	case snapshot.OpForeign:
+		return e.foreign(p, in)
+	case snapshot.OpFail:
+		return e.fail(faultFact)
+	}
+	if in.From != snapshot.FromArgs {
+		return e.known(p, in)
+	}
 	name, fold := p.ArgName(in.Arg)
-	val, f := e.args.find(e.x, e.raw, name, fold)
+	val, f := e.args.find(e.x, e.req.Args, name, fold)
 	if in.Op == snapshot.OpHas && f == faultAbsent {
 		return isFalse
 	}
 	if f != faultNone {
-		e.fault = f
-		return isError
+		return e.fail(f)
 	}
 	if in.Op == snapshot.OpHas {
 		return isTrue
 	}
 	if kindOf(val) != in.Type {
-		e.fault = faultType
-		return isError
+		return e.fail(faultType)
 	}
 	if in.Op == snapshot.OpIn {
 		return e.in(p, in, val)
@@ -98,8 +112,7 @@ func (e *evaluator) leaf(p *index.Program, in index.Instr) outcome {
 		f = faultType
 	}
 	if f != faultNone {
-		e.fault = f
-		return isError
+		return e.fail(f)
 	}
 	return truth(holds(in.Op, cmp))
 }
@@ -121,8 +134,7 @@ func (e *evaluator) in(p *index.Program, in index.Instr, val []byte) outcome {
 			f = faultType
 		}
 		if f != faultNone {
-			e.fault = f
-			return isError
+			return e.fail(f)
 		}
 		if cmp == 0 {
 			return isTrue

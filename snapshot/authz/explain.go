@@ -72,7 +72,7 @@ func outcomes(v *index.View, item index.ItemID, r *Request, d Decision) []GrantO
 			i = len(grants)
 			at[rule.Grant] = i
 			plain[rule.Grant] = rule.Cond == 0
-			grants = append(grants, outcomeOf(x, rule, r))
+			grants = append(grants, outcomeOf(v, rule, r))
 		}
 		if g := &grants[i]; !slices.Contains(g.Via, rule.Via) {
 			g.Via = append(g.Via, rule.Via)
@@ -110,12 +110,12 @@ func decided(reason Reason, g GrantOutcome, plain, denied bool) bool {
 	}
 }
 
-func outcomeOf(x *index.Index, rule index.Rule, r *Request) GrantOutcome {
+func outcomeOf(v *index.View, rule index.Rule, r *Request) GrantOutcome {
 	g := GrantOutcome{ID: rule.Grant, Deny: rule.Deny, Outcome: Matched}
 	if rule.Cond == 0 {
 		return g
 	}
-	e := evaluator{now: r.NowMS, raw: r.Args, x: x, args: args{room: make([]arg, maxRead)}}
+	e := evaluator{req: r, x: v.Index(), who: v.Principal(), args: args{room: make([]arg, maxRead)}}
 	switch e.run(rule.Cond - 1) {
 	case isTrue:
 	case isFalse:

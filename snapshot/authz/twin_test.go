@@ -55,15 +55,15 @@ func TestIndexAgreesWithTwin(t *testing.T) {
 		for range 30 {
 			c := snapshottest.Calls(p, true).Draw(t, "call")
 			v, item := resolve(t, x, c)
-			got := authz.Decide(&v, item, &authz.Request{NowMS: c.NowMS, Args: c.Args})
+			got := authz.Decide(&v, item, &c.Request)
 			got.Program = 0
-			if want := twin.Decide(c.Principal, c.Server, c.Item, c.Args, c.NowMS); got != want {
-				t.Fatalf("%+v args %s: index %+v, twin %+v", c, c.Args, got, want)
+			if want := twin.Decide(c.Principal, c.Server, c.Item, &c.Request); got != want {
+				t.Fatalf("%+v args %s: index %+v, twin %+v", c, c.Request.Args, got, want)
 			}
-			if got, want := authz.Visible(&v, item, &authz.Request{NowMS: c.NowMS}), twin.Visible(c.Principal, c.Server, c.Item, c.NowMS); got != want {
+			if got, want := authz.Visible(&v, item, &c.Request), twin.Visible(c.Principal, c.Server, c.Item, &c.Request); got != want {
 				t.Fatalf("%+v: index shows %v, twin %v", c, got, want)
 			}
-			if got.Allow && (!got.Visible || !authz.Visible(&v, item, &authz.Request{NowMS: c.NowMS})) {
+			if got.Allow && (!got.Visible || !authz.Visible(&v, item, &c.Request)) {
 				t.Fatalf("%+v: allowed but hidden", c)
 			}
 		}
@@ -84,7 +84,7 @@ func TestVisibleItemsAreThoseThatAreVisible(t *testing.T) {
 					shown[x.ItemName(v.Server(), item)] = true
 				}
 				for _, name := range x.Items(v.Server()) {
-					want := twin.Visible(x.PrincipalName(v.Principal()), x.ServerName(v.Server()), name, snapshottest.Now)
+					want := twin.Visible(x.PrincipalName(v.Principal()), x.ServerName(v.Server()), name, &authz.Request{NowMS: snapshottest.Now})
 					if shown[name] != want {
 						t.Fatalf("%s: shown %v, want %v", name, shown[name], want)
 					}

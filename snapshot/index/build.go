@@ -15,15 +15,19 @@ func Build(p *snapshot.Policy) ([]byte, error) {
 	if err := p.Validate(); err != nil {
 		return nil, fmt.Errorf("build index: %w", err)
 	}
-	b := &builder{w: newWriter(), nodeID: map[snapshot.Ref]uint32{}, progID: map[string]uint32{}}
+	if len(p.Principals) > maxNameSlots {
+		return nil, fmt.Errorf("build index: %d principals: at most %d", len(p.Principals), maxNameSlots)
+	}
+	b := &builder{w: newWriter(), progID: map[string]uint32{}, zoneID: map[string]uint32{}, folds: map[string]folded{}}
 	b.servers(p.Servers)
 	b.graph(p)
-	b.grantNames()
-	if err := b.cells(p.Nodes); err != nil {
+	if err := b.grantRows(); err != nil {
+		return nil, fmt.Errorf("build index: %w", err)
+	}
+	if err := b.cells(); err != nil {
 		return nil, fmt.Errorf("build index: %w", err)
 	}
 	b.principals(p.Principals)
-	b.provenance()
 	return b.finish(p.Tenant)
 }
 
@@ -33,54 +37,39 @@ type builder struct {
 	byName map[string]*serverPlan
 	order  []*serverPlan
 	pages  uint32
-	// grants, sorted by id; byNode are those whose subject the node is.
+	items  uint32
+	// nodes have the number of their place + 1, in the order of names.
+	nodes  []nodePlan
+	nodeID map[snapshot.Ref]uint32
+	// grants, sorted by id, and what each reaches.
 	grants []*snapshot.Grant
-	byNode map[snapshot.Ref][]uint32
-	// parents and the closure over them, for nodes that any grant may reach.
-	parents map[snapshot.Ref][]snapshot.Ref
-	nodeID  map[snapshot.Ref]uint32
-	progID  map[string]uint32
-	// progOf is the program of each grant + 1, once one node asked for it.
-	progOf []uint32
-	built  []*cellPlan
-	slots  []*cellPlan
+	reach  [][]reach
+	progID map[string]uint32
+	zoneID map[string]uint32
+	folds  map[string]folded
+	// below caches the members of OpMember.
+	below map[uint32]uint64
 }
 
 type serverPlan struct {
 	name     string
 	items    []string
 	itemID   map[string]uint32
+	facts    map[string]snapshot.Facts
 	pageBase uint32
 	itemBase uint32
 }
 
-// cellPlan is a cell in the making.
-type cellPlan struct {
-	key         uint64
-	allow, deny uint64
-	conds       map[condKey]uint64
-	condAt      map[condKey]uint32
-	prov        []provPlan
-}
-
-type condKey struct {
-	allow bool // denies sort first
-	prog  uint32
-}
-
-type provPlan struct {
-	mask  uint64
-	grant uint32
-	deny  bool
-	cond  bool
-	key   condKey
+type nodePlan struct {
+	ref     snapshot.Ref
+	parents []uint32
+	grants  []uint32
 }
 
 func (b *builder) servers(servers []snapshot.Server) {
 	b.byName = make(map[string]*serverPlan, len(servers))
-	var items uint32
 	for _, s := range servers {
-		sp := &serverPlan{name: s.Name, items: slices.Clone(s.Items)}
+		sp := &serverPlan{name: s.Name, items: slices.Clone(s.Items), facts: s.Facts}
 		if !slices.Contains(sp.items, snapshot.ItemOther) {
 			sp.items = append(sp.items, snapshot.ItemOther)
 		}
@@ -90,7 +79,7 @@ func (b *builder) servers(servers []snapshot.Server) {
 	}
 	slices.SortFunc(b.order, func(x, y *serverPlan) int { return cmp.Compare(x.name, y.name) })
 	for _, sp := range b.order {
-		sp.pageBase, sp.itemBase = b.pages, items
+		sp.pageBase, sp.itemBase = b.pages, b.items
 		sp.itemID = make(map[string]uint32, len(sp.items))
 		for i, it := range sp.items {
 			sp.itemID[it] = uint32(i)
@@ -101,7 +90,7 @@ func (b *builder) servers(servers []snapshot.Server) {
 		le.PutUint32(r[12:], sp.itemBase)
 		le.PutUint32(r[16:], uint32(len(sp.items)))
 		b.pages += sp.pageCount()
-		items += uint32(len(sp.items))
+		b.items += uint32(len(sp.items))
 	}
 }
 
@@ -109,40 +98,73 @@ func (sp *serverPlan) pageCount() uint32 {
 	return uint32(len(sp.items)+itemsPerPage-1) / itemsPerPage
 }
 
+// graph numbers every node that is named anywhere. A principal's own node is one only when something is given to it.
 func (b *builder) graph(p *snapshot.Policy) {
-	b.parents = make(map[snapshot.Ref][]snapshot.Ref, len(p.Nodes))
+	refs := make(map[snapshot.Ref]struct{}, len(p.Nodes)+len(p.Grants))
 	for _, n := range p.Nodes {
-		b.parents[n.Ref] = n.Parents
+		refs[n.Ref] = struct{}{}
+		for _, up := range n.Parents {
+			refs[up] = struct{}{}
+		}
+	}
+	for i := range p.Principals {
+		for _, r := range p.Principals[i].Nodes {
+			refs[r] = struct{}{}
+		}
 	}
 	for i := range p.Grants {
-		b.grants = append(b.grants, &p.Grants[i])
+		g := &p.Grants[i]
+		b.grants = append(b.grants, g)
+		refs[g.Subject] = struct{}{}
+		eachMember(g.When, func(ref snapshot.Ref) { refs[ref] = struct{}{} })
 	}
 	slices.SortFunc(b.grants, func(x, y *snapshot.Grant) int { return cmp.Compare(x.ID, y.ID) })
-	b.progOf = make([]uint32, len(b.grants))
-	b.byNode = make(map[snapshot.Ref][]uint32)
+	sorted := slices.Sorted(maps.Keys(refs))
+	b.nodes = make([]nodePlan, len(sorted))
+	b.nodeID = make(map[snapshot.Ref]uint32, len(sorted))
+	for i, ref := range sorted {
+		b.nodes[i].ref = ref
+		b.nodeID[ref] = uint32(i + 1)
+	}
+	for _, n := range p.Nodes {
+		up := make([]uint32, 0, len(n.Parents))
+		for _, ref := range n.Parents {
+			up = append(up, b.nodeID[ref])
+		}
+		slices.Sort(up)
+		b.nodes[b.nodeID[n.Ref]-1].parents = slices.Compact(up)
+	}
 	for i, g := range b.grants {
-		b.byNode[g.Subject] = append(b.byNode[g.Subject], uint32(i))
+		n := &b.nodes[b.nodeID[g.Subject]-1]
+		n.grants = append(n.grants, uint32(i))
 	}
 }
 
-func (b *builder) grantNames() {
-	for _, g := range b.grants {
-		b.w.name(secGrants, g.ID, 0)
+func eachMember(c *snapshot.Cond, f func(snapshot.Ref)) {
+	if c == nil {
+		return
+	}
+	if c.Op == snapshot.OpMember {
+		f(snapshot.Ref(c.Arg))
+	}
+	for _, k := range c.Kids {
+		eachMember(k, f)
 	}
 }
 
 // closure lists the grants of a node and of all it belongs to, in the order of ids, each once.
-func (b *builder) closure(ref snapshot.Ref) []uint32 {
-	if len(b.parents[ref]) == 0 {
-		return b.byNode[ref]
+func (b *builder) closure(id uint32) []uint32 {
+	n := &b.nodes[id-1]
+	if len(n.parents) == 0 {
+		return n.grants
 	}
 	var out []uint32
-	seen := map[snapshot.Ref]bool{ref: true}
-	for todo := []snapshot.Ref{ref}; len(todo) > 0; {
-		r := todo[len(todo)-1]
+	seen := map[uint32]bool{id: true}
+	for todo := []uint32{id}; len(todo) > 0; {
+		at := &b.nodes[todo[len(todo)-1]-1]
 		todo = todo[:len(todo)-1]
-		out = append(out, b.byNode[r]...)
-		for _, up := range b.parents[r] {
+		out = append(out, at.grants...)
+		for _, up := range at.parents {
 			if !seen[up] {
 				seen[up] = true
 				todo = append(todo, up)
@@ -153,220 +175,206 @@ func (b *builder) closure(ref snapshot.Ref) []uint32 {
 	return out
 }
 
-// cells makes the cells of every node that a grant reaches, and gives those nodes their ids in the order of names.
-func (b *builder) cells(nodes []snapshot.Node) error {
-	refs := make(map[snapshot.Ref]bool, len(nodes)+len(b.byNode))
-	for _, n := range nodes {
-		refs[n.Ref] = true
-	}
-	for r := range b.byNode {
-		refs[r] = true
-	}
-	for _, ref := range slices.Sorted(maps.Keys(refs)) {
-		cells := map[uint32]*cellPlan{}
-		for _, g := range b.closure(ref) {
-			if err := b.grant(cells, g); err != nil {
-				return fmt.Errorf("grant %q: %w", b.grants[g].ID, err)
-			}
+// grantRows works out what each grant reaches, and writes nodes and grants.
+func (b *builder) grantRows() error {
+	b.reach = make([][]reach, len(b.grants))
+	for i, g := range b.grants {
+		var err error
+		if b.reach[i], err = b.reachOf(g); err != nil {
+			return fmt.Errorf("grant %q: %w", g.ID, err)
 		}
-		if len(cells) == 0 {
-			continue
+		var flags uint16
+		if g.Deny {
+			flags = grantDenies
 		}
-		id := uint32(len(b.nodeID) + 1)
-		b.nodeID[ref] = id
-		b.w.name(secNodes, string(ref), 0)
-		for _, page := range slices.Sorted(maps.Keys(cells)) {
-			c := cells[page]
-			c.key = cellKey(id, page)
-			b.built = append(b.built, c)
+		r := b.w.name(secGrants, g.ID, flags)
+		le.PutUint32(r[8:], b.nodeID[g.Subject])
+		le.PutUint32(r[12:], b.w.count(secReaches))
+		le.PutUint32(r[16:], uint32(len(b.reach[i])))
+		for _, rc := range b.reach[i] {
+			r := b.w.record(secReaches)
+			le.PutUint64(r, rc.mask)
+			le.PutUint32(r[8:], rc.page)
+			le.PutUint32(r[12:], rc.prog)
 		}
 	}
-	return b.placeCells()
+	for i := range b.nodes {
+		n := &b.nodes[i]
+		r := b.w.name(secNodes, string(n.ref), 0)
+		le.PutUint32(r[8:], b.w.count(secEdges))
+		le.PutUint32(r[12:], uint32(len(n.parents)))
+		le.PutUint32(r[16:], b.w.count(secNodeGrants))
+		le.PutUint32(r[20:], uint32(len(n.grants)))
+		for _, up := range n.parents {
+			le.PutUint32(b.w.record(secEdges), up)
+		}
+		for _, g := range n.grants {
+			le.PutUint32(b.w.record(secNodeGrants), g)
+		}
+	}
+	return nil
 }
 
-// grant adds one grant to the cells of a node.
-func (b *builder) grant(cells map[uint32]*cellPlan, g uint32) error {
-	gr := b.grants[g]
-	key := condKey{allow: !gr.Deny}
-	if gr.When != nil {
-		if b.progOf[g] == 0 {
-			prog, err := b.program(gr.When)
+// cells closes the graph: what a node inherits becomes its own.
+func (b *builder) cells() error {
+	var built []cellPlan
+	var gathered []grantReach
+	for id := uint32(1); int(id) <= len(b.nodes); id++ {
+		gathered = gathered[:0]
+		for _, g := range b.closure(id) {
+			for _, r := range b.reach[g] {
+				gathered = append(gathered, grantReach{r, b.grants[g].Deny})
+			}
+		}
+		slices.SortFunc(gathered, func(x, y grantReach) int {
+			if x.page != y.page {
+				return cmp.Compare(x.page, y.page)
+			}
+			if x.deny != y.deny {
+				if x.deny {
+					return -1
+				}
+				return 1
+			}
+			return cmp.Compare(x.prog, y.prog)
+		})
+		for i := 0; i < len(gathered); {
+			c := cellPlan{key: cellKey(id, gathered[i].page), first: b.w.count(secConds)}
+			n, err := c.gather(b.w, gathered[i:])
 			if err != nil {
 				return err
 			}
-			b.progOf[g] = prog + 1
-		}
-		key.prog = b.progOf[g] - 1
-	}
-	add := func(page uint32, mask uint64) {
-		c := cells[page]
-		if c == nil {
-			c = &cellPlan{}
-			cells[page] = c
-		}
-		c.add(mask, g, gr.When != nil, key)
-	}
-	switch {
-	case gr.Server == "*" && gr.Tool == "":
-		add(anyPage, ^uint64(0))
-	case gr.Server == "*":
-		for _, sp := range b.order {
-			sp.reach(gr.Tool, add)
-		}
-	default:
-		if sp := b.byName[gr.Server]; sp != nil {
-			sp.reach(gr.Tool, add)
+			built = append(built, c)
+			i += n
 		}
 	}
+	b.placeCells(built)
 	return nil
 }
 
-// reach calls add for the page of a tool, or with all pages for "".
-func (sp *serverPlan) reach(tool string, add func(page uint32, mask uint64)) {
-	if tool != "" {
-		if i, ok := sp.itemID[tool]; ok {
-			add(sp.pageBase+i/itemsPerPage, 1<<(i%itemsPerPage))
+type grantReach struct {
+	reach
+	deny bool
+}
+
+// cellPlan is a cell in the making.
+type cellPlan struct {
+	key           uint64
+	allow, deny   uint64
+	first         uint32
+	nDeny, nAllow uint16
+}
+
+// gather takes the reaches of one page from the front of a sorted list, writes its conditions, and says how many it took.
+func (c *cellPlan) gather(w *writer, list []grantReach) (int, error) {
+	page := list[0].page
+	for i := 0; ; {
+		if i == len(list) || list[i].page != page {
+			return i, nil
 		}
-		return
-	}
-	for pg := range sp.pageCount() {
-		mask := ^uint64(0)
-		if rest := uint32(len(sp.items)) - pg*itemsPerPage; rest < itemsPerPage {
-			mask = 1<<rest - 1
+		deny, prog, mask := list[i].deny, list[i].prog, uint64(0)
+		for ; i < len(list) && list[i].page == page && list[i].deny == deny && list[i].prog == prog; i++ {
+			mask |= list[i].mask
 		}
-		add(sp.pageBase+pg, mask)
+		switch {
+		case prog == 0 && deny:
+			c.deny |= mask
+			continue
+		case prog == 0:
+			c.allow |= mask
+			continue
+		}
+		n := &c.nAllow
+		if deny {
+			n = &c.nDeny
+		}
+		if *n == 1<<16-1 {
+			return 0, fmt.Errorf("more than %d conditions for one subject on one server", *n)
+		}
+		*n++
+		r := w.record(secConds)
+		le.PutUint64(r, mask)
+		le.PutUint32(r[8:], prog-1)
 	}
 }
 
-func (c *cellPlan) add(mask uint64, grant uint32, cond bool, key condKey) {
-	c.prov = append(c.prov, provPlan{mask: mask, grant: grant, deny: !key.allow, cond: cond, key: key})
-	switch {
-	case cond:
-		if c.conds == nil {
-			c.conds = map[condKey]uint64{}
-		}
-		c.conds[key] |= mask
-	case key.allow:
-		c.allow |= mask
-	default:
-		c.deny |= mask
-	}
-}
-
-// placeCells writes the conditions and fills the hash table in the order of keys.
-func (b *builder) placeCells() error {
-	slots := tableSize(len(b.built))
-	b.slots = make([]*cellPlan, slots)
+// placeCells fills the hash table in the order of keys.
+func (b *builder) placeCells(built []cellPlan) {
+	slots := tableSize(len(built))
 	table := b.w.table(secCells, slots)
-	shift := shiftFor(slots)
-	for _, c := range b.built {
-		first := b.w.count(secConds)
-		deny, allow, err := b.placeConds(c)
-		if err != nil {
-			return err
+	for _, c := range built {
+		i := cellHome(c.key, uint64(slots))
+		for le.Uint64(table[i*cellSize:]) != 0 {
+			if i++; i == uint64(slots) {
+				i = 0
+			}
 		}
-		i := cellHome(c.key, shift)
-		for b.slots[i] != nil {
-			i = (i + 1) & uint32(slots-1)
-		}
-		b.slots[i] = c
-		r := table[int(i)*cellSize:]
+		r := table[i*cellSize:]
 		le.PutUint64(r, c.key)
 		le.PutUint64(r[8:], c.allow)
 		le.PutUint64(r[16:], c.deny)
-		if deny|allow != 0 {
-			le.PutUint32(r[24:], first)
-			le.PutUint16(r[28:], deny)
-			le.PutUint16(r[30:], allow)
+		if c.nDeny|c.nAllow != 0 {
+			le.PutUint32(r[24:], c.first)
+			le.PutUint16(r[28:], c.nDeny)
+			le.PutUint16(r[30:], c.nAllow)
 		}
 	}
-	return nil
 }
 
-func (b *builder) placeConds(c *cellPlan) (deny, allow uint16, err error) {
-	keys := slices.SortedFunc(maps.Keys(c.conds), func(x, y condKey) int {
-		if x.allow != y.allow {
-			if y.allow {
-				return -1
-			}
-			return 1
-		}
-		return cmp.Compare(x.prog, y.prog)
-	})
-	c.condAt = make(map[condKey]uint32, len(keys))
-	for _, k := range keys {
-		n := &deny
-		if k.allow {
-			n = &allow
-		}
-		if *n == 1<<16-1 {
-			return 0, 0, fmt.Errorf("more than %d conditions for one subject on one server", *n)
-		}
-		*n++
-		c.condAt[k] = b.w.count(secConds)
-		r := b.w.record(secConds)
-		le.PutUint64(r, c.conds[k])
-		le.PutUint32(r[8:], k.prog)
-	}
-	return deny, allow, nil
-}
-
-// principals writes them in the order of names, each with those of its nodes that own cells.
+// principals writes them in the order of names.
 func (b *builder) principals(list []snapshot.Principal) {
-	list = slices.SortedFunc(slices.Values(list), func(x, y snapshot.Principal) int { return cmp.Compare(x.Name, y.Name) })
-	for _, p := range list {
-		var flags uint16
-		if p.Disabled {
-			flags = flagDisabled
-		}
-		nodes := b.direct(p)
-		r := b.w.name(secPrincipals, p.Name, flags)
-		le.PutUint32(r[8:], uint32(len(nodes)))
-		if len(nodes) <= inlineNodes {
-			for i, n := range nodes {
-				le.PutUint32(r[12+4*i:], n)
-			}
-			continue
-		}
-		le.PutUint32(r[12:], b.w.count(secMembers))
-		for _, n := range nodes {
-			le.PutUint32(b.w.record(secMembers), n)
-		}
+	order := make([]uint32, len(list))
+	for i := range order {
+		order[i] = uint32(i)
 	}
-}
-
-func (b *builder) direct(p snapshot.Principal) []uint32 {
+	slices.SortFunc(order, func(x, y uint32) int { return cmp.Compare(list[x].Name, list[y].Name) })
+	regions := map[string]uint16{"": 0}
+	var own []byte
 	var nodes []uint32
-	for _, ref := range append([]snapshot.Ref{"user:" + snapshot.Ref(p.Name)}, p.Nodes...) {
-		if id := b.nodeID[ref]; id != 0 && ref != snapshot.Everyone {
+	for _, i := range order {
+		p := &list[i]
+		region, ok := regions[p.Region]
+		if !ok {
+			region = uint16(len(regions))
+			regions[p.Region] = region
+			b.w.name(secRegions, p.Region, 0)
+		}
+		own = append(append(own[:0], "user:"...), p.Name...)
+		nodes = nodes[:0]
+		if id, ok := b.nodeID[snapshot.Ref(own)]; ok {
 			nodes = append(nodes, id)
 		}
+		for _, ref := range p.Nodes {
+			if ref != snapshot.Everyone {
+				nodes = append(nodes, b.nodeID[ref])
+			}
+		}
+		slices.Sort(nodes)
+		nodes = slices.Compact(nodes)
+		r := b.w.name(secPrincipals, p.Name, 0)
+		if p.Disabled {
+			r[atFlags] = flagDisabled
+		}
+		r[atKind], r[atClearance] = byte(p.Kind), p.Clearance
+		le.PutUint16(r[atRegion:], region)
+		b.members(r, nodes)
 	}
-	slices.Sort(nodes)
-	return slices.Compact(nodes)
 }
 
-// provenance writes, slot by slot, which grants made a cell what it is.
-func (b *builder) provenance() {
-	for _, c := range b.slots {
-		le.PutUint32(b.w.record(secProvOffsets), b.w.count(secProvenance))
-		if c == nil {
-			continue
+func (b *builder) members(r []byte, nodes []uint32) {
+	if len(nodes) <= inlineNodes {
+		r[atCount] = byte(len(nodes))
+		for i, n := range nodes {
+			le.PutUint32(r[atNodes+4*i:], n)
 		}
-		for _, p := range c.prov {
-			r := b.w.record(secProvenance)
-			le.PutUint64(r, p.mask)
-			ref := p.grant << 1
-			if p.deny {
-				ref |= 1
-			}
-			le.PutUint32(r[8:], ref)
-			if p.cond {
-				le.PutUint32(r[12:], c.condAt[p.key]+1)
-			}
-		}
+		return
 	}
-	le.PutUint32(b.w.record(secProvOffsets), b.w.count(secProvenance))
+	r[atCount] = manyNodes
+	le.PutUint32(r[atNodes:], b.w.count(secMembers))
+	le.PutUint32(r[atNodes+4:], uint32(len(nodes)))
+	for _, n := range nodes {
+		le.PutUint32(b.w.record(secMembers), n)
+	}
 }
 
 func (b *builder) finish(tenant snapshot.TenantID) ([]byte, error) {
@@ -379,5 +387,16 @@ func (b *builder) finish(tenant snapshot.TenantID) ([]byte, error) {
 		}
 	}
 	b.w.names(secItemNames, secItems, seeds)
-	return b.w.finish(string(tenant), b.nodeID[snapshot.Everyone], b.pages)
+	raw, err := b.w.finish(string(tenant), b.nodeID[snapshot.Everyone], b.pages)
+	if err != nil {
+		return nil, err
+	}
+	// The state is read back from the block itself, so that it is that of what readers will see.
+	x, err := Open(raw)
+	if err != nil {
+		return nil, fmt.Errorf("build index: what was built does not open: %w", err)
+	}
+	state := newStater(x).whole()
+	copy(raw[stateAt:], state[:])
+	return raw, nil
 }

@@ -1,8 +1,10 @@
 package index
 
 import (
+	"encoding/binary"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/mcpvault/mcpvault/snapshot"
@@ -10,13 +12,15 @@ import (
 
 // program compiles a condition and returns its number; equal conditions share one.
 func (b *builder) program(c *snapshot.Cond) (uint32, error) {
-	pc := &compiler{w: b.w, args: map[string]uint32{}}
+	pc := &compiler{b: b, w: b.w, args: map[string]uint32{}}
 	pc.collect(c)
 	names := slices.Sorted(maps.Keys(pc.args))
 	for i, n := range names {
 		pc.args[n] = uint32(i)
 	}
-	pc.emit(c)
+	if err := pc.emit(c); err != nil {
+		return 0, err
+	}
 	if len(pc.code) > maxCode*codeSize {
 		return 0, fmt.Errorf("condition needs more than %d instructions", maxCode)
 	}
@@ -41,25 +45,8 @@ func (b *builder) program(c *snapshot.Cond) (uint32, error) {
 	return id, nil
 }
 
-// flags derives a program's flags from its code.
-func (p *Program) flags() uint16 {
-	var f uint16
-	for pc := range p.Len() {
-		if op := p.Instr(pc).Op; op == snapshot.OpBefore || op == snapshot.OpAfter {
-			f = ReadsTime
-		}
-	}
-	mayTrue, mayFalse := p.paths(func(Instr) uint8 { return canTrue | canFalse })
-	if mayTrue {
-		f |= MayTrue
-	}
-	if mayFalse {
-		f |= MayFalse
-	}
-	return f
-}
-
 type compiler struct {
+	b    *builder
 	w    *writer
 	args map[string]uint32
 	code []byte
@@ -69,45 +56,167 @@ func (c *compiler) collect(n *snapshot.Cond) {
 	for _, k := range n.Kids {
 		c.collect(k)
 	}
-	switch n.Op {
-	case snapshot.OpHas, snapshot.OpEq, snapshot.OpNe, snapshot.OpLt, snapshot.OpLe, snapshot.OpGt, snapshot.OpGe, snapshot.OpIn:
+	if ReadsOperand(n.Op) && n.From == snapshot.FromArgs {
 		c.args[n.Arg] = 0
-	default: // the others read no argument
 	}
 }
 
 // emit writes the instructions that leave the node's truth in the program's one value.
-func (c *compiler) emit(n *snapshot.Cond) {
+func (c *compiler) emit(n *snapshot.Cond) error {
 	switch n.Op {
 	case snapshot.OpAnd:
-		c.chain(n.Kids, OpJumpFalse)
+		return c.chain(n.Kids, OpJumpFalse)
 	case snapshot.OpOr:
-		c.chain(n.Kids, OpJumpTrue)
+		return c.chain(n.Kids, OpJumpTrue)
 	case snapshot.OpNot:
-		c.emit(n.Kids[0])
+		if err := c.emit(n.Kids[0]); err != nil {
+			return err
+		}
 		c.instr(snapshot.OpNot, 0, 0, 0)
-	case snapshot.OpTrue, snapshot.OpFalse:
+		return nil
+	case snapshot.OpTrue, snapshot.OpFalse, snapshot.OpFail:
 		c.instr(n.Op, 0, 0, 0)
+		return nil
 	case snapshot.OpBefore, snapshot.OpAfter:
 		c.instr(n.Op, 0, 0, uint64(n.Value.Int))
-	case snapshot.OpHas:
-		c.instr(n.Op, 0, c.args[n.Arg], 0)
-	case snapshot.OpIn:
-		set := make([]uint64, 0, len(n.Values))
-		for _, v := range n.Values {
-			set = append(set, c.operand(v))
+		return nil
+	case snapshot.OpForeign:
+		c.instr(n.Op, 0, 0, c.w.text(n.Value.Str))
+		return nil
+	case snapshot.OpMember:
+		c.instr(n.Op, 0, 0, c.b.belowOf(snapshot.Ref(n.Arg)))
+		return nil
+	}
+	return c.leaf(n)
+}
+
+// leaf writes the comparison of an operand.
+func (c *compiler) leaf(n *snapshot.Cond) error {
+	arg, err := c.arg(n)
+	if err != nil {
+		return err
+	}
+	switch {
+	case n.With != nil:
+		op := OpSame
+		if n.Op == snapshot.OpNe {
+			op = OpDiffer
 		}
-		c.instr(n.Op, n.Values[0].Type, c.args[n.Arg], c.w.set(set))
+		c.instr(op, snapshot.TypeString, arg, uint64(argWord(n.With.From, attrNumber(n.With.From, n.With.Arg), 0)))
+	case n.Op == snapshot.OpHas:
+		c.instr(n.Op, 0, arg, 0)
+	case n.Op == snapshot.OpInRange:
+		net, err := snapshot.ParseNetwork(n.Value.Str)
+		if err != nil {
+			return err
+		}
+		c.instr(n.Op, snapshot.TypeIP, arg, c.w.set(networkWords(net)))
+	case n.Op == snapshot.OpIn:
+		set := make([]uint64, 0, len(n.Values))
+		typ := snapshot.TypeString // an empty set comes from facts, which are strings
+		for _, v := range n.Values {
+			set, typ = append(set, c.operand(v)), v.Type
+		}
+		c.instr(n.Op, typ, arg, c.w.set(set))
 	default:
-		c.instr(n.Op, n.Value.Type, c.args[n.Arg], c.operand(n.Value))
+		c.instr(n.Op, n.Value.Type, arg, c.operand(n.Value))
+	}
+	return nil
+}
+
+func (c *compiler) arg(n *snapshot.Cond) (uint32, error) {
+	switch n.From {
+	case snapshot.FromArgs:
+		return c.args[n.Arg], nil
+	case snapshot.FromClock:
+		zone, err := c.b.zone(n.Zone)
+		return argWord(n.From, attrNumber(n.From, n.Arg), zone), err
+	default:
+		return argWord(n.From, attrNumber(n.From, n.Arg), 0), nil
 	}
 }
 
+// networkWords are a network as three operands: the address in IPv6 form, high and low half, and the bits that count; for
+// IPv4 the bits of its prefix in that form.
+func networkWords(p netip.Prefix) []uint64 {
+	a := p.Addr().As16()
+	bits := uint64(p.Bits())
+	if p.Addr().Is4() {
+		bits += 96 | v4Network
+	}
+	return []uint64{binary.BigEndian.Uint64(a[:]), binary.BigEndian.Uint64(a[8:]), bits}
+}
+
+// v4Network marks a network of IPv4 addresses: no IPv6 address lies in it, nor the other way round.
+const v4Network = 1 << 32
+
+// IsV4Network reports whether the third operand of a network is that of one of IPv4 addresses.
+func IsV4Network(size uint64) bool { return size&v4Network != 0 }
+
+// zone numbers a time zone and writes its table.
+func (b *builder) zone(name string) (uint32, error) {
+	if id, ok := b.zoneID[name]; ok {
+		return id, nil
+	}
+	c, err := zoneTable(name)
+	if err != nil {
+		return 0, err
+	}
+	id := b.w.count(secZones)
+	if id > 1<<16-1 {
+		return 0, fmt.Errorf("more than %d time zones", id)
+	}
+	b.zoneID[name] = id
+	first := b.w.count(secTransitions)
+	r := b.w.name(secZones, name, 0)
+	le.PutUint32(r[8:], first)
+	le.PutUint32(r[12:], uint32(len(c.at)))
+	for i := range c.at {
+		t := b.w.record(secTransitions)
+		le.PutUint64(t, uint64(c.at[i]))
+		le.PutUint32(t[8:], uint32(c.off[i]))
+	}
+	return id, nil
+}
+
+// belowOf is the set of a node and all nodes that belong to it.
+func (b *builder) belowOf(ref snapshot.Ref) uint64 {
+	top := b.nodeID[ref]
+	if b.below == nil {
+		b.below = map[uint32]uint64{}
+	}
+	if set, ok := b.below[top]; ok {
+		return set
+	}
+	kids := make(map[uint32][]uint32)
+	for i := range b.nodes {
+		for _, up := range b.nodes[i].parents {
+			kids[up] = append(kids[up], uint32(i+1))
+		}
+	}
+	seen := map[uint32]bool{top: true}
+	members := []uint64{uint64(top)}
+	for i := 0; i < len(members); i++ {
+		for _, k := range kids[uint32(members[i])] {
+			if !seen[k] {
+				seen[k] = true
+				members = append(members, uint64(k))
+			}
+		}
+	}
+	slices.Sort(members)
+	set := b.w.set(members)
+	b.below[top] = set
+	return set
+}
+
 // chain evaluates kids from the left until one settles it.
-func (c *compiler) chain(kids []*snapshot.Cond, jump snapshot.Op) {
+func (c *compiler) chain(kids []*snapshot.Cond, jump snapshot.Op) error {
 	var holes []int
 	for i, k := range kids {
-		c.emit(k)
+		if err := c.emit(k); err != nil {
+			return err
+		}
 		if i < len(kids)-1 {
 			holes = append(holes, len(c.code))
 			c.instr(jump, 0, 0, 0)
@@ -116,6 +225,7 @@ func (c *compiler) chain(kids []*snapshot.Cond, jump snapshot.Op) {
 	for _, at := range holes {
 		le.PutUint16(c.code[at+2:], uint16(len(c.code)/codeSize))
 	}
+	return nil
 }
 
 func (c *compiler) operand(v snapshot.Value) uint64 {

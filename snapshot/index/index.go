@@ -2,20 +2,22 @@
 // and then read without decoding, copying or allocating.
 //
 // Build does the work of a decision ahead of time. Names become dense ids, the graph is closed (what a node inherits is
-// folded into it), and every (node, page of 64 items) that any grant reaches becomes one 32-byte cell with an allow and
-// a deny mask. What cannot be settled ahead, conditions on arguments and time, stays as small programs. Build promises
-// the same bytes for the same policy, in whatever order its parts come.
+// folded into it), facts about items are folded into masks, and every (node, page of 64 items) that any grant reaches
+// becomes one 32-byte cell with an allow and a deny mask. What cannot be settled ahead stays as small programs. Build
+// promises the same bytes for the same policy, in whatever order its parts come.
 //
-// Open checks every offset, index and digest once and never panics, so that reading needs no further checks. An Index
-// is read-only and safe for any number of readers. It keeps the bytes it was opened on; nobody may write to them.
+// Open checks every offset and index once and never panics, so that reading needs no further checks. Apply makes a new
+// Index of an old one and a delta. An Index is read-only and safe for any number of readers. It keeps the bytes it was
+// opened on; nobody may write to them.
 //
-// Deciding is package authz; layout.go is the format.
+// Deciding is package authz; layout.go is the format; ../DESIGN.md tells how blocks and deltas travel.
 package index
 
 import (
 	"encoding/binary"
 	"iter"
 	"math/bits"
+	"unsafe"
 
 	"github.com/mcpvault/mcpvault/snapshot"
 )
@@ -30,22 +32,35 @@ type (
 	ItemID uint32
 )
 
-// Index reads one opened block.
+// Index reads one opened block, and the changes that deltas have made to it.
 type Index struct {
-	tenant                                           string
-	principals, members, servers, items              []byte
-	cells, conds, programs, code, args, values       []byte
-	principalNames, serverNames, itemNames           []byte
-	nodes, grants, provOffsets, provenance           []byte
-	heap                                             []byte
+	*block
+	// ov is nil while no delta was applied.
+	ov    *overlay
+	state snapshot.Digest
+}
+
+// block is what lies in the bytes.
+type block struct {
+	tenant                                       string
+	principals, members, regions, servers, items []byte
+	cells, conds, programs, code, args           []byte
+	principalNames, serverNames, itemNames       []byte
+	nodes, edges, nodeGrants, grants, reaches    []byte
+	zoneRecs, transitions                        []byte
+	pool
 	nPrincipals, nServers, nNodes, nPages, nPrograms uint32
+	nCells, nConds, nGrants                          uint32
 	everyone                                         uint32
-	cellShift                                        uint
-	// anyNode has a bit for each node that owns a wildcard cell: the second probe is rare.
-	anyNode []uint64
+	cellSlots                                        uint64
+	// anyNode and ownNode have a bit for each node that owns a wildcard cell, or any other: most probes need not be made.
+	anyNode, ownNode []uint64
 	// argNames are the folded hashes of all names that programs read: open addressing, at most half full, 0 is free.
 	argNames []uint64
+	clocks   []clock
 	size     int
+	// keep owns the bytes, when they are not the garbage collector's.
+	keep any
 }
 
 var le = binary.LittleEndian
@@ -56,34 +71,120 @@ func (x *Index) Tenant() snapshot.TenantID { return snapshot.TenantID(x.tenant) 
 // Size is the length of the block in bytes.
 func (x *Index) Size() int { return x.size }
 
-// Principals counts the principals; their ids run from 0.
-func (x *Index) Principals() int { return int(x.nPrincipals) }
+// StateHash names the policy by its contents: two indexes that decide and explain alike have the same one, whether they
+// were built afresh or changed by deltas.
+func (x *Index) StateHash() snapshot.Digest { return x.state }
+
+// Principals counts the numbers given to principals; they run from 0. Some may be those of principals that are gone.
+func (x *Index) Principals() int {
+	if x.ov != nil {
+		return int(x.nPrincipals) + len(x.ov.newUsers)
+	}
+	return int(x.nPrincipals)
+}
 
 // Servers counts the servers; their ids run from 0 in the order of names.
 func (x *Index) Servers() int { return int(x.nServers) }
 
 // Principal finds a principal by name.
 func (x *Index) Principal(name string) (PrincipalID, bool) {
-	id, ok := x.lookup(x.principalNames, hashName(0, name), name, x.principalName)
+	if x.ov != nil {
+		if id, known := x.ov.principal(x.nPrincipals, name); known {
+			return id, true
+		}
+	}
+	id, ok := lookup(x.principalNames, hashName(0, name), name, x.principalName)
+	if ok && x.ov != nil && x.gone(PrincipalID(id)) {
+		return 0, false
+	}
 	return PrincipalID(id), ok
 }
 
 // PrincipalName is the name behind an id; "" when there is none.
 func (x *Index) PrincipalName(p PrincipalID) string {
-	if uint32(p) >= x.nPrincipals {
-		return ""
+	if uint32(p) < x.nPrincipals {
+		if x.ov != nil && x.gone(p) {
+			return ""
+		}
+		return string(x.principalName(uint32(p)))
 	}
-	return string(x.principalName(uint32(p)))
+	if i := int(p) - int(x.nPrincipals); x.ov != nil && i < len(x.ov.newUsers) && !x.gone(p) {
+		return x.ov.newUsers[i]
+	}
+	return ""
 }
 
-// Disabled reports whether the principal is switched off; one that does not exist is.
-func (x *Index) Disabled(p PrincipalID) bool {
-	return uint32(p) >= x.nPrincipals || x.principals[int(p)*principalSize+6]&flagDisabled != 0
+// Person is what conditions may ask about a principal.
+type Person struct {
+	Kind      snapshot.PrincipalKind
+	Clearance uint8
+	Region    string
 }
+
+// Person reads what conditions may ask about a principal that exists.
+func (x *Index) Person(p PrincipalID) Person {
+	r := x.principal(p)
+	return Person{Kind: snapshot.PrincipalKind(r[atKind]), Clearance: r[atClearance], Region: string(x.Region(p))}
+}
+
+// Region is where a principal belongs, nil when that is nowhere. It must not be written to.
+func (x *Index) Region(p PrincipalID) []byte {
+	r := x.principal(p)
+	n := uint32(le.Uint16(r[atRegion:]))
+	if n == 0 {
+		return nil
+	}
+	if base := uint32(len(x.regions) / regionSize); n > base {
+		return []byte(x.ov.regions[n-1-base])
+	}
+	return x.name(x.regions[(n-1)*regionSize:])
+}
+
+// NameOf is PrincipalName without a copy: it must not outlive the index.
+func (x *Index) NameOf(p PrincipalID) string {
+	if uint32(p) < x.nPrincipals {
+		return text(x.principalName(uint32(p)))
+	}
+	return x.PrincipalName(p)
+}
+
+// RegionOf is Region as a string that must not outlive the index.
+func (x *Index) RegionOf(p PrincipalID) string { return text(x.Region(p)) }
+
+// text looks at bytes as a string.
+func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// Clearance is the highest class of data that a principal may touch.
+func (x *Index) Clearance(p PrincipalID) uint8 { return x.principal(p)[atClearance] }
+
+// Kind says what a principal is.
+func (x *Index) Kind(p PrincipalID) snapshot.PrincipalKind {
+	return snapshot.PrincipalKind(x.principal(p)[atKind])
+}
+
+// principal is the record of a principal; of one that does not exist, that of one who is gone.
+func (x *Index) principal(p PrincipalID) []byte {
+	if x.ov != nil {
+		if r := x.ov.user(p); r != nil {
+			return r
+		}
+	}
+	if uint32(p) < x.nPrincipals {
+		return x.principals[int(p)*principalSize : (int(p)+1)*principalSize : (int(p)+1)*principalSize]
+	}
+	return nobody[:]
+}
+
+var nobody = [principalSize]byte{atFlags: flagDisabled | flagRemoved}
+
+func (x *Index) gone(p PrincipalID) bool { return x.principal(p)[atFlags]&flagRemoved != 0 }
+
+// Disabled reports whether the principal is switched off; one that does not exist is.
+func (x *Index) Disabled(p PrincipalID) bool { return x.principal(p)[atFlags] != 0 }
 
 // Server finds a server by name.
 func (x *Index) Server(name string) (ServerID, bool) {
-	id, ok := x.lookup(x.serverNames, hashName(0, name), name, x.serverName)
+	id, ok := lookup(x.serverNames, hashName(0, name), name, x.serverName)
 	return ServerID(id), ok
 }
 
@@ -100,7 +201,7 @@ func (x *Index) Item(s ServerID, name string) (ItemID, bool) {
 	if uint32(s) >= x.nServers {
 		return 0, false
 	}
-	id, ok := x.lookup(x.itemNames, hashName(uint64(s)+1, name), name, x.itemName)
+	id, ok := lookup(x.itemNames, hashName(uint64(s)+1, name), name, x.itemName)
 	base, n := x.itemRange(s)
 	if !ok || id-base < n {
 		return ItemID(id - base), ok
@@ -136,22 +237,69 @@ func (x *Index) Items(s ServerID) iter.Seq2[ItemID, string] {
 	}
 }
 
+// Resources yields the resource patterns of a server that match a URI, and ItemOther.
+func (x *Index) Resources(s ServerID, uri string) iter.Seq[ItemID] {
+	return func(yield func(ItemID) bool) {
+		base, n := x.itemRange(s)
+		// Surfaces sort together: a star is followed by nothing that a tool's name has.
+		for i := x.search(base, n, "*"); i < n; i++ {
+			name := x.itemName(base + i)
+			if name[0] != '*' {
+				return
+			}
+			kind, pattern := snapshot.KindOf(string(name))
+			if kind == snapshot.ItemRest || kind == snapshot.ItemResource && Match(pattern, uri) {
+				if !yield(ItemID(i)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Match reports whether a pattern, in which * is any run of characters, matches the whole of a text.
+func Match(pattern, text string) bool {
+	star, mark := -1, 0
+	i, j := 0, 0
+	for j < len(text) {
+		switch {
+		case i < len(pattern) && pattern[i] == '*':
+			star, mark = i, j
+			i++
+		case i < len(pattern) && pattern[i] == text[j]:
+			i++
+			j++
+		case star >= 0:
+			mark++
+			i, j = star+1, mark
+		default:
+			return false
+		}
+	}
+	for i < len(pattern) && pattern[i] == '*' {
+		i++
+	}
+	return i == len(pattern)
+}
+
 // itemSlow is a binary search, for the case of two servers' items falling on one hash and name.
 func (x *Index) itemSlow(s ServerID, name string) (ItemID, bool) {
 	base, n := x.itemRange(s)
+	i := x.search(base, n, name)
+	return ItemID(i), i < n && string(x.itemName(base+i)) == name
+}
+
+// search finds the first of n items that is not below a name.
+func (x *Index) search(base, n uint32, name string) uint32 {
 	lo, hi := uint32(0), n
 	for lo < hi {
-		mid := lo + (hi-lo)/2
-		switch got := x.itemName(base + mid); {
-		case string(got) == name:
-			return ItemID(mid), true
-		case string(got) < name:
+		if mid := lo + (hi-lo)/2; string(x.itemName(base+mid)) < name {
 			lo = mid + 1
-		default:
+		} else {
 			hi = mid
 		}
 	}
-	return 0, false
+	return lo
 }
 
 func (x *Index) itemRange(s ServerID) (base, n uint32) {
@@ -164,33 +312,40 @@ func (x *Index) itemRange(s ServerID) (base, n uint32) {
 
 func (x *Index) pageBase(s ServerID) uint32 { return le.Uint32(x.servers[int(s)*serverSize+8:]) }
 
-func (x *Index) principalName(i uint32) []byte { return x.name(x.principals[int(i)*principalSize:]) }
-func (x *Index) serverName(i uint32) []byte    { return x.name(x.servers[int(i)*serverSize:]) }
-func (x *Index) itemName(i uint32) []byte      { return x.name(x.items[int(i)*itemSize:]) }
-func (x *Index) grantName(i uint32) []byte     { return x.name(x.grants[int(i)*grantSize:]) }
-
-// nodeName is for ids from 1: node 0 is nobody.
-func (x *Index) nodeName(i uint32) []byte { return x.name(x.nodes[int(i-1)*nodeSize:]) }
+func (b *block) principalName(i uint32) []byte { return b.name(b.principals[int(i)*principalSize:]) }
+func (b *block) serverName(i uint32) []byte    { return b.name(b.servers[int(i)*serverSize:]) }
+func (b *block) itemName(i uint32) []byte      { return b.name(b.items[int(i)*itemSize:]) }
 
 // name reads a name reference: offset in the heap and length.
-func (x *Index) name(ref []byte) []byte {
+func (b *block) name(ref []byte) []byte {
 	off, n := le.Uint32(ref), le.Uint16(ref[4:])
-	return x.heap[off : int(off)+int(n)]
+	return b.heap[off : int(off)+int(n)]
 }
 
 // lookup probes one of the name tables and compares the whole name.
-func (x *Index) lookup(table []byte, h uint64, name string, nameOf func(uint32) []byte) (uint32, bool) {
-	mask := len(table)/nameSlotSize - 1
-	for i := int(h) & mask; ; i = (i + 1) & mask {
-		slot := table[i*nameSlotSize:]
-		id := le.Uint32(slot[4:])
-		if id == 0 {
+func lookup(table []byte, h uint64, name string, nameOf func(uint32) []byte) (uint32, bool) {
+	slots := uint32(len(table) / nameSlotSize)
+	i, tag := nameHome(h, slots), uint32(h)<<24
+	for {
+		slot := le.Uint32(table[i*nameSlotSize:])
+		if slot == 0 {
 			return 0, false
 		}
-		if le.Uint32(slot) == uint32(h>>32) && string(nameOf(id-1)) == name {
-			return id - 1, true
+		if id := slot&maxID - 1; slot&^maxID == tag && string(nameOf(id)) == name {
+			return id, true
+		}
+		if i++; i == slots {
+			i = 0
 		}
 	}
+}
+
+const maxID = 1<<24 - 1
+
+// nameHome is where the search for a name begins.
+func nameHome(h uint64, slots uint32) uint32 {
+	hi, _ := bits.Mul64(h, uint64(slots))
+	return uint32(hi)
 }
 
 // hashName is FNV-1a with a finish that spreads the high bits; seed keeps the items of servers apart.
@@ -209,22 +364,27 @@ func mix(h uint64) uint64 {
 	return h ^ h>>29
 }
 
-// cell returns the offset of the cell of a node and a page, or -1.
-func (x *Index) cell(node, page uint32) int {
+// cell returns the offset of the cell of a node and a page in the block, or -1.
+func (b *block) cell(node, page uint32) int {
 	key := cellKey(node, page)
-	mask := uint32(len(x.cells)/cellSize - 1)
-	for i := cellHome(key, x.cellShift); ; i = (i + 1) & mask {
-		switch le.Uint64(x.cells[int(i)*cellSize:]) {
+	for i := cellHome(key, b.cellSlots); ; {
+		switch le.Uint64(b.cells[int(i)*cellSize:]) {
 		case key:
 			return int(i) * cellSize
 		case 0:
 			return -1
+		}
+		if i++; i == b.cellSlots {
+			i = 0
 		}
 	}
 }
 
 func cellKey(node, page uint32) uint64 { return uint64(node)<<32 | uint64(page) }
 
-func cellHome(key uint64, shift uint) uint32 { return uint32(mix(key) >> shift) }
+func cellHome(key, slots uint64) uint64 {
+	hi, _ := bits.Mul64(mix(key), slots)
+	return hi
+}
 
-func shiftFor(slots int) uint { return uint(64 - bits.TrailingZeros(uint(slots))) }
+func bit(set []uint64, i uint32) bool { return int(i/64) < len(set) && set[i/64]>>(i%64)&1 != 0 }

@@ -2,73 +2,104 @@ package index
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"unicode/utf8"
 
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/residual"
 )
 
 // What Open refuses.
 var (
 	ErrFormat  = errors.New("not an index")
 	ErrVersion = errors.New("index of another major version")
-	ErrDigest  = errors.New("index digest does not match")
 	ErrSize    = errors.New("index too large")
 )
 
-// Open checks a block and returns a reader on it. It keeps b. Errors wrap ErrFormat, ErrVersion, ErrDigest or ErrSize.
-func Open(b []byte) (*Index, error) {
+// Open checks a block and returns a reader on it. It keeps b, and keep, which may own the memory that b lies in. Whoever
+// calls it has compared the digest of b with the one that was signed: Open sees to it that no read goes astray, not that
+// the policy is the right one. Errors wrap ErrFormat, ErrVersion or ErrSize.
+func Open(b []byte, keep ...any) (*Index, error) {
 	if len(b) > MaxSize {
 		return nil, fmt.Errorf("open index: %d bytes: %w", len(b), ErrSize)
 	}
-	x := &Index{size: len(b)}
+	x := &Index{block: &block{size: len(b), keep: keep}}
 	sections, err := readHeader(b)
 	if err != nil {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
-	for sec, dst := range map[int]*[]byte{
-		secPrincipals: &x.principals, secMembers: &x.members, secServers: &x.servers, secItems: &x.items,
-		secCells: &x.cells, secConds: &x.conds, secPrograms: &x.programs, secCode: &x.code, secArgs: &x.args,
-		secValues: &x.values, secPrincipalNames: &x.principalNames, secServerNames: &x.serverNames,
-		secItemNames: &x.itemNames, secNodes: &x.nodes, secGrants: &x.grants, secProvOffsets: &x.provOffsets,
-		secProvenance: &x.provenance, secHeap: &x.heap,
-	} {
-		data, ok := sections[sec]
+	for _, s := range x.sections() {
+		data, ok := sections[s.id]
 		if !ok {
-			return nil, fmt.Errorf("open index: section %d missing: %w", sec, ErrFormat)
+			return nil, fmt.Errorf("open index: section %d missing: %w", s.id, ErrFormat)
 		}
-		*dst = data[:len(data):len(data)]
+		*s.data = data[:len(data):len(data)]
 	}
 	x.nPrincipals = uint32(len(x.principals) / principalSize)
 	x.nServers = uint32(len(x.servers) / serverSize)
 	x.nNodes = uint32(len(x.nodes) / nodeSize)
 	x.nPrograms = uint32(len(x.programs) / programSize)
+	x.nConds = uint32(len(x.conds) / condSize)
+	x.nGrants = uint32(len(x.grants) / grantSize)
 	x.everyone, x.nPages = le.Uint32(b[32:]), le.Uint32(b[36:])
+	copy(x.state[:], b[stateAt:])
 	if err := x.check(le.Uint32(b[24:]), le.Uint32(b[28:])); err != nil {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
 	return x, nil
 }
 
-// readHeader returns the sections by id, their digests checked.
+type section struct {
+	id   int
+	data *[]byte
+}
+
+func (b *block) sections() []section {
+	return []section{
+		{secPrincipals, &b.principals},
+		{secMembers, &b.members},
+		{secRegions, &b.regions},
+		{secServers, &b.servers},
+		{secItems, &b.items},
+		{secCells, &b.cells},
+		{secConds, &b.conds},
+		{secPrograms, &b.programs},
+		{secCode, &b.code},
+		{secArgs, &b.args},
+		{secValues, &b.values},
+		{secZones, &b.zoneRecs},
+		{secTransitions, &b.transitions},
+		{secPrincipalNames, &b.principalNames},
+		{secServerNames, &b.serverNames},
+		{secItemNames, &b.itemNames},
+		{secNodes, &b.nodes},
+		{secEdges, &b.edges},
+		{secNodeGrants, &b.nodeGrants},
+		{secGrants, &b.grants},
+		{secReaches, &b.reaches},
+		{secHeap, &b.heap},
+	}
+}
+
+// readHeader returns the sections by id.
 func readHeader(b []byte) (map[int][]byte, error) {
-	if len(b) < pageSize || string(b[:8]) != magic {
+	if len(b) < headerFixed || string(b[:8]) != magic {
 		return nil, ErrFormat
 	}
 	if v := le.Uint16(b[8:]); v != major {
 		return nil, fmt.Errorf("version %d.%d: %w", v, le.Uint16(b[10:]), ErrVersion)
 	}
-	if sha256.Sum256(b[:headerSum]) != [32]byte(b[headerSum:pageSize]) {
-		return nil, fmt.Errorf("header: %w", ErrDigest)
-	}
 	n := le.Uint32(b[12:])
-	if n > maxSections || le.Uint64(b[16:]) != uint64(len(b)) {
+	start := alignUp(headerFixed + sectionEntry*uint64(n))
+	if n > maxSections || le.Uint64(b[16:]) != uint64(len(b)) || start > uint64(len(b)) {
 		return nil, fmt.Errorf("length: %w", ErrFormat)
 	}
+	if !zero(b[headerFixed+sectionEntry*uint64(n) : start]) {
+		return nil, fmt.Errorf("after the header: %w", ErrFormat)
+	}
 	sections := make(map[int][]byte, n)
-	at := uint64(pageSize)
+	at := start
 	for i := range n {
 		e := b[headerFixed+i*sectionEntry:][:sectionEntry]
 		id, width := le.Uint32(e), uint64(le.Uint32(e[4:]))
@@ -76,18 +107,14 @@ func readHeader(b []byte) (map[int][]byte, error) {
 		if off != at || width == 0 || count > uint64(len(b))/width || off+alignUp(width*count) > uint64(len(b)) {
 			return nil, fmt.Errorf("section %d lies outside: %w", id, ErrFormat)
 		}
-		data := b[off : off+width*count]
 		at = off + alignUp(width*count)
-		if sha256.Sum256(data) != [32]byte(e[32:]) {
-			return nil, fmt.Errorf("section %d: %w", id, ErrDigest)
-		}
 		if !zero(b[off+width*count : at]) {
 			return nil, fmt.Errorf("after section %d: %w", id, ErrFormat)
 		}
 		if _, twice := sections[int(id)]; twice || id == 0 || id < secEnd && width != uint64(recordSize(int(id))) {
 			return nil, fmt.Errorf("section %d: %w", id, ErrFormat)
 		}
-		sections[int(id)] = data
+		sections[int(id)] = b[off : off+width*count]
 	}
 	if at != uint64(len(b)) {
 		return nil, fmt.Errorf("trailing bytes: %w", ErrFormat)
@@ -109,12 +136,12 @@ func (x *Index) check(tenantOff, tenantLen uint32) error {
 		return bad("tenant", 0)
 	}
 	x.tenant = string(x.heap[tenantOff : tenantOff+tenantLen])
-	if x.everyone > x.nNodes {
+	if x.everyone > x.nNodes || x.nPrincipals > maxNameSlots {
 		return bad("everyone", 0)
 	}
 	for _, step := range []func() error{
-		x.checkNames, x.checkServers, x.checkPrincipals, x.checkPrograms, x.checkConds, x.checkCells, x.checkProvenance,
-		x.checkTables,
+		x.checkNames, x.checkServers, x.checkPrincipals, x.checkZones, x.checkPrograms, x.checkConds, x.checkCells,
+		x.checkGraph, x.checkTables,
 	} {
 		if err := step(); err != nil {
 			return err
@@ -133,10 +160,12 @@ func (x *Index) checkNames() error {
 		width int
 	}{
 		{"principal", x.principals, principalSize},
+		{"region", x.regions, regionSize},
 		{"server", x.servers, serverSize},
 		{"item", x.items, itemSize},
 		{"node", x.nodes, nodeSize},
 		{"grant", x.grants, grantSize},
+		{"zone", x.zoneRecs, zoneSize},
 		{"arg", x.args, argSize},
 	} {
 		for i := 0; i < len(s.recs); i += s.width {
@@ -147,7 +176,7 @@ func (x *Index) checkNames() error {
 			}
 		}
 	}
-	x.argNames = make([]uint64, tableSize(len(x.args)/argSize))
+	x.argNames = make([]uint64, argTable(len(x.args)/argSize))
 	for i := 0; i < len(x.args); i += argSize {
 		fold := le.Uint64(x.args[i+8:])
 		if fold == 0 || fold != FoldHash(x.name(x.args[i:])) {
@@ -156,6 +185,15 @@ func (x *Index) checkNames() error {
 		x.addArg(fold)
 	}
 	return nil
+}
+
+// argTable is a power of two that n names fill at most by half.
+func argTable(n int) int {
+	slots := 4
+	for slots < 2*n {
+		slots *= 2
+	}
+	return slots
 }
 
 // checkServers checks that servers tile the pages and the items, and that names rise.
@@ -177,7 +215,7 @@ func (x *Index) checkServers() error {
 		page += (uint64(n) + itemsPerPage - 1) / itemsPerPage
 		item += uint64(n)
 	}
-	if page != uint64(x.nPages) || item != uint64(len(x.items)/itemSize) {
+	if page != uint64(x.nPages) || item != uint64(len(x.items)/itemSize) || item > maxNameSlots {
 		return bad("servers", int(x.nServers))
 	}
 	return nil
@@ -189,22 +227,62 @@ func (x *Index) checkPrincipals() error {
 			return bad("member", i/memberSize)
 		}
 	}
+	regions := len(x.regions) / regionSize
 	for p := range x.nPrincipals {
-		r := x.principals[p*principalSize:]
-		n, first := le.Uint32(r[8:]), le.Uint32(r[12:])
-		if n > inlineNodes {
-			if uint64(first)+uint64(n) > uint64(len(x.members)/memberSize) {
+		r := x.principals[p*principalSize : (p+1)*principalSize]
+		if r[atFlags]&^flagDisabled != 0 || r[atKind] > byte(snapshot.KindWorkload) || r[atClearance] > snapshot.MaxLevel ||
+			int(le.Uint16(r[atRegion:])) > regions {
+			return bad("principal", int(p))
+		}
+		n := r[atCount]
+		if n == manyNodes {
+			if uint64(le.Uint32(r[atNodes:]))+uint64(le.Uint32(r[atNodes+4:])) > uint64(len(x.members)/memberSize) {
 				return bad("principal", int(p))
 			}
 			continue
 		}
-		for i := range n {
-			if node := le.Uint32(r[12+4*i:]); node == 0 || node > x.nNodes {
+		if n > inlineNodes {
+			return bad("principal", int(p))
+		}
+		for i := range int(n) {
+			if node := le.Uint32(r[atNodes+4*i:]); node == 0 || node > x.nNodes {
 				return bad("principal", int(p))
 			}
 		}
 	}
 	return nil
+}
+
+func (x *Index) checkZones() error {
+	total := uint64(len(x.transitions) / transitionSize)
+	for i := 0; i < len(x.zoneRecs); i += zoneSize {
+		first, n := le.Uint32(x.zoneRecs[i+8:]), le.Uint32(x.zoneRecs[i+12:])
+		if n == 0 || uint64(first)+uint64(n) > total {
+			return bad("zone", i/zoneSize)
+		}
+		c := clock{at: make([]int64, n), off: make([]int32, n)}
+		for k := range c.at {
+			t := x.transitions[(int(first)+k)*transitionSize:]
+			c.at[k], c.off[k] = int64(le.Uint64(t)), int32(le.Uint32(t[8:]))
+		}
+		if !c.ok() {
+			return bad("zone", i/zoneSize)
+		}
+		x.clocks = append(x.clocks, c)
+	}
+	return nil
+}
+
+// maxShift bounds how far a clock may be from Greenwich.
+const maxShift = 26 * 3600
+
+func (c clock) ok() bool {
+	for i := range c.at {
+		if c.off[i] < -maxShift || c.off[i] > maxShift || i > 0 && c.at[i] <= c.at[i-1] {
+			return false
+		}
+	}
+	return len(c.at) > 0
 }
 
 func (x *Index) checkPrograms() error {
@@ -217,61 +295,141 @@ func (x *Index) checkPrograms() error {
 			return bad("program", int(i))
 		}
 		p := x.Program(i)
-		for pc := range p.Len() {
-			if !x.instrOK(p.Instr(pc), pc, p.Len(), int(nArgs)) {
-				return bad("program", int(i))
-			}
-		}
-		if p.Flags != p.flags() {
+		if !x.programOK(&p, len(x.clocks), x.nNodes) || p.Flags != p.flags() {
 			return bad("program", int(i))
 		}
 	}
 	return nil
 }
 
-func (x *Index) instrOK(in Instr, pc, n, args int) bool {
-	switch in.Op {
-	case OpJumpFalse, OpJumpTrue:
-		return in.Target > pc && in.Target <= n
-	case snapshot.OpNot, snapshot.OpTrue, snapshot.OpFalse, snapshot.OpBefore, snapshot.OpAfter:
-		return true
-	case snapshot.OpHas:
-		return in.Arg < args
-	case snapshot.OpLt, snapshot.OpLe, snapshot.OpGt, snapshot.OpGe:
-		return in.Arg < args && in.Type == snapshot.TypeNumber
-	case snapshot.OpEq, snapshot.OpNe:
-		return in.Arg < args && x.operandOK(in.Type, in.Operand)
-	case snapshot.OpIn:
-		first, count := uint64(uint32(in.Operand)), in.Operand>>32
-		if in.Arg >= args || count > snapshot.MaxCondValues || first+count > uint64(len(x.values)/valueSize) {
+// programOK checks every instruction of a program, and makes its Cedar expressions ready.
+func (x *Index) programOK(p *Program, zones int, nodes uint32) bool {
+	for pc := range p.Len() {
+		if !instrOK(p, p.Instr(pc), pc, zones, nodes) {
 			return false
 		}
-		for i := range count {
-			if !x.operandOK(in.Type, le.Uint64(x.values[(first+i)*valueSize:])) {
-				return false
-			}
-		}
+	}
+	return true
+}
+
+func instrOK(p *Program, in Instr, pc, zones int, nodes uint32) bool {
+	switch in.Op {
+	case OpJumpFalse, OpJumpTrue:
+		return in.Target > pc && in.Target <= p.Len()
+	case snapshot.OpNot, snapshot.OpTrue, snapshot.OpFalse, snapshot.OpFail, snapshot.OpBefore, snapshot.OpAfter:
 		return true
+	case snapshot.OpMember:
+		return p.setOK(in.Operand, int(nodes), func(v uint64) bool { return v != 0 && v <= uint64(nodes) })
+	case snapshot.OpForeign:
+		return p.foreignOK(in.Operand)
+	case OpSame, OpDiffer:
+		from, attr := in.Other()
+		return attrOK(in.From, in.Arg, snapshot.TypeString) && attrOK(from, attr, snapshot.TypeString)
+	case snapshot.OpHas, snapshot.OpEq, snapshot.OpNe, snapshot.OpLt, snapshot.OpLe, snapshot.OpGt, snapshot.OpGe,
+		snapshot.OpIn, snapshot.OpInRange:
+		return operandOK(p, in, zones) && constantOK(p, in)
 	default:
 		return false
 	}
 }
 
-func (x *Index) operandOK(t snapshot.Type, v uint64) bool {
+// operandOK checks what is compared.
+func operandOK(p *Program, in Instr, zones int) bool {
+	switch in.From {
+	case snapshot.FromArgs:
+		return in.Arg < len(p.args)/argSize && in.Type != snapshot.TypeIP
+	case snapshot.FromClock:
+		return in.Op != snapshot.OpHas && in.Zone < zones && in.Arg <= fieldYear && in.Type == snapshot.TypeNumber
+	case snapshot.FromContext, snapshot.FromPrincipal:
+		if in.Op == snapshot.OpHas {
+			return attrOK(in.From, in.Arg, snapshot.TypeInvalid)
+		}
+		return attrOK(in.From, in.Arg, in.Type)
+	default:
+		return false
+	}
+}
+
+// attrOK reports whether there is an attribute of that number and, unless that is TypeInvalid, type.
+func attrOK(from snapshot.Source, n int, t snapshot.Type) bool {
+	var types []snapshot.Type
+	switch from {
+	case snapshot.FromContext:
+		types = []snapshot.Type{AttrIP: snapshot.TypeIP, AttrRegion: snapshot.TypeString, AttrActor: snapshot.TypeString}
+	case snapshot.FromPrincipal:
+		types = []snapshot.Type{
+			AttrName: snapshot.TypeString, AttrKind: snapshot.TypeString,
+			AttrClearance: snapshot.TypeNumber, AttrHome: snapshot.TypeString,
+		}
+	default: // the others have no attributes
+	}
+	return n < len(types) && (t == snapshot.TypeInvalid || types[n] == t)
+}
+
+// constantOK checks what it is compared with.
+func constantOK(p *Program, in Instr) bool {
+	switch in.Op {
+	case snapshot.OpHas:
+		return true
+	case snapshot.OpInRange:
+		return in.Type == snapshot.TypeIP && in.From == snapshot.FromContext && p.setOK(in.Operand, 3, func(uint64) bool { return true }) &&
+			p.Set(in.Operand) == 3 && p.Member(in.Operand, 2)&^v4Network <= 128
+	case snapshot.OpIn:
+		return p.setOK(in.Operand, snapshot.MaxCondValues, func(v uint64) bool { return p.operandOK(in.Type, v) })
+	case snapshot.OpLt, snapshot.OpLe, snapshot.OpGt, snapshot.OpGe:
+		return in.Type == snapshot.TypeNumber
+	default:
+		return p.operandOK(in.Type, in.Operand)
+	}
+}
+
+func (p *Program) setOK(ref uint64, limit int, member func(uint64) bool) bool {
+	first, count := uint64(uint32(ref)), ref>>32
+	if count > uint64(limit) || first+count > uint64(len(p.pool.values)/valueSize) {
+		return false
+	}
+	for i := range int(count) {
+		if !member(p.Member(ref, i)) {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *Program) operandOK(t snapshot.Type, v uint64) bool {
 	switch t {
 	case snapshot.TypeNumber:
 		return true
 	case snapshot.TypeBool:
 		return v <= 1
 	case snapshot.TypeString:
-		return uint64(uint32(v))+v>>32 <= uint64(len(x.heap))
+		return uint64(uint32(v))+v>>32 <= uint64(len(p.pool.heap))
 	default:
 		return false
 	}
 }
 
+// foreignOK parses a Cedar expression, once.
+func (p *Program) foreignOK(ref uint64) bool {
+	if !p.operandOK(snapshot.TypeString, ref) {
+		return false
+	}
+	if p.pool.foreign[ref] != nil {
+		return true
+	}
+	expr, err := residual.Parse(string(p.Text(ref)))
+	if err != nil {
+		return false
+	}
+	if p.pool.foreign == nil {
+		p.pool.foreign = map[uint64]*residual.Expr{}
+	}
+	p.pool.foreign[ref] = expr
+	return true
+}
+
 func (x *Index) checkConds() error {
-	for i := range uint32(len(x.conds) / condSize) {
+	for i := range x.nConds {
 		if _, prog := x.Cond(i); prog >= x.nPrograms {
 			return bad("condition", int(i))
 		}
@@ -283,12 +441,16 @@ func (x *Index) checkConds() error {
 // cells refer to nodes, pages and conditions that exist.
 func (x *Index) checkCells() error {
 	slots := len(x.cells) / cellSize
-	if !powerOfTwo(slots) {
+	x.cellSlots = uint64(slots)
+	x.anyNode, x.ownNode = make([]uint64, x.nNodes/64+1), make([]uint64, x.nNodes/64+1)
+	// A run of full slots may go round the end of the table: it begins where the last free slot is.
+	run := 0
+	for run < slots && le.Uint64(x.cells[(slots-1-run)*cellSize:]) != 0 {
+		run++
+	}
+	if run == slots {
 		return bad("cells", slots)
 	}
-	x.cellShift = shiftFor(slots)
-	x.anyNode = make([]uint64, x.nNodes/64+1)
-	used := 0
 	for i := range slots {
 		c := x.cells[i*cellSize:][:cellSize]
 		key := le.Uint64(c)
@@ -296,105 +458,101 @@ func (x *Index) checkCells() error {
 			if !zero(c) {
 				return bad("cell", i)
 			}
+			run = 0
 			continue
 		}
-		used++
+		run++
+		x.nCells++
 		node, page := uint32(key>>32), uint32(key)
 		conds := uint64(le.Uint32(c[24:])) + uint64(le.Uint16(c[28:])) + uint64(le.Uint16(c[30:]))
-		if node == 0 || node > x.nNodes || page != anyPage && page >= x.nPages || conds > uint64(len(x.conds)/condSize) ||
-			(uint32(i)-cellHome(key, x.cellShift))&uint32(slots-1) > maxProbe {
+		away := i - int(cellHome(key, x.cellSlots))
+		if away < 0 {
+			away += slots
+		}
+		if node == 0 || node > x.nNodes || page != anyPage && page >= x.nPages || conds > uint64(x.nConds) ||
+			away >= run || away > maxProbe {
 			return bad("cell", i)
 		}
 		if page == anyPage {
 			x.anyNode[node/64] |= 1 << (node % 64)
-		}
-	}
-	if used > slots/2 {
-		return bad("cells", slots)
-	}
-	for i := range slots {
-		if key := le.Uint64(x.cells[i*cellSize:]); key != 0 && x.cell(uint32(key>>32), uint32(key)) != i*cellSize {
-			return bad("cell", i)
+		} else {
+			x.ownNode[node/64] |= 1 << (node % 64)
 		}
 	}
 	return nil
 }
 
-func (x *Index) checkProvenance() error {
-	n := uint32(len(x.provenance) / provenanceSize)
-	if len(x.provOffsets)/provOffSize != len(x.cells)/cellSize+1 {
-		return bad("provenance", 0)
-	}
-	var last uint32
-	for i := 0; i < len(x.provOffsets); i += provOffSize {
-		off := le.Uint32(x.provOffsets[i:])
-		if off < last || off > n {
-			return bad("provenance", i/provOffSize)
+// checkGraph checks nodes, edges and grants. That edges lead in no circle need not be checked: whoever climbs them keeps
+// what they have seen.
+func (x *Index) checkGraph() error {
+	for i := 0; i < len(x.edges); i += edgeSize {
+		if n := le.Uint32(x.edges[i:]); n == 0 || n > x.nNodes {
+			return bad("edge", i/edgeSize)
 		}
-		last = off
 	}
-	for i := range n {
-		r := x.provenance[i*provenanceSize:]
-		if le.Uint32(r[8:])>>1 >= uint32(len(x.grants)/grantSize) || le.Uint32(r[12:]) > uint32(len(x.conds)/condSize) {
-			return bad("provenance", int(i))
+	for i := 0; i < len(x.nodeGrants); i += edgeSize {
+		if le.Uint32(x.nodeGrants[i:]) >= x.nGrants {
+			return bad("grant of a node", i/edgeSize)
+		}
+	}
+	for i := 0; i < len(x.nodes); i += nodeSize {
+		r := x.nodes[i:]
+		if uint64(le.Uint32(r[8:]))+uint64(le.Uint32(r[12:])) > uint64(len(x.edges)/edgeSize) ||
+			uint64(le.Uint32(r[16:]))+uint64(le.Uint32(r[20:])) > uint64(len(x.nodeGrants)/edgeSize) {
+			return bad("node", i/nodeSize)
+		}
+	}
+	for i := range x.nGrants {
+		r := x.grants[i*grantSize:]
+		if node := le.Uint32(r[8:]); node == 0 || node > x.nNodes ||
+			uint64(le.Uint32(r[12:]))+uint64(le.Uint32(r[16:])) > uint64(len(x.reaches)/reachSize) ||
+			i > 0 && bytes.Compare(x.name(x.grants[(i-1)*grantSize:]), x.name(r)) >= 0 {
+			return bad("grant", int(i))
+		}
+	}
+	for i := 0; i < len(x.reaches); i += reachSize {
+		r := x.reaches[i:]
+		if page := le.Uint32(r[8:]); page != anyPage && page >= x.nPages || le.Uint32(r[12:]) > x.nPrograms {
+			return bad("reach", i/reachSize)
 		}
 	}
 	return nil
 }
 
-// checkTables checks the name tables: complete, and a search for a name that is not there ends.
+// checkTables checks that the ids in the name tables exist and that every search ends.
 func (x *Index) checkTables() error {
-	if err := checkTable(x.principalNames, x.nPrincipals, func(i uint32) bool {
-		id, ok := x.Principal(string(x.principalName(i)))
-		return ok && uint32(id) == i
-	}); err != nil {
-		return fmt.Errorf("principal names: %w", err)
-	}
-	if err := checkTable(x.serverNames, x.nServers, func(i uint32) bool {
-		id, ok := x.Server(string(x.serverName(i)))
-		return ok && uint32(id) == i
-	}); err != nil {
-		return fmt.Errorf("server names: %w", err)
-	}
-	var server ServerID
-	return checkTable(x.itemNames, uint32(len(x.items)/itemSize), func(i uint32) bool {
-		base, n := x.itemRange(server)
-		for i-base >= n && uint32(server)+1 < x.nServers {
-			server++
-			base, n = x.itemRange(server)
+	for _, t := range []struct {
+		what  string
+		table []byte
+		n     uint32
+	}{
+		{"principal names", x.principalNames, x.nPrincipals},
+		{"server names", x.serverNames, x.nServers},
+		{"item names", x.itemNames, uint32(len(x.items) / itemSize)},
+	} {
+		if err := checkTable(t.table, t.n); err != nil {
+			return fmt.Errorf("%s: %w", t.what, err)
 		}
-		id, ok := x.Item(server, string(x.itemName(i)))
-		return ok && uint32(id) == i-base
-	})
+	}
+	return nil
 }
 
-func checkTable(table []byte, n uint32, found func(i uint32) bool) error {
+func checkTable(table []byte, n uint32) error {
 	slots := len(table) / nameSlotSize
-	if !powerOfTwo(slots) || uint64(n) > uint64(slots)/2 {
-		return bad("table of", slots)
-	}
-	used := uint32(0)
-	run := 0
+	used, run := uint32(0), 0
 	for i := range slots {
-		id := le.Uint32(table[i*nameSlotSize+4:])
-		if id == 0 {
+		slot := le.Uint32(table[i*nameSlotSize:])
+		if slot == 0 {
 			run = 0
 			continue
 		}
 		used++
-		if run++; id > n || run > maxProbe {
+		if run++; slot&maxID == 0 || slot&maxID > n || run > maxProbe {
 			return bad("slot", i)
 		}
 	}
-	if used != n {
+	if used != n || used >= uint32(slots) {
 		return bad("table of", slots)
-	}
-	for i := range n {
-		if !found(i) {
-			return bad("name", int(i))
-		}
 	}
 	return nil
 }
-
-func powerOfTwo(n int) bool { return n > 0 && n&(n-1) == 0 }

@@ -1,57 +1,135 @@
 package index
 
 import (
-	"unicode"
-	"unicode/utf8"
-
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/residual"
 )
 
-// Instruction codes: the leaf operators of snapshot.Op, and jumps. A program keeps one truth value; it ends after its
-// last instruction.
+// Instruction codes: the leaf operators of snapshot.Op, jumps, and comparisons of two strings that are no constants. A
+// program keeps one truth value; it ends after its last instruction.
 const (
 	OpJumpFalse snapshot.Op = 0x40 + iota // skip to Target when the value is false
 	OpJumpTrue
+	OpSame   // the operand is the same text as Other
+	OpDiffer // it is another
 )
 
-// What a program can come to when arguments (and, if it asks for it, the time) may be anything.
+// What a program can come to when arguments may be anything.
 const (
 	MayTrue  uint16 = 1 << iota
 	MayFalse        // without it a program as a deny always fires
-	ReadsTime
+	// ReadsKnown: it reads something that lists know as well, so that what it may come to is for Paths to say.
+	ReadsKnown
+	// ReadsArgs: it reads arguments.
+	ReadsArgs
 )
 
 // Program is one residual condition.
 type Program struct {
-	x     *Index
-	code  []byte
-	args  []byte
-	Flags uint16
+	x          *Index
+	pool       *pool
+	code, args []byte
+	Flags      uint16
+}
+
+// pool is what the operands of programs refer to.
+type pool struct {
+	values, heap []byte
+	// foreign are the Cedar expressions by operand.
+	foreign map[uint64]*residual.Expr
 }
 
 // Instr is one instruction. Operand is a number, 0 or 1, or a reference for Text or Set.
 type Instr struct {
-	Op      snapshot.Op
-	Type    snapshot.Type
-	Target  int
-	Arg     int
+	Op     snapshot.Op
+	Type   snapshot.Type
+	Target int
+	From   snapshot.Source
+	// Arg is the number of an argument (ArgName), of an attribute or, for a clock, of its field.
+	Arg int
+	// Zone is the number of a clock.
+	Zone    int
 	Operand uint64
 }
 
+// The attributes by number, in the order of their sources.
+const (
+	AttrIP = iota
+	AttrRegion
+	AttrActor
+
+	AttrName = iota - 3
+	AttrKind
+	AttrClearance
+	AttrHome // the principal's region
+)
+
+// attrNumber is the number of an attribute of context, clock or principal.
+func attrNumber(from snapshot.Source, name string) uint32 {
+	list := []string{"name", "kind", "clearance", "region"}
+	switch from {
+	case snapshot.FromContext:
+		list = []string{"ip", "region", "actor"}
+	case snapshot.FromClock:
+		list = snapshot.ClockFields()
+	default: // the principal's
+	}
+	for i, n := range list {
+		if n == name {
+			return uint32(i)
+		}
+	}
+	return 1<<16 - 1
+}
+
+// argWord packs a source and what it needs into the arg of an instruction; zone is below 1<<16.
+func argWord(from snapshot.Source, n, zone uint32) uint32 {
+	if from == snapshot.FromClock {
+		return uint32(from)<<24 | n<<16 | zone
+	}
+	return uint32(from)<<24 | n
+}
+
+// operandOf unpacks the operand of OpSame and OpDiffer.
+func operandOf(word uint64) (snapshot.Source, int) {
+	return snapshot.Source(word >> 24 & 0xFF), int(word & 0xFFFFFF)
+}
+
+// Other is the second operand of OpSame and OpDiffer.
+func (in Instr) Other() (from snapshot.Source, attr int) { return operandOf(in.Operand) }
+
 // Cond returns the i-th condition entry: which items of its page it is about, and its program.
 func (x *Index) Cond(i uint32) (mask uint64, program uint32) {
+	if i >= x.nConds {
+		c := x.ov.conds[i-x.nConds]
+		return c.mask, c.prog
+	}
 	r := x.conds[int(i)*condSize : (int(i)+1)*condSize]
 	return le.Uint64(r), le.Uint32(r[8:])
 }
 
+// Programs counts the programs.
+func (x *Index) Programs() int {
+	if x.ov != nil {
+		return int(x.nPrograms) + len(x.ov.programs)
+	}
+	return int(x.nPrograms)
+}
+
 // Program returns the i-th program.
 func (x *Index) Program(i uint32) Program {
+	if i >= x.nPrograms {
+		p := x.ov.programs[i-x.nPrograms]
+		p.x = x
+		return p
+	}
 	r := x.programs[int(i)*programSize : (int(i)+1)*programSize]
 	code, args := int(le.Uint32(r)), int(le.Uint32(r[8:]))
 	return Program{
 		x:     x,
 		code:  x.code[code*codeSize : (code+int(le.Uint16(r[4:])))*codeSize],
 		args:  x.args[args*argSize : (args+int(le.Uint16(r[6:])))*argSize],
+		pool:  &x.pool,
 		Flags: le.Uint16(r[12:]),
 	}
 }
@@ -62,22 +140,28 @@ func (p *Program) Len() int { return len(p.code) / codeSize }
 // Instr returns one instruction.
 func (p *Program) Instr(pc int) Instr {
 	r := p.code[pc*codeSize : (pc+1)*codeSize]
-	return Instr{
+	word := le.Uint32(r[4:])
+	in := Instr{
 		Op: snapshot.Op(r[0]), Type: snapshot.Type(r[1]), Target: int(le.Uint16(r[2:])),
-		Arg: int(le.Uint32(r[4:])), Operand: le.Uint64(r[8:]),
+		From: snapshot.Source(word >> 24), Arg: int(word & 0xFFFFFF), Operand: le.Uint64(r[8:]),
 	}
+	if in.From == snapshot.FromClock {
+		in.Zone, in.Arg = in.Arg&0xFFFF, in.Arg>>16
+	}
+	return in
 }
 
 // ArgName returns the name of an argument that the program reads, and its folded hash.
 func (p *Program) ArgName(i int) (name []byte, fold uint64) {
 	r := p.args[i*argSize : (i+1)*argSize]
-	return p.x.name(r), le.Uint64(r[8:])
+	off, n := le.Uint32(r), le.Uint16(r[4:])
+	return p.pool.heap[off : int(off)+int(n)], le.Uint64(r[8:])
 }
 
 // Text returns the string constant behind an operand.
 func (p *Program) Text(operand uint64) []byte {
 	off, n := uint32(operand), uint32(operand>>32)
-	return p.x.heap[off : int(off)+int(n)]
+	return p.pool.heap[off : int(off)+int(n)]
 }
 
 // Set returns how many members the set behind an operand has.
@@ -85,8 +169,47 @@ func (p *Program) Set(operand uint64) int { return int(operand >> 32) }
 
 // Member returns the operand of the i-th member of a set.
 func (p *Program) Member(operand uint64, i int) uint64 {
-	return le.Uint64(p.x.values[(int(uint32(operand))+i)*valueSize:])
+	return le.Uint64(p.pool.values[(int(uint32(operand))+i)*valueSize:])
 }
+
+// Clock returns the field of a zone's clock at a time.
+func (p *Program) Clock(zone, field int, nowMS int64) int64 {
+	return p.x.clock(zone).read(field, nowMS)
+}
+
+// Belongs reports whether a principal belongs to one of the nodes of a set, which are in ascending order.
+func (p *Program) Belongs(operand uint64, who PrincipalID) bool {
+	x := p.x
+	if e := x.everyoneNode(); e != 0 && p.has(operand, e) {
+		return true
+	}
+	r := x.principal(who)
+	for i := range x.memberCount(r) {
+		if p.has(operand, x.memberAt(r, i)) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *Program) has(operand uint64, node uint32) bool {
+	lo, hi := 0, p.Set(operand)
+	for lo < hi {
+		mid := lo + (hi-lo)/2
+		switch got := uint32(p.Member(operand, mid)); {
+		case got == node:
+			return true
+		case got < node:
+			lo = mid + 1
+		default:
+			hi = mid
+		}
+	}
+	return false
+}
+
+// Foreign is the Cedar expression behind an operand.
+func (p *Program) Foreign(operand uint64) *residual.Expr { return p.pool.foreign[operand] }
 
 // ReadsArg reports whether any program of the index reads an argument with this folded hash.
 func (x *Index) ReadsArg(fold uint64) bool {
@@ -96,117 +219,90 @@ func (x *Index) ReadsArg(fold uint64) bool {
 		case fold:
 			return true
 		case 0:
-			return false
+			return x.ov != nil && x.ov.readsArg(fold)
 		}
 	}
 }
 
 // addArg notes an argument that some program reads; the table has room.
-func (x *Index) addArg(fold uint64) {
-	mask := len(x.argNames) - 1
+func (b *block) addArg(fold uint64) {
+	mask := len(b.argNames) - 1
 	i := int(fold) & mask
-	for x.argNames[i] != 0 && x.argNames[i] != fold {
+	for b.argNames[i] != 0 && b.argNames[i] != fold {
 		i = (i + 1) & mask
 	}
-	x.argNames[i] = fold
+	b.argNames[i] = fold
 }
 
-// Possible follows all paths of a program whose argument leaves may come out either way: what it may come to at nowMS.
-func (p *Program) Possible(nowMS int64) (mayTrue, mayFalse bool) {
-	if p.Flags&ReadsTime == 0 {
-		return p.Flags&MayTrue != 0, p.Flags&MayFalse != 0
-	}
-	var leaf [2]uint8
-	leaf[0], leaf[1] = canFalse, canTrue
-	return p.paths(func(in Instr) uint8 {
-		before := nowMS < int64(in.Operand)
-		if before == (in.Op == snapshot.OpBefore) {
-			return leaf[1]
-		}
-		return leaf[0]
-	})
-}
-
+// What a leaf may come to, for Paths. Neither means that it is an error, which ends the program.
 const (
-	canFalse uint8 = 1 << iota
-	canTrue
+	CanFalse uint8 = 1 << iota
+	CanTrue
 )
 
-// paths runs the program on sets of values. Jumps only go forward, so one pass is exact.
-func (p *Program) paths(timeLeaf func(Instr) uint8) (mayTrue, mayFalse bool) {
-	var at [maxCode + 1]uint8
+// Paths follows all paths of a program: what it may come to when each leaf may come to what leaf says. Jumps only go
+// forward, so one pass is exact.
+func (p *Program) Paths(leaf func(Instr) uint8) (mayTrue, mayFalse bool) {
+	var room [64]uint8
 	n := p.Len()
-	cur := canTrue
+	at := room[:]
+	if n >= len(room) {
+		at = make([]uint8, n+1)
+	}
+	cur := CanTrue
 	for pc := range n {
 		cur |= at[pc]
-		in := p.Instr(pc)
 		if cur == 0 {
 			continue
 		}
+		in := p.Instr(pc)
 		switch in.Op {
 		case OpJumpFalse:
-			at[in.Target] |= cur & canFalse
-			cur &= canTrue
+			at[in.Target] |= cur & CanFalse
+			cur &= CanTrue
 		case OpJumpTrue:
-			at[in.Target] |= cur & canTrue
-			cur &= canFalse
+			at[in.Target] |= cur & CanTrue
+			cur &= CanFalse
 		case snapshot.OpNot:
-			cur = cur>>1 | cur<<1&canTrue
+			cur = cur>>1 | cur<<1&CanTrue
 		case snapshot.OpTrue:
-			cur = canTrue
+			cur = CanTrue
 		case snapshot.OpFalse:
-			cur = canFalse
-		case snapshot.OpBefore, snapshot.OpAfter:
-			cur = timeLeaf(in)
+			cur = CanFalse
+		case snapshot.OpFail:
+			cur = 0
 		default:
-			cur = canTrue | canFalse
+			cur = leaf(in)
 		}
 	}
 	cur |= at[n]
-	return cur&canTrue != 0, cur&canFalse != 0
+	return cur&CanTrue != 0, cur&CanFalse != 0
 }
 
-// FoldHash hashes a name so that names which differ in case only are one: JSON decoders that ignore case would take one
-// for the other. It is the same for whole runes and for a name decoded rune by rune with FoldRune.
-func FoldHash(name []byte) uint64 {
-	h := FoldStart
-	for i := 0; i < len(name); {
-		if c := name[i]; c < utf8.RuneSelf {
-			h = FoldByte(h, c)
-			i++
-			continue
-		}
-		r, n := utf8.DecodeRune(name[i:])
-		h = FoldRune(h, r)
-		i += n
+// flags derives a program's flags from its code.
+func (p *Program) flags() uint16 {
+	var f uint16
+	mayTrue, mayFalse := p.Paths(func(Instr) uint8 { return CanTrue | CanFalse })
+	if mayTrue {
+		f |= MayTrue
 	}
-	return h
-}
-
-// FoldStart is the hash of the empty name.
-const FoldStart uint64 = 14695981039346656037
-
-const foldPrime = 1099511628211
-
-// FoldByte adds one ASCII character to a folded hash.
-func FoldByte(h uint64, c byte) uint64 {
-	if c-'a' < 26 {
-		c -= 'a' - 'A'
+	if mayFalse {
+		f |= MayFalse
 	}
-	return (h ^ uint64(c)) * foldPrime
-}
-
-// FoldRune adds one character to a folded hash, as the smallest of those that fold together: 'ſ' is 'S', the Kelvin sign
-// is 'K'.
-func FoldRune(h uint64, r rune) uint64 {
-	if r < utf8.RuneSelf {
-		return FoldByte(h, byte(r))
-	}
-	for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
-		if f < r {
-			r = f
-			break
+	for pc := range p.Len() {
+		switch in := p.Instr(pc); in.Op {
+		case snapshot.OpBefore, snapshot.OpAfter, snapshot.OpMember:
+			f |= ReadsKnown
+		case snapshot.OpForeign:
+			f |= ReadsKnown | ReadsArgs
+		case OpJumpFalse, OpJumpTrue, snapshot.OpNot, snapshot.OpTrue, snapshot.OpFalse, snapshot.OpFail:
+		default:
+			if in.From == snapshot.FromArgs {
+				f |= ReadsArgs
+			} else {
+				f |= ReadsKnown
+			}
 		}
 	}
-	return (h ^ uint64(r)) * foldPrime
+	return f
 }

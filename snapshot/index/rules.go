@@ -1,15 +1,29 @@
 package index
 
-import "iter"
+import (
+	"cmp"
+	"iter"
+	"slices"
+)
 
 // Rule is one grant that reaches an item.
 type Rule struct {
 	Grant string
-	// Via is the node of the principal through which it came: the one that it belongs to directly.
-	Via  string
+	// Via is the node through which it came: one that the principal belongs to directly.
+	Via string
+	// Path leads from Via up to the node that the grant is given to, both included.
+	Path []string
 	Deny bool
 	// Cond is the number of the grant's program + 1; 0 for an unconditional grant.
 	Cond uint32
+}
+
+// grantInfo is one grant as it lies in the block or in the overlay.
+type grantInfo struct {
+	id    string
+	deny  bool
+	node  uint32
+	reach []reach
 }
 
 // Rules yields the grants that reach an item of a view, denies and allows, whatever their conditions say. A grant that
@@ -19,29 +33,135 @@ func (x *Index) Rules(v *View, item ItemID) iter.Seq[Rule] {
 		if v.x != x || uint32(item) >= v.items {
 			return
 		}
-		bit := uint64(1) << (item % itemsPerPage)
-		for k := range v.probes() {
-			off := v.probe(k, uint32(item)/itemsPerPage)
-			if off < 0 {
-				continue
+		bit, page := uint64(1)<<(item%itemsPerPage), v.pageBase+uint32(item)/itemsPerPage
+		n := x.memberCount(x.principal(v.principal))
+		for i := range n + 1 {
+			if node := v.nodeAt(i); node != 0 && !x.rulesFrom(node, page, bit, yield) {
+				return
 			}
-			via := string(x.nodeName(uint32(le.Uint64(x.cells[off:]) >> 32)))
-			slot := off / cellSize
-			from, to := le.Uint32(x.provOffsets[slot*provOffSize:]), le.Uint32(x.provOffsets[(slot+1)*provOffSize:])
-			for i := from; i < to; i++ {
-				r := x.provenance[int(i)*provenanceSize:]
-				if le.Uint64(r)&bit == 0 {
+		}
+	}
+}
+
+// rulesFrom climbs from a direct node. It reports false when the caller has had enough.
+func (x *Index) rulesFrom(via, page uint32, bit uint64, yield func(Rule) bool) bool {
+	type step struct {
+		node uint32
+		from int // place in the queue of the step below
+	}
+	queue := []step{{via, -1}}
+	seen := map[uint32]bool{via: true}
+	for at := 0; at < len(queue); at++ {
+		for _, g := range x.grantsOf(queue[at].node) {
+			for _, r := range g.reach {
+				if r.mask&bit == 0 || r.page != page && r.page != anyPage {
 					continue
 				}
-				ref := le.Uint32(r[8:])
-				rule := Rule{Grant: string(x.grantName(ref >> 1)), Via: via, Deny: ref&1 != 0}
-				if c := le.Uint32(r[12:]); c != 0 {
-					_, prog := x.Cond(c - 1)
-					rule.Cond = prog + 1
+				var path []string
+				for k := at; k >= 0; k = queue[k].from {
+					path = append(path, string(x.nodeRef(queue[k].node)))
 				}
-				if !yield(rule) {
-					return
+				slices.Reverse(path)
+				if !yield(Rule{Grant: g.id, Via: path[0], Path: path, Deny: g.deny, Cond: r.prog}) {
+					return false
 				}
+			}
+		}
+		for _, up := range x.parentsOf(queue[at].node) {
+			if !seen[up] {
+				seen[up] = true
+				queue = append(queue, step{up, at})
+			}
+		}
+	}
+	return true
+}
+
+// grantsOf lists the grants given to a node, by id.
+func (x *Index) grantsOf(node uint32) []grantInfo {
+	var out []grantInfo
+	if node <= x.nNodes {
+		r := x.nodes[(node-1)*nodeSize:]
+		first, count := int(le.Uint32(r[16:])), int(le.Uint32(r[20:]))
+		for i := range count {
+			g := x.grantAt(le.Uint32(x.nodeGrants[(first+i)*edgeSize:]))
+			if x.ov == nil || x.ov.grant(g.id) == nil {
+				out = append(out, g)
+			}
+		}
+	}
+	if x.ov == nil {
+		return out
+	}
+	if n := x.ov.findNode(node); n != nil {
+		for _, id := range n.added {
+			if g := x.ov.grant(id); g != nil && !g.removed && g.node == node {
+				out = append(out, grantInfo{g.id, g.deny, g.node, g.reach})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b grantInfo) int { return cmp.Compare(a.id, b.id) })
+	return out
+}
+
+// grantAt is the i-th grant of the block.
+func (b *block) grantAt(i uint32) grantInfo {
+	r := b.grants[int(i)*grantSize : (int(i)+1)*grantSize]
+	first, n := int(le.Uint32(r[12:])), int(le.Uint32(r[16:]))
+	g := grantInfo{
+		id: string(b.name(r)), deny: le.Uint16(r[6:])&grantDenies != 0, node: le.Uint32(r[8:]), reach: make([]reach, n),
+	}
+	for k := range g.reach {
+		c := b.reaches[(first+k)*reachSize:]
+		g.reach[k] = reach{mask: le.Uint64(c), page: le.Uint32(c[8:]), prog: le.Uint32(c[12:])}
+	}
+	return g
+}
+
+// findGrant finds a grant of the block by its id.
+func (b *block) findGrant(id string) (grantInfo, bool) {
+	lo, hi := uint32(0), b.nGrants
+	for lo < hi {
+		if mid := lo + (hi-lo)/2; string(b.name(b.grants[mid*grantSize:])) < id {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	if lo == b.nGrants || string(b.name(b.grants[lo*grantSize:])) != id {
+		return grantInfo{}, false
+	}
+	return b.grantAt(lo), true
+}
+
+// grant finds a grant that is in force.
+func (x *Index) grant(id string) (grantInfo, bool) {
+	if x.ov != nil {
+		if g := x.ov.grant(id); g != nil {
+			return grantInfo{g.id, g.deny, g.node, g.reach}, !g.removed
+		}
+	}
+	return x.findGrant(id)
+}
+
+// allGrants yields the grants in force, those of the block first.
+func (x *Index) allGrants() iter.Seq[grantInfo] {
+	return func(yield func(grantInfo) bool) {
+		for i := range x.nGrants {
+			g := x.grantAt(i)
+			if x.ov != nil && x.ov.grant(g.id) != nil {
+				continue
+			}
+			if !yield(g) {
+				return
+			}
+		}
+		if x.ov == nil {
+			return
+		}
+		for _, g := range x.ov.grants {
+			if !g.removed && !yield(grantInfo{g.id, g.deny, g.node, g.reach}) {
+				return
 			}
 		}
 	}

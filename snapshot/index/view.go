@@ -28,10 +28,16 @@ type CondRange struct {
 	Deny, Allow uint16
 }
 
+// cell is the policy of one node on one page.
+type cell struct {
+	allow, deny uint64
+	conds       CondRange
+}
+
 // View fixes a principal and a server.
 func (x *Index) View(p PrincipalID, s ServerID) View {
 	v := View{x: x, principal: p, server: s, disabled: true}
-	if uint32(p) >= x.nPrincipals || uint32(s) >= x.nServers {
+	if int(p) >= x.Principals() || uint32(s) >= x.nServers {
 		return v
 	}
 	v.disabled = x.Disabled(p)
@@ -73,21 +79,30 @@ func (v *View) Page(item ItemID, scratch *Page) (*Page, uint64) {
 	return scratch, bit
 }
 
+// First is Page for an item of the first page, of which it has less work.
+func (v *View) First(item ItemID) (*Page, uint64) {
+	if uint32(item) >= v.items {
+		return &v.first, 0
+	}
+	return &v.first, 1 << (item % itemsPerPage)
+}
+
 // load gathers the masks of one page over all nodes of the principal.
 func (v *View) load(pg *Page, page uint32) {
 	*pg = Page{}
 	x := v.x
-	for k := range v.probes() {
-		off := v.probe(k, page)
-		if off < 0 {
-			continue
+	r := x.principal(v.principal)
+	n := x.memberCount(r)
+	for i := range n + 1 {
+		node := x.everyoneNode()
+		if i < n {
+			node = x.memberAt(r, i)
 		}
-		c := x.cells[off : off+cellSize : off+cellSize]
-		pg.Allow |= le.Uint64(c[8:])
-		pg.Deny |= le.Uint64(c[16:])
-		r := CondRange{First: le.Uint32(c[24:]), Deny: le.Uint16(c[28:]), Allow: le.Uint16(c[30:])}
-		if r.Deny|r.Allow != 0 {
-			pg.add(x, r)
+		if c, ok := x.cellOf(node, v.pageBase+page); ok {
+			pg.add(x, c)
+		}
+		if c, ok := x.cellOf(node, anyPage); ok {
+			pg.add(x, c)
 		}
 	}
 	if rest := v.items - page*itemsPerPage; rest < itemsPerPage {
@@ -99,17 +114,22 @@ func (v *View) load(pg *Page, page uint32) {
 	}
 }
 
-func (pg *Page) add(x *Index, r CondRange) {
-	for i := range uint32(r.Deny) {
-		mask, _ := x.Cond(r.First + i)
+func (pg *Page) add(x *Index, c cell) {
+	pg.Allow |= c.allow
+	pg.Deny |= c.deny
+	if c.conds.Deny|c.conds.Allow == 0 {
+		return
+	}
+	for i := range uint32(c.conds.Deny) {
+		mask, _ := x.Cond(c.conds.First + i)
 		pg.CondDeny |= mask
 	}
-	for i := range uint32(r.Allow) {
-		mask, _ := x.Cond(r.First + uint32(r.Deny) + i)
+	for i := range uint32(c.conds.Allow) {
+		mask, _ := x.Cond(c.conds.First + uint32(c.conds.Deny) + i)
 		pg.CondAllow |= mask
 	}
 	if pg.n < inlineRanges {
-		pg.ranges[pg.n] = r
+		pg.ranges[pg.n] = c.conds
 	}
 	if pg.n <= inlineRanges {
 		pg.n++
@@ -121,7 +141,7 @@ func (v *View) Ranges(pg *Page) int {
 	if pg.n <= inlineRanges {
 		return int(pg.n)
 	}
-	return v.probes()
+	return 2 * (v.x.memberCount(v.x.principal(v.principal)) + 1)
 }
 
 // Range returns the k-th range of conditions of the item's page.
@@ -129,51 +149,72 @@ func (v *View) Range(pg *Page, item ItemID, k int) CondRange {
 	if pg.n <= inlineRanges {
 		return pg.ranges[k&(inlineRanges-1)]
 	}
-	off := v.probe(k, uint32(item)/itemsPerPage)
+	page := v.pageBase + uint32(item)/itemsPerPage
+	if k&1 == 1 {
+		page = anyPage
+	}
+	c, _ := v.x.cellOf(v.nodeAt(k/2), page)
+	return c.conds
+}
+
+// nodeAt is the i-th node of the principal; everyone comes last.
+func (v *View) nodeAt(i int) uint32 {
+	r := v.x.principal(v.principal)
+	if i >= v.x.memberCount(r) {
+		return v.x.everyoneNode()
+	}
+	return v.x.memberAt(r, i)
+}
+
+// cellOf finds the policy of a node on a page.
+func (x *Index) cellOf(node, page uint32) (cell, bool) {
+	if x.ov != nil {
+		if c, known := x.ov.cell(node, page); known {
+			return c.cell, !c.removed
+		}
+	}
+	owners := x.ownNode
+	if page == anyPage {
+		owners = x.anyNode
+	}
+	if !bit(owners, node) {
+		return cell{}, false
+	}
+	off := x.cell(node, page)
 	if off < 0 {
-		return CondRange{}
+		return cell{}, false
 	}
-	c := v.x.cells[off:]
-	return CondRange{First: le.Uint32(c[24:]), Deny: le.Uint16(c[28:]), Allow: le.Uint16(c[30:])}
+	c := x.cells[off : off+cellSize : off+cellSize]
+	return cell{
+		allow: le.Uint64(c[8:]), deny: le.Uint64(c[16:]),
+		conds: CondRange{First: le.Uint32(c[24:]), Deny: le.Uint16(c[28:]), Allow: le.Uint16(c[30:])},
+	}, true
 }
 
-// probes counts the cells that can speak about a page: for each direct node, and for everyone, its own and its wildcard.
-func (v *View) probes() int {
-	return 2 * (int(le.Uint32(v.x.principals[int(v.principal)*principalSize+8:])) + 1)
+// memberCount counts the direct nodes of a principal.
+func (x *Index) memberCount(r []byte) int {
+	if n := r[atCount]; n != manyNodes {
+		return int(n)
+	}
+	return int(le.Uint32(r[atNodes+4:]))
 }
 
-// probe returns the offset of the k-th of those cells, or -1.
-func (v *View) probe(k int, page uint32) int {
-	x := v.x
-	node := x.everyone
-	if k >= 2 {
-		node = x.memberOf(v.principal, k/2-1)
+// memberAt is the i-th direct node of a principal.
+func (x *Index) memberAt(r []byte, i int) uint32 {
+	if r[atCount] != manyNodes {
+		return le.Uint32(r[atNodes+4*i:])
 	}
-	if node == 0 {
-		return -1
+	at := int(le.Uint32(r[atNodes:])) + i
+	if base := len(x.members) / memberSize; at >= base {
+		return x.ov.members[at-base]
 	}
-	if k&1 == 0 {
-		return x.cell(node, v.pageBase+page)
-	}
-	if x.anyNode[node/64]&(1<<(node%64)) == 0 {
-		return -1
-	}
-	return x.cell(node, anyPage)
+	return le.Uint32(x.members[at*memberSize:])
 }
 
-// memberOf returns the i-th direct node of a principal.
-func (x *Index) memberOf(p PrincipalID, i int) uint32 {
-	r := x.principals[int(p)*principalSize : (int(p)+1)*principalSize]
-	if le.Uint32(r[8:]) <= inlineNodes {
-		return le.Uint32(r[12+4*i:])
+// everyoneNode is the node of everyone, 0 when there is none.
+func (x *Index) everyoneNode() uint32 {
+	if x.ov != nil && x.ov.everyone != 0 {
+		return x.ov.everyone
 	}
-	return le.Uint32(x.members[(int(le.Uint32(r[12:]))+i)*memberSize:])
-}
-
-// First is Page for an item of the first page, of which it has less work.
-func (v *View) First(item ItemID) (*Page, uint64) {
-	if uint32(item) >= v.items {
-		return &v.first, 0
-	}
-	return &v.first, 1 << (item % itemsPerPage)
+	return x.everyone
 }

@@ -1,9 +1,6 @@
 package index
 
-import (
-	"crypto/sha256"
-	"fmt"
-)
+import "fmt"
 
 // writer collects sections. Texts are stored once.
 type writer struct {
@@ -71,8 +68,8 @@ func (w *writer) name(sec int, name string, flags uint16) []byte {
 // names makes the hash table over the names of a section.
 func (w *writer) names(table, sec int, seeds []uint64) {
 	n := int(w.count(sec))
-	slots := tableSize(n)
-	t := w.table(table, slots)
+	slots := uint32(tableSize(n))
+	t := w.table(table, int(slots))
 	size := int(recordSize(sec))
 	for i := range n {
 		r := w.sections[sec][i*size:]
@@ -82,28 +79,24 @@ func (w *writer) names(table, sec int, seeds []uint64) {
 			seed = seeds[i]
 		}
 		h := hashName(seed, string(w.sections[secHeap][off:off+uint32(le.Uint16(r[4:]))]))
-		at := int(h) & (slots - 1)
-		for le.Uint32(t[at*nameSlotSize+4:]) != 0 {
-			at = (at + 1) & (slots - 1)
+		at := nameHome(h, slots)
+		for le.Uint32(t[at*nameSlotSize:]) != 0 {
+			if at++; at == slots {
+				at = 0
+			}
 		}
-		le.PutUint32(t[at*nameSlotSize:], uint32(h>>32))
-		le.PutUint32(t[at*nameSlotSize+4:], uint32(i)+1)
+		le.PutUint32(t[at*nameSlotSize:], uint32(h)<<24|uint32(i+1))
 	}
 }
 
-// tableSize is a power of two that n entries fill at most by half.
-func tableSize(n int) int {
-	slots := 4
-	for slots < 2*n {
-		slots *= 2
-	}
-	return slots
-}
+// tableSize is how many slots n entries are spread over: they fill three quarters of them, and one is always free.
+func tableSize(n int) int { return n + n/3 + 1 }
 
-// finish lays the sections out behind the header page.
+// finish lays the sections out behind the header. The state hash is left to the caller.
 func (w *writer) finish(tenant string, everyone, pages uint32) ([]byte, error) {
 	tenantRef := w.text(tenant)
-	size := uint64(pageSize)
+	start := alignUp(headerFixed + sectionEntry*(secEnd-1))
+	size := start
 	for sec := 1; sec < secEnd; sec++ {
 		size += alignUp(uint64(len(w.sections[sec])))
 	}
@@ -120,7 +113,7 @@ func (w *writer) finish(tenant string, everyone, pages uint32) ([]byte, error) {
 	le.PutUint32(b[28:], uint32(tenantRef>>32))
 	le.PutUint32(b[32:], everyone)
 	le.PutUint32(b[36:], pages)
-	off := uint64(pageSize)
+	off := start
 	for sec := 1; sec < secEnd; sec++ {
 		data := w.sections[sec]
 		copy(b[off:], data)
@@ -129,13 +122,9 @@ func (w *writer) finish(tenant string, everyone, pages uint32) ([]byte, error) {
 		le.PutUint32(e[4:], recordSize(sec))
 		le.PutUint64(e[8:], off)
 		le.PutUint64(e[16:], uint64(w.count(sec)))
-		sum := sha256.Sum256(data)
-		copy(e[32:], sum[:])
 		off += alignUp(uint64(len(data)))
 	}
-	sum := sha256.Sum256(b[:headerSum])
-	copy(b[headerSum:], sum[:])
 	return b, nil
 }
 
-func alignUp(n uint64) uint64 { return (n + pageSize - 1) &^ (pageSize - 1) }
+func alignUp(n uint64) uint64 { return (n + align - 1) &^ (align - 1) }

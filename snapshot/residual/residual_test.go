@@ -301,13 +301,13 @@ func TestResidualAgreesWithNativePrograms(t *testing.T) {
 			call := snapshottest.Calls(p, hostile).Draw(t, "call")
 			v := x.View(0, 0)
 			item, _ := x.Item(0, "t")
-			d := authz.Decide(&v, item, &authz.Request{NowMS: call.NowMS, Args: call.Args})
-			got, err := e.Eval(&residual.Env{NowMS: call.NowMS, Args: call.Args})
+			d := authz.Decide(&v, item, &authz.Request{NowMS: call.Request.NowMS, Args: call.Request.Args})
+			got, err := e.Eval(&residual.Env{NowMS: call.Request.NowMS, Args: call.Request.Args})
 			switch native := d.Reason == authz.ArgumentType; {
 			case err == nil && (native || got != d.Allow):
-				t.Fatalf("args %s: residual says %v, native %+v", call.Args, got, d)
+				t.Fatalf("args %s: residual says %v, native %+v", call.Request.Args, got, d)
 			case err != nil && !native && !hostile && d.Reason != authz.NoGrant:
-				t.Fatalf("args %s: residual says %v, native %+v", call.Args, err, d)
+				t.Fatalf("args %s: residual says %v, native %+v", call.Request.Args, err, d)
 			}
 		}
 	})

@@ -8,13 +8,15 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/authz"
 )
 
 // Call is a random request.
 type Call struct {
 	Principal, Server, Item string
-	Args                    []byte
-	NowMS                   int64
+	// URI is one that a pattern of the server may match.
+	URI     string
+	Request authz.Request
 }
 
 // Now is around which the times of random policies and calls lie.
@@ -52,6 +54,9 @@ func Policies() *rapid.Generator[*snapshot.Policy] {
 			name := fmt.Sprintf("u%d", i)
 			p.Principals = append(p.Principals, snapshot.Principal{
 				Name: name, Disabled: rapid.IntRange(0, 9).Draw(t, "disabled") == 0, Nodes: some(t, nodes, 9),
+				Kind:      rapid.SampledFrom([]snapshot.PrincipalKind{snapshot.KindPerson, snapshot.KindServiceAccount, snapshot.KindWorkload}).Draw(t, "kind"),
+				Clearance: uint8(rapid.IntRange(0, 3).Draw(t, "clearance")),
+				Region:    rapid.SampledFrom(regions).Draw(t, "home"),
 			})
 			refs = append(refs, snapshot.Ref("user:"+name))
 		}
@@ -62,7 +67,11 @@ func Policies() *rapid.Generator[*snapshot.Policy] {
 			for j := range n {
 				s.Items = append(s.Items, fmt.Sprintf("t%d", j))
 			}
+			if rapid.Bool().Draw(t, "surfaces") {
+				s.Items = append(s.Items, surfaces...)
+			}
 			tools = append(tools, s.Items...)
+			s.Facts = facts(t, s.Items)
 			p.Servers = append(p.Servers, s)
 		}
 		servers := []string{"*", "s0", "s0", "s1", "s2"}
@@ -75,7 +84,7 @@ func Policies() *rapid.Generator[*snapshot.Policy] {
 				g.Tool = rapid.SampledFrom(tools).Draw(t, "tool")
 			}
 			if rapid.IntRange(0, 2).Draw(t, "conditional") > 0 {
-				g.When = Conds(3).Draw(t, "when")
+				g.When = condsOver(3, refs).Draw(t, "when")
 			}
 			p.Grants = append(p.Grants, g)
 		}
@@ -90,8 +99,27 @@ func some(t *rapid.T, from []snapshot.Ref, most int) []snapshot.Ref {
 	return rapid.SliceOfNDistinct(rapid.SampledFrom(from), 0, min(most, len(from)), rapid.ID).Draw(t, "refs")
 }
 
-// Conds makes random conditions of a depth.
-func Conds(depth int) *rapid.Generator[*snapshot.Cond] {
+// Conds makes random conditions of a depth, over the arguments of Calls and time.
+func Conds(depth int) *rapid.Generator[*snapshot.Cond] { return conds(depth, leafCond) }
+
+// condsOver makes random conditions over everything that one may read.
+func condsOver(depth int, refs []snapshot.Ref) *rapid.Generator[*snapshot.Cond] {
+	return conds(depth, func(t *rapid.T) *snapshot.Cond {
+		switch rapid.IntRange(0, 5).Draw(t, "source") {
+		case 0, 1, 2:
+			return leafCond(t)
+		case 3:
+			if rapid.Bool().Draw(t, "member") {
+				return &snapshot.Cond{Op: snapshot.OpMember, Arg: string(rapid.SampledFrom(refs).Draw(t, "ref"))}
+			}
+			return knownCond(t)
+		default:
+			return attributeCond(t)
+		}
+	})
+}
+
+func conds(depth int, leaf func(*rapid.T) *snapshot.Cond) *rapid.Generator[*snapshot.Cond] {
 	return rapid.Custom(func(t *rapid.T) *snapshot.Cond {
 		if depth > 0 && rapid.Bool().Draw(t, "inner") {
 			op := rapid.SampledFrom([]snapshot.Op{snapshot.OpAnd, snapshot.OpOr, snapshot.OpNot}).Draw(t, "op")
@@ -101,11 +129,11 @@ func Conds(depth int) *rapid.Generator[*snapshot.Cond] {
 			}
 			c := &snapshot.Cond{Op: op}
 			for range n {
-				c.Kids = append(c.Kids, Conds(depth-1).Draw(t, "kid"))
+				c.Kids = append(c.Kids, conds(depth-1, leaf).Draw(t, "kid"))
 			}
 			return c
 		}
-		return leafCond(t)
+		return leaf(t)
 	})
 }
 
@@ -161,10 +189,11 @@ func Calls(p *snapshot.Policy, hostile bool) *rapid.Generator[Call] {
 		}
 		c := Call{
 			Principal: rapid.SampledFrom(p.Principals).Draw(t, "principal").Name, Server: s.Name,
-			Item: rapid.SampledFrom(items).Draw(t, "item"), NowMS: Now + rapid.Int64Range(-2, 2).Draw(t, "now"),
+			Item: rapid.SampledFrom(items).Draw(t, "item"), URI: rapid.SampledFrom(uris).Draw(t, "uri"),
+			Request: request(t),
 		}
 		if rapid.IntRange(0, 9).Draw(t, "absent") > 0 {
-			c.Args = arguments(t, hostile)
+			c.Request.Args = arguments(t, hostile)
 		}
 		return c
 	})

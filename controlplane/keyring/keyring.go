@@ -231,3 +231,32 @@ func (s *Set) knew(r snapshotv1.KeyRole, id string) bool {
 		return slices.Contains(t.KeyIDs(r), id)
 	})
 }
+
+// Place puts roots into a keys directory from outside of the control plane, which takes them within seconds. Into a
+// directory without any it puts the first ones, for whose roles a key has to be there, and makes the other keys named.
+func Place(ctx context.Context, dir string, env []byte, others ...string) (version uint64, err error) {
+	_, err = os.Stat(filepath.Join(dir, RootsFile))
+	if err == nil {
+		r, err := Open(dir, slog.New(slog.DiscardHandler))
+		if err != nil {
+			return 0, err
+		}
+		return r.Install(ctx, env)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("look for roots: %w", err)
+	}
+	trust, err := first(dir, env)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := choose(dir, env, trust); err != nil {
+		return 0, err
+	}
+	for _, name := range others {
+		if _, err := OpenKey(dir, name, true); err != nil {
+			return 0, err
+		}
+	}
+	return trust.Version(), keep(dir, env, trust.Version())
+}

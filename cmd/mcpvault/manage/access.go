@@ -16,32 +16,6 @@ import (
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
 )
 
-func killCommand(a *cli.App) *cobra.Command {
-	var reason string
-	cmd := a.AdminLeaf("kill KIND SUBJECT", "Denies a user, token, session, server, version or tool at once, everywhere. It is not taken back.",
-		`  mcpvault kill user mallory --reason "stolen laptop"
-  mcpvault kill tool payments/refund
-  mcpvault kill token 01K8Z3V9QJ7W2M5T4R6Y8X0ABC`, cli.Args("KIND", "SUBJECT"),
-		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
-			resp, err := c.Access.Kill(ctx, &adminv1.KillRequest{Tenant: tenant, Kind: args[0], Subject: args[1], Reason: reason})
-			if err != nil {
-				return err
-			}
-			type kill struct {
-				ID      string `json:"id"`
-				Kind    string `json:"kind"`
-				Subject string `json:"subject"`
-			}
-			return cli.Print(a, kill{resp.GetId(), args[0], args[1]},
-				output.Column[kill]{Head: "ID", Cell: func(v kill) string { return v.ID }},
-				output.Column[kill]{Head: "KIND", Cell: func(v kill) string { return v.Kind }},
-				output.Column[kill]{Head: "SUBJECT", Cell: func(v kill) string { return v.Subject }})
-		})
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the record")
-	cmd.ValidArgs = []string{"user", "token", "session", "server", "tool", "version"}
-	return cmd
-}
-
 func accessCommand(a *cli.App) *cobra.Command {
 	return a.Group("access", "Who may do what, and why.", "  mcpvault access explain alice payments/refund amount=500",
 		explainCommand(a), whoCanCommand(a))

@@ -43,7 +43,7 @@ func verifySnapshot(a *cli.App) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			known, err := knownRoots(a, roots, file != "")
+			known, err := a.Roots(roots, file != "")
 			if err != nil {
 				return err
 			}
@@ -83,28 +83,6 @@ func printVerified(a *cli.App, s *proof.Snapshot) error {
 		output.Column[verifiedSnapshot]{Head: "CONTENT", Cell: func(v verifiedSnapshot) string { return fmt.Sprintf("%d servers, %d tools", v.Servers, v.Tools) }},
 		output.Column[verifiedSnapshot]{Head: "VALID UNTIL", Cell: func(v verifiedSnapshot) string { return v.Until }},
 		output.Column[verifiedSnapshot]{Head: "ROOTS", Cell: func(v verifiedSnapshot) string { return fmt.Sprint(v.Roots) }, Wide: true})
-}
-
-// knownRoots reads the root keys that the reader trusts: the server's word on them would prove nothing.
-func knownRoots(a *cli.App, path string, offline bool) ([]byte, error) {
-	if path == "" {
-		c, err := a.Context()
-		if err != nil && !offline {
-			return nil, err
-		}
-		if err == nil {
-			path = c.RootsFile
-		}
-	}
-	if path == "" {
-		return nil, problem.New(problem.Invalid, "there are no root keys to check against",
-			"give --roots FILE with the keys that you got from whoever runs the installation")
-	}
-	raw, err := readBounded(path, 1<<20)
-	if err != nil {
-		return nil, problem.New(problem.NotFound, "the root keys cannot be read: "+err.Error(), "check --roots, or roots_file of the context")
-	}
-	return raw, nil
 }
 
 func readBounded(path string, limit int64) ([]byte, error) {

@@ -73,6 +73,18 @@ func CheckSnapshot(g *adminv1.GetGenerationResponse, roots []byte, now time.Time
 	return s, nil
 }
 
+// Trust opens root keys that the reader has from elsewhere.
+func Trust(roots []byte) (*seal.Trust, error) {
+	trust, err := openRoots(roots, roots)
+	if err != nil {
+		return nil, problem.New(problem.Invalid, "these are no root keys: "+err.Error(), "give the roots.pb that you got from whoever runs the installation")
+	}
+	return trust, nil
+}
+
+// Follows opens newer root keys that the known ones vouch for.
+func Follows(known, newest []byte) (*seal.Trust, error) { return openRoots(known, newest) }
+
 // openRoots believes the known roots, and newer ones that they vouch for.
 func openRoots(known, newest []byte) (*seal.Trust, error) {
 	pin, err := seal.RootsDigest(known)

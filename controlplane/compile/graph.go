@@ -3,6 +3,7 @@ package compile
 import (
 	"cmp"
 	"slices"
+	"sort"
 	"strings"
 
 	"github.com/mcpvault/mcpvault/controlplane"
@@ -120,6 +121,6 @@ func inOrder[T any](list []T, key func(*T) string) []T {
 		return list
 	}
 	out := slices.Clone(list)
-	slices.SortFunc(out, func(a, b T) int { return cmp.Compare(key(&a), key(&b)) })
+	sort.Slice(out, func(i, j int) bool { return key(&out[i]) < key(&out[j]) })
 	return out
 }

@@ -266,7 +266,7 @@ func hintsOf(raw []byte) (out [4]hint) {
 	if !bytes.Contains(raw, []byte(`"annotations"`)) {
 		return out
 	}
-	d := jsontext.NewDecoder(bytes.NewReader(raw))
+	d := jsontext.NewDecoder(bytes.NewBuffer(raw)) // reads in place, other than from any other reader
 	if !enter(d, "annotations") || d.PeekKind() != '{' {
 		return out
 	}

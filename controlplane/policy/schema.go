@@ -82,7 +82,7 @@ func readSchema(tool string, raw []byte) Schema {
 		s.Problem = "its description is not strict JSON: " + err.Error()
 		return s
 	}
-	r := reader{jsontext.NewDecoder(bytes.NewReader(raw), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))}
+	r := reader{jsontext.NewDecoder(bytes.NewBuffer(raw), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))}
 	s.Problem = "it has no input schema"
 	r.object(func(name string) {
 		if name == "inputSchema" {
@@ -189,13 +189,16 @@ func (r reader) property(depth int) (Arg, bool) {
 
 // types reads what stands behind "type".
 func (r reader) types() (snapshot.Type, string) {
+	if r.dec.PeekKind() == '"' {
+		word, err := r.dec.ReadToken()
+		if err != nil {
+			return snapshot.TypeInvalid, "a type that is not a word"
+		}
+		return scalarWord(word.String())
+	}
 	raw, err := r.dec.ReadValue()
 	if err != nil {
 		return snapshot.TypeInvalid, "a type that is not a word"
-	}
-	var one string
-	if raw.Kind() == '"' && json.Unmarshal(raw, &one) == nil {
-		return scalarWord(one)
 	}
 	var many []string
 	if json.Unmarshal(raw, &many) != nil {

@@ -183,19 +183,24 @@ func Visible(v *index.View, item index.ItemID, r *Request) bool {
 
 // VisibleMask answers Visible for a page of 64 items at once, a bit an item.
 func VisibleMask(v *index.View, page int, r *Request) uint64 {
+	shown, hidden := listed(v, page, r)
+	return shown &^ hidden
+}
+
+// listed are the items of a page that some allow may let in, and those that some deny keeps out whatever the arguments.
+func listed(v *index.View, page int, r *Request) (shown, hidden uint64) {
 	if v.Disabled() || page < 0 || page >= v.Pages() {
-		return 0
+		return 0, 0
 	}
 	var scratch index.Page
 	item := index.ItemID(page * 64)
 	pg, _ := v.Page(item, &scratch)
-	shown := pg.Allow &^ pg.Deny
+	shown, hidden = pg.Allow, pg.Deny
 	if (pg.CondAllow|pg.CondDeny)&^pg.Deny == 0 {
-		return shown
+		return shown, hidden
 	}
 	x := v.Index()
 	e := evaluator{req: r, x: x, who: v.Principal()}
-	var hidden uint64
 	for k := range v.Ranges(pg) {
 		rng := v.Range(pg, item, k)
 		for i := range uint32(rng.Deny) + uint32(rng.Allow) {
@@ -209,7 +214,8 @@ func VisibleMask(v *index.View, page int, r *Request) uint64 {
 			}
 		}
 	}
-	return shown &^ (pg.Deny | hidden) & pageMask(v, page)
+	valid := pageMask(v, page)
+	return shown & valid, hidden & valid
 }
 
 // possible is what a condition may come to when its arguments may be anything; what a list knows is judged.

@@ -20,10 +20,19 @@ type evaluator struct {
 	who   index.PrincipalID
 	fault fault
 	args  args
+	// script, when there is one, is what conditions come to: see Replay.
+	script *script
 }
 
 // run evaluates one program. The first error ends it, as in Cedar; fault then says what it was.
 func (e *evaluator) run(id uint32) outcome {
+	if e.script != nil {
+		return e.script.run(e, id)
+	}
+	return e.evaluate(id)
+}
+
+func (e *evaluator) evaluate(id uint32) outcome {
 	p := e.x.Program(id)
 	val := isFalse
 	n := p.Len()

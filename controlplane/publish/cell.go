@@ -42,7 +42,7 @@ type View struct {
 	Kills []KillRecord
 	// KilledNodes are told of their kill and of nothing else.
 	KilledNodes map[string]bool
-	// Resigned goes up when kills that were there before got another signature.
+	// Resigned goes up when the kills are to be sent again: they got another signature, or there are new roots.
 	Resigned uint64
 }
 
@@ -232,6 +232,10 @@ func (p *Publisher) showManifest(c *cellState, sequence uint64) error {
 	}
 	c.sequence, c.root, c.owed = sequence, root, false
 	c.number = max(c.number, sequence)
+	if c.keys != nil && c.keys != keys {
+		// A kill that was signed with a new key may have been refused by nodes that had not heard of the key.
+		c.view.Resigned++
+	}
 	c.view.Roots, c.view.Manifest, c.view.Heartbeat, c.view.Heads, c.keys = keys.Roots, env, beat, heads, keys
 	c.forget(heads)
 	c.announce()

@@ -33,6 +33,10 @@ func (p *Publisher) renew(ctx context.Context) {
 	keys := p.cfg.Keys.Current()
 	var heads, kills []controlplane.TenantID
 	p.mu.Lock()
+	shown := true // kills are signed anew once the cells can know the key
+	for _, c := range p.cells {
+		shown = shown && (c.keys == nil || c.keys == keys)
+	}
 	for id, t := range p.tenants {
 		if _, busy := p.busy[id]; busy || t.failure != nil && p.now().Before(t.failure.retryAt) {
 			continue
@@ -41,7 +45,7 @@ func (p *Publisher) renew(ctx context.Context) {
 			keys.Outdated(snapshotv1.KeyRole_KEY_ROLE_HEAD, t.head.Signers)) {
 			heads = append(heads, id)
 		}
-		if slices.ContainsFunc(t.kills, func(k store.Kill) bool { return outdated(keys, k) }) {
+		if shown && slices.ContainsFunc(t.kills, func(k store.Kill) bool { return outdated(keys, k) }) {
 			kills = append(kills, id)
 		}
 	}

@@ -29,6 +29,9 @@ type nodeView struct {
 	Leader    string            `json:"leader"`
 	Applied   map[string]string `json:"applied"`
 	Heartbeat string            `json:"heartbeat,omitempty"`
+	// Confirmed is when each tenant's generation was last confirmed: its staleness bounds count from then.
+	Confirmed map[string]string `json:"confirmed"`
+	Roots     uint64            `json:"roots_version"`
 	Seen      string            `json:"seen,omitempty"`
 	Audit     uint64            `json:"audit_size"`
 	Delivered uint64            `json:"audit_delivered"`
@@ -46,16 +49,28 @@ func viewCell(c *adminv1.Cell) cellView {
 
 func viewNode(c *adminv1.Cell, n *adminv1.CellNode) nodeView {
 	s := n.GetStatus()
-	applied := map[string]string{}
+	applied, confirmed := map[string]string{}, map[string]string{}
 	for _, h := range s.GetApplied() {
+		confirmed[h.GetTenantId()] = output.Time(h.GetConfirmedMs())
 		applied[h.GetTenantId()] = fmt.Sprintf("%d.%d", h.GetEpoch(), h.GetGeneration())
 	}
 	return nodeView{
 		Cell: c.GetName(), Node: s.GetNode(), Connected: n.GetConnected(), Raft: s.GetRaftState(), Leader: s.GetLeader(), Applied: applied,
-		Heartbeat: output.Time(s.GetHeartbeatMs()), Seen: output.Time(n.GetSeenMs()), Audit: s.GetAuditSize(), Delivered: s.GetAuditDelivered(),
+		Heartbeat: output.Time(s.GetHeartbeatMs()), Confirmed: confirmed, Roots: s.GetRootsVersion(), Seen: output.Time(n.GetSeenMs()), Audit: s.GetAuditSize(), Delivered: s.GetAuditDelivered(),
 		Sessions: s.GetSessions(), MCPURL: s.GetMcpUrl(), Version: s.GetVersion(), Started: output.Time(s.GetStartedMs()),
 		SVIDUntil: output.Time(s.GetSvidNotAfterMs()), Problems: append([]string{}, s.GetProblems()...),
 	}
+}
+
+// oldestConfirmed is the time from which the first staleness bound counts.
+func (n nodeView) oldestConfirmed() string {
+	oldest := ""
+	for _, at := range n.Confirmed {
+		if oldest == "" || at < oldest {
+			oldest = at
+		}
+	}
+	return oldest
 }
 
 func (c cellView) connected() string {
@@ -129,6 +144,8 @@ func nodeColumns() []output.Column[nodeView] {
 			return strings.Join(all, ",")
 		})},
 		{Head: "HEARTBEAT", Cell: func(v nodeView) string { return v.Heartbeat }},
+		{Head: "CONFIRMED", Cell: nodeView.oldestConfirmed},
+		{Head: "ROOTS", Cell: func(v nodeView) string { return fmt.Sprint(v.Roots) }, Wide: true},
 		{Head: "AUDIT", Cell: func(v nodeView) string { return fmt.Sprintf("%d/%d", v.Delivered, v.Audit) }},
 		{Head: "PROBLEMS", Cell: func(v nodeView) string { return strings.Join(v.Problems, "; ") }},
 		{Head: "SESSIONS", Cell: func(v nodeView) string { return fmt.Sprint(v.Sessions) }, Wide: true},

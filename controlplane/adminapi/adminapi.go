@@ -46,6 +46,7 @@ type Services struct {
 	Tokens       adminv1connect.TokenServiceHandler
 	Registry     adminv1connect.RegistryServiceHandler
 	Access       adminv1connect.AccessServiceHandler
+	Policies     adminv1connect.PolicyServiceHandler
 	Snapshots    adminv1connect.SnapshotServiceHandler
 	Cells        adminv1connect.CellAdminServiceHandler
 	Audit        adminv1connect.AuditServiceHandler
@@ -130,6 +131,9 @@ func register(server *connect.Server, s Services) {
 	}
 	if s.Access != nil {
 		adminv1connect.RegisterAccessServiceHandler(server, s.Access)
+	}
+	if s.Policies != nil {
+		adminv1connect.RegisterPolicyServiceHandler(server, s.Policies)
 	}
 	if s.Snapshots != nil {
 		adminv1connect.RegisterSnapshotServiceHandler(server, s.Snapshots)

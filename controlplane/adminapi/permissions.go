@@ -95,6 +95,15 @@ func permissions() map[string]rule {
 		rpc.AccessServiceListKillsProcedure:    read,
 		rpc.AccessServiceImportKillsProcedure:  write,
 
+		rpc.PolicyServicePutPolicyProcedure:      write,
+		rpc.PolicyServiceGetPolicyProcedure:      read,
+		rpc.PolicyServiceListPoliciesProcedure:   read,
+		rpc.PolicyServiceDeletePolicyProcedure:   write,
+		rpc.PolicyServiceValidatePolicyProcedure: read,
+		rpc.PolicyServiceFormatPolicyProcedure:   read,
+		rpc.PolicyServiceExportPolicyProcedure:   read,
+		rpc.PolicyServiceGetSchemaProcedure:      read,
+
 		rpc.SnapshotServiceListGenerationsProcedure: read,
 		rpc.SnapshotServiceGetGenerationProcedure:   read,
 		rpc.SnapshotServiceWaitRevisionProcedure:    wait(read),

@@ -15,7 +15,7 @@ func everything() *connect.Server {
 	register(server, Services{
 		Organisation: rpc.UnimplementedOrganisationServiceHandler{}, Directory: rpc.UnimplementedDirectoryServiceHandler{},
 		Tokens: rpc.UnimplementedTokenServiceHandler{}, Registry: rpc.UnimplementedRegistryServiceHandler{},
-		Access: rpc.UnimplementedAccessServiceHandler{}, Snapshots: rpc.UnimplementedSnapshotServiceHandler{},
+		Access: rpc.UnimplementedAccessServiceHandler{}, Policies: rpc.UnimplementedPolicyServiceHandler{}, Snapshots: rpc.UnimplementedSnapshotServiceHandler{},
 		Cells: rpc.UnimplementedCellAdminServiceHandler{}, Audit: rpc.UnimplementedAuditServiceHandler{}, System: rpc.UnimplementedSystemServiceHandler{},
 	})
 	return server

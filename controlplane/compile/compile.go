@@ -41,6 +41,7 @@ type Input struct {
 	Servers   []Server
 	Endpoints []controlplane.Endpoint
 	Grants    []Grant
+	Policies  []Policy
 	Issuers   []*snapshotv1.Issuer
 	Staleness controlplane.Staleness
 }
@@ -132,6 +133,12 @@ func Compile(in Input) (*Output, error) {
 		shard.Of(snapshotv1.ShardKind_SHARD_KIND_CATALOGUE, out.Catalogue),
 	}
 	return out, nil
+}
+
+// Form is the one form that rows and written policies lower to, without the shards that are made of it.
+func Form(in Input) (*snapshot.Policy, Report, error) {
+	pol, _, notes, err := lower(in)
+	return pol, Report{Notes: notes}, err
 }
 
 // lower brings rows into the forms that the shards are encoded from.

@@ -19,6 +19,10 @@ func (c *compiler) policy() *snapshot.Policy {
 		}
 		p.Grants = append(p.Grants, c.grant(&g))
 	}
+	p.Grants = append(p.Grants, c.authored(who)...)
+	for i := range p.Grants {
+		c.settle(&p.Grants[i], who)
+	}
 	for _, s := range sorted(c.in.Servers, func(s Server) string { return s.Name }) {
 		srv := c.servers[s.Name]
 		items, facts := srv.items()

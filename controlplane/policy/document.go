@@ -139,16 +139,20 @@ func documentSyntax(err error) error {
 	return refuse(place{line, column}, fix, "unexpected %s: %s", m[3], m[4])
 }
 
-// Lower turns a policy into the rule that a cell enforces, and checks it against what there is. The error is a *Refusal.
+// Lower turns a policy into the rule that a cell enforces, and checks it against what there is. The error is a *Refusal; the
+// rule is then as much of the scope as could be read, without the conditions.
 func (p *Policy) Lower(w *World) (snapshot.Grant, error) {
 	l := &lowerer{world: w, deny: p.Deny}
 	s := &scope{l: l, find: &locator{words: p.words}, grant: snapshot.Grant{ID: GrantID(p.document, p.ID), Deny: p.Deny, Subject: snapshot.Everyone, Server: "*"}}
 	if err := s.read(p); err != nil {
-		return s.grant, err
+		return snapshot.Grant{ID: s.grant.ID, Deny: p.Deny, Subject: snapshot.Everyone, Server: "*"}, err
 	}
 	bodies := make([]*expr, 0, len(p.ast.Conditions))
 	for _, c := range p.ast.Conditions {
 		bodies = append(bodies, s.find.locate(c.Body))
+	}
+	if len(s.parts) > 0 {
+		s.grant.When = flat(snapshot.OpAnd, s.parts...)
 	}
 	var first *snapshot.Cond
 	for i, tool := range s.tools() {
@@ -168,8 +172,11 @@ func (p *Policy) Lower(w *World) (snapshot.Grant, error) {
 			first = flat(snapshot.OpAnd, append(s.parts, parts...)...)
 		}
 	}
+	if err := fits(first); err != nil {
+		return s.grant, p.placed(err)
+	}
 	s.grant.When = first
-	return s.grant, p.placed(fits(first))
+	return s.grant, nil
 }
 
 // body lowers one condition, and types it against the schema as a whole.

@@ -187,7 +187,10 @@ func (s *scope) tools() []Schema {
 	}
 	tools := w.Servers[s.grant.Server].Tools
 	if s.grant.Tool != "" {
-		return []Schema{tools[s.grant.Tool]}
+		if tool, ok := tools[s.grant.Tool]; ok {
+			return []Schema{tool}
+		}
+		return []Schema{{Tool: s.grant.Server + "/" + s.grant.Tool, Problem: "it is not published"}}
 	}
 	if len(tools) == 0 {
 		return []Schema{{Tool: s.grant.Server, Problem: "it has no published tools"}}

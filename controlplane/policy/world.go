@@ -20,6 +20,8 @@ type World struct {
 	Kinds     map[string]snapshot.PrincipalKind
 	Servers   map[string]Surface
 	Endpoints map[string]bool
+	// Lenient refuses no name at all: what is not there has no members, and reaches nothing.
+	Lenient bool
 
 	types *schema.Checker
 }
@@ -93,7 +95,7 @@ func (w *World) node(uid types.EntityUID, at place) (snapshot.Ref, error) {
 	if err := w.known(snapshot.Ref("user:"+name), string(uid.Type), "user:", name, at); err != nil {
 		return "", err
 	}
-	if is, ok := w.Kinds[name]; ok && is != kind {
+	if is, ok := w.Kinds[name]; ok && is != kind && !w.Lenient {
 		return "", refuse(at, "write "+typeOf(is)+"::"+quote(name), "%s is no %s", name, uid.Type)
 	}
 	return snapshot.Ref("user:" + name), nil
@@ -109,7 +111,7 @@ func typeOf(kind snapshot.PrincipalKind) string {
 }
 
 func (w *World) known(ref snapshot.Ref, kind, prefix, name string, at place) error {
-	if w.Nodes == nil || w.Nodes[ref] {
+	if w.Nodes == nil || w.Lenient || w.Nodes[ref] {
 		return nil
 	}
 	var names []string
@@ -122,14 +124,14 @@ func (w *World) known(ref snapshot.Ref, kind, prefix, name string, at place) err
 }
 
 func (w *World) server(name string, at place) error {
-	if _, ok := w.Servers[name]; ok || w.Servers == nil {
+	if _, ok := w.Servers[name]; ok || w.Servers == nil || w.Lenient {
 		return nil
 	}
 	return missing(at, "Server", name, keys(w.Servers))
 }
 
 func (w *World) endpoint(name string, at place) error {
-	if w.Endpoints == nil || w.Endpoints[name] {
+	if w.Endpoints == nil || w.Lenient || w.Endpoints[name] {
 		return nil
 	}
 	return missing(at, "Endpoint", name, keys(w.Endpoints))
@@ -152,14 +154,14 @@ func (w *World) item(uid types.EntityUID, at place) (server, item string, err er
 	switch kind {
 	case snapshot.ItemPrompt:
 		item = snapshot.PromptItem(name)
-		if s.Prompts != nil && !slices.Contains(s.Prompts, name) {
+		if s.Prompts != nil && !w.Lenient && !slices.Contains(s.Prompts, name) {
 			err = missing(at, "Prompt", name, s.Prompts)
 		}
 	case snapshot.ItemResource:
 		item = snapshot.ResourceItem(name)
 	default:
 		item = name
-		if _, ok := s.Tools[name]; !ok && w.Servers != nil {
+		if _, ok := s.Tools[name]; !ok && w.Servers != nil && !w.Lenient {
 			err = missing(at, "Tool", name, keys(s.Tools))
 		}
 	}

@@ -259,7 +259,7 @@ func (p *Publisher) tenant(id controlplane.TenantID) *tenantState {
 // read takes one consistent view of everything that decides.
 func (p *Publisher) read(ctx context.Context, tenant controlplane.TenantID) (in compile.Input, err error) {
 	err = p.st.Read(ctx, tenant, func(tx *store.Tx) (err error) {
-		in, err = readInput(ctx, tx)
+		in, err = ReadInput(ctx, tx)
 		return err
 	})
 	if err == nil && p.cfg.Issuers != nil {
@@ -268,7 +268,8 @@ func (p *Publisher) read(ctx context.Context, tenant controlplane.TenantID) (in 
 	return in, err
 }
 
-func readInput(ctx context.Context, tx *store.Tx) (in compile.Input, err error) {
+// ReadInput reads everything that decides in the tenant, as one consistent view when the transaction is one.
+func ReadInput(ctx context.Context, tx *store.Tx) (in compile.Input, err error) {
 	rows, err := tx.PolicyRows(ctx)
 	if err != nil {
 		return in, err
@@ -303,6 +304,13 @@ func readInput(ctx context.Context, tx *store.Tx) (in compile.Input, err error) 
 		if i, ok := at[l.Server]; ok {
 			in.Servers[i].Labels = append(in.Servers[i].Labels, l)
 		}
+	}
+	policies, err := tx.Policies(ctx)
+	if err != nil {
+		return in, err
+	}
+	for _, pol := range policies {
+		in.Policies = append(in.Policies, compile.Policy{Name: pol.Name, Text: pol.Text})
 	}
 	in.Staleness, err = tx.Staleness(ctx)
 	return in, err

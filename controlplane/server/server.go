@@ -23,6 +23,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/directory"
 	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/ledger"
+	"github.com/mcpvault/mcpvault/controlplane/policies"
 	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/registry"
 	"github.com/mcpvault/mcpvault/controlplane/snapshots"
@@ -205,6 +206,7 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 	handler, err := adminapi.New(adminapi.Config{
 		Services: adminapi.Services{
 			Organisation: people, Directory: people, Tokens: issuer, Access: grants, Audit: audit,
+			Policies:  policies.New(policies.Config{Store: st}),
 			Registry:  registry.New(st, registry.NewScanner(transport, run.Version().Version, s.log), s.log),
 			Snapshots: status, Cells: status, System: status,
 		},

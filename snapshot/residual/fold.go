@@ -18,7 +18,7 @@ import (
 // fact answers for "name", "server" and "kind" too. Reading an attribute that is not there becomes an expression that is
 // always an error. The same facts give the same text, and an expression that reads nothing else becomes its value.
 func Fold(est string, fact func(attr string) (snapshot.Fact, bool)) (string, error) {
-	n, err := decode(est)
+	n, err := Unmarshal(est)
 	if err != nil {
 		return "", err
 	}

@@ -21,8 +21,8 @@ const (
 	principalKey = "principal"
 )
 
-// decode gives the expression that est stands for, within the bounds.
-func decode(est string) (xast.IsNode, error) {
+// Unmarshal gives the expression that a text stands for, within the bounds.
+func Unmarshal(est string) (xast.IsNode, error) {
 	if len(est) > MaxText {
 		return nil, fmt.Errorf("expression of %d bytes: at most %d", len(est), MaxText)
 	}

@@ -67,7 +67,7 @@ type reads struct {
 // in a cell: the resource and the action, entities, records as a whole, and comparisons of two types, which
 // Cedar finds unequal and we find wrong.
 func Parse(est string) (*Expr, error) {
-	n, err := decode(est)
+	n, err := Unmarshal(est)
 	if err != nil {
 		return nil, err
 	}

@@ -32,6 +32,7 @@ type Client struct {
 	Directory     adminv1connect.DirectoryServiceClient
 	Registry      adminv1connect.RegistryServiceClient
 	Access        adminv1connect.AccessServiceClient
+	Policies      adminv1connect.PolicyServiceClient
 	Tokens        adminv1connect.TokenServiceClient
 	Snapshots     adminv1connect.SnapshotServiceClient
 	Cells         adminv1connect.CellAdminServiceClient
@@ -69,6 +70,7 @@ func Dial(cfg Config) (*Client, error) {
 		Directory:     adminv1connect.NewDirectoryServiceClient(c),
 		Registry:      adminv1connect.NewRegistryServiceClient(c),
 		Access:        adminv1connect.NewAccessServiceClient(c),
+		Policies:      adminv1connect.NewPolicyServiceClient(c),
 		Tokens:        adminv1connect.NewTokenServiceClient(c),
 		Snapshots:     adminv1connect.NewSnapshotServiceClient(c),
 		Cells:         adminv1connect.NewCellAdminServiceClient(c),

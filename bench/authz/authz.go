@@ -23,6 +23,8 @@ type Config struct {
 	Rounds, Calls int
 	// Shards is how many different tenants are compiled at least, and Million how many are opened for a million users.
 	Shards, Million int
+	// Size is that of every tenant.
+	Size Size
 	// Note is told what is going on.
 	Note func(format string, args ...any)
 }
@@ -40,6 +42,9 @@ func Run(c Config) (*Figures, error) {
 		return nil, problem.Newf(problem.Invalid, "give 10000, 100000 or 1000000", "%d users are not 1 to 100 tenants of 10,000 users", c.Users)
 	}
 	c.Rounds, c.Calls, c.Shards, c.Million = or(c.Rounds, rounds), or(c.Calls, calls), or(c.Shards, shards), or(c.Million, maxTenants)
+	if c.Size == (Size{}) {
+		c.Size = Full()
+	}
 	dir, err := os.MkdirTemp("", "mcpvault-bench")
 	if err != nil {
 		return nil, err
@@ -57,6 +62,9 @@ func Run(c Config) (*Figures, error) {
 		return nil, err
 	}
 	r.decide()
+	if err := r.delta(); err != nil {
+		return nil, err
+	}
 	return r.figures, nil
 }
 

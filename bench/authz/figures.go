@@ -46,6 +46,10 @@ type Figures struct {
 	// was opened several times, and what their compilation took was scaled.
 	Shards1M int `json:"distinct_shards_1m"`
 
+	// Delta is one user's new role: body and signature on the wire, and to verify the signature and make the next index.
+	DeltaBytes int     `json:"delta_bytes"`
+	DeltaApply float64 `json:"delta_apply_us"`
+
 	// Compile is from rows to shards, index and catalogue; of a million users on all processors.
 	Compile10k float64 `json:"compile_ms_10k"`
 	Compile1M  float64 `json:"compile_ms_1m"`
@@ -75,6 +79,8 @@ func (f *Figures) Rows() []Row {
 		row("memory a user", "B", f.BytesPerUser, 200),
 		row("open and verify 1M users", "ms", f.Open1M, 250),
 		row("open and verify 10k users", "ms", f.Open10k, 5),
+		row("one role change on the wire", "B", float64(f.DeltaBytes), 200),
+		row("one role change, verify and apply", "us", f.DeltaApply, 100),
 		row("compile 10k users", "ms", f.Compile10k, 50),
 		row("compile 1M users", "ms", f.Compile1M, 3000),
 	}

@@ -1,6 +1,8 @@
 package authz
 
 import (
+	"net/netip"
+
 	"github.com/mcpvault/mcpvault/bench/measure"
 	"github.com/mcpvault/mcpvault/snapshot/authz"
 	"github.com/mcpvault/mcpvault/snapshot/index"
@@ -11,7 +13,7 @@ import (
 func (r *run) list() {
 	x := r.indexes[0]
 	s, _ := x.Server(common)
-	req := &authz.Request{NowMS: Now.UnixMilli()}
+	req := &authz.Request{NowMS: Now.UnixMilli(), IP: netip.AddrFrom4([4]byte{10, 20, 1, 1}), Region: "eu"}
 	var views []index.View
 	for p := range x.Principals() {
 		v := x.View(index.PrincipalID(p), s)

@@ -3,6 +3,7 @@ package authz
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 
 	"github.com/mcpvault/mcpvault/snapshot/authz"
 	"github.com/mcpvault/mcpvault/snapshot/index"
@@ -53,15 +54,27 @@ func Questions(x []*index.Index, n int, rng *rand.Rand) []Question {
 	return out
 }
 
-// Requests are the calls' contents: arguments of about a hundred bytes.
+// Requests are the calls' contents: arguments of about a hundred bytes, and where the caller is, which is not always known.
 func Requests(rng *rand.Rand) []authz.Request {
 	out := make([]authz.Request, 256)
 	for i := range out {
 		out[i] = authz.Request{
-			NowMS: Now.UnixMilli(),
+			NowMS: Now.UnixMilli(), IP: address(rng), Region: "eu",
 			Args: fmt.Appendf(nil, `{"amount":%d,"dry_run":%t,"note":"closing entry %d of the quarter","region":%q}`,
 				rng.IntN(500), rng.IntN(2) == 0, i, regions()[rng.IntN(len(regions()))]),
 		}
 	}
 	return out
+}
+
+func address(rng *rand.Rand) netip.Addr {
+	switch rng.IntN(8) {
+	case 0:
+		return netip.Addr{}
+	case 1, 2:
+		return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0, byte(16 * rng.IntN(3)), 15: byte(rng.IntN(256))})
+	case 3:
+		return netip.AddrFrom4([4]byte{192, 168, byte(6 + rng.IntN(2)), byte(rng.IntN(256))})
+	}
+	return netip.AddrFrom4([4]byte{10, byte(10 * rng.IntN(3)), byte(rng.IntN(256)), byte(rng.IntN(256))})
 }

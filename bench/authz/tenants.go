@@ -48,7 +48,7 @@ func (r *run) compile(dir string) (err error) {
 		r.Note("compiling tenant %d of %d", first+1, n)
 		batch := make([]compile.Input, min(n-first, runtime.GOMAXPROCS(0)))
 		for i := range batch {
-			if batch[i], err = Rows(first+i, Full()); err != nil {
+			if batch[i], err = Rows(first+i, r.Size); err != nil {
 				return err
 			}
 			if first+i < r.tenants {
@@ -84,7 +84,7 @@ func (r *run) compile(dir string) (err error) {
 
 // compileOne compiles one tenant by itself, several times.
 func (r *run) compileOne() error {
-	in, err := Rows(0, Full())
+	in, err := Rows(0, r.Size)
 	if err != nil {
 		return err
 	}
@@ -134,8 +134,8 @@ func (r *run) open() (err error) {
 		bytes += r.indexes[i].Size()
 	}
 	grown := float64(heap()) - float64(before)
-	r.figures.HeapBytesPerUser = grown / float64(r.Users)
-	r.figures.BytesPerUser = max(grown, float64(bytes)) / float64(r.Users)
+	r.figures.HeapBytesPerUser = grown / float64(r.tenants*r.Size.Users)
+	r.figures.BytesPerUser = max(grown, float64(bytes)) / float64(r.tenants*r.Size.Users)
 	return nil
 }
 

@@ -61,7 +61,7 @@ func Rows(tenant int, size Size) (compile.Input, error) {
 			ProtocolVersions: []string{"2025-11-25"},
 		})
 	}
-	in.Grants = append(in.Grants, compile.Grant{ID: "g-common", Subject: string(snapshot.Everyone), Target: controlplane.Target{Server: common}})
+	in.Grants = append(in.Grants, compile.Grant{ID: "everyone", Subject: string(snapshot.Everyone), Target: controlplane.Target{Server: common}})
 	for g := range size.Grants {
 		in.Grants = append(in.Grants, w.grant(g))
 	}
@@ -163,7 +163,7 @@ func (w *maker) leaf() string {
 }
 
 func (w *maker) grant(i int) compile.Grant {
-	g := compile.Grant{ID: fmt.Sprintf("g-%05d", i), Deny: w.rng.IntN(10) == 0}
+	g := compile.Grant{ID: fmt.Sprintf("grant-%05d", i), Deny: w.rng.IntN(10) == 0}
 	g.Server = serverName(w.rng.IntN(servers))
 	switch k := w.rng.IntN(100); {
 	case k < 3:
@@ -186,22 +186,36 @@ func (w *maker) grant(i int) compile.Grant {
 	return g
 }
 
-// condition makes a grant conditional. A few texts stand on many grants, as people write them.
+// condition makes a grant conditional: on arguments most often, or on time or the caller's network. A few texts stand on
+// many grants, as people write them.
 func (w *maker) condition(g *compile.Grant) {
 	limit := 25 * (1 + w.rng.IntN(20))
 	region := regions()[w.rng.IntN(len(regions()))]
-	switch w.rng.IntN(5) {
+	switch w.rng.IntN(8) {
 	case 0:
 		g.Condition = fmt.Sprintf("context.args.amount < %d", limit)
-	case 1:
+	case 1, 2:
 		g.Condition = fmt.Sprintf("context.args.amount <= %d && context.args.region == %q", limit, region)
-	case 2:
-		g.Condition = fmt.Sprintf("!context.args.dry_run && [%q, %q].contains(context.args.region)", region, "us")
 	case 3:
+		g.Condition = fmt.Sprintf("!context.args.dry_run && [%q, %q].contains(context.args.region)", region, "us")
+	case 4:
 		g.Condition = fmt.Sprintf("context.args.dry_run || context.args.amount < %d", limit)
-	default:
+	case 5:
 		g.ExpiresAt = Now.Add(time.Duration(w.rng.IntN(200)-20) * time.Hour)
+	case 6:
+		g.Limits.Networks = networks()[w.rng.IntN(len(networks()))]
+		if w.rng.IntN(2) == 0 {
+			g.Condition = fmt.Sprintf("context.args.amount < %d", limit)
+		}
+	default:
+		from := 60 * (6 + w.rng.IntN(5))
+		g.Limits.From, g.Limits.To, g.Limits.Weekdays = uint16(from), uint16(from+60*8), 1<<5-1
+		g.Limits.Zone = []string{"Europe/Berlin", "America/New_York", "Asia/Tokyo"}[w.rng.IntN(3)]
 	}
+}
+
+func networks() []string {
+	return []string{"10.0.0.0/8", "10.20.0.0/16,2001:db8:20::/48", "192.168.7.0/24", "2001:db8::/32"}
 }
 
 func regions() []string { return []string{"eu", "us", "ap", "sa"} }

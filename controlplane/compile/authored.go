@@ -87,7 +87,8 @@ func (c *compiler) authoredGrant(p *policy.Policy, w *policy.World, who *graph) 
 	return g, true
 }
 
-// settle makes a rule what index.Build takes: nobody belongs to what does not exist.
+// settle makes a rule what index.Build takes: nobody belongs to what does not exist, and what no cell could evaluate fails
+// closed.
 func (c *compiler) settle(g *snapshot.Grant, who *graph) {
 	if gone := unknownMembers(g.When, who, nil); len(gone) > 0 {
 		slices.Sort(gone)
@@ -95,6 +96,12 @@ func (c *compiler) settle(g *snapshot.Grant, who *graph) {
 			c.note(g.ID, "%s does not exist (any more): nobody belongs to it", ref)
 		}
 		g.When = withoutMembers(g.When, who)
+	}
+	if err := g.When.Validate(); err != nil {
+		c.note(g.ID, "the condition cannot be evaluated, so that it fails closed: %v", err)
+		if g.When = nil; !g.Deny {
+			g.When = &snapshot.Cond{Op: snapshot.OpFalse}
+		}
 	}
 }
 

@@ -50,7 +50,7 @@ var unsafeAccess = regexp.MustCompile("optional attribute `([^`]*)`")
 
 // validate types an expression. cedar-go knows no places within it, so that the error has the place where it begins.
 func (l *lowerer) validate(e *expr, in known) error {
-	w := schema.Narrow{Labels: schema.Record{}, Present: map[string]bool{}, All: !l.deny, Actions: l.actions()}
+	w := schema.Narrow{Labels: schema.Record{}, Present: map[string]bool{}, All: !l.deny || l.world.Lenient, Actions: l.actions()}
 	w.Arguments = record(l.tool.Args, nil, in)
 	for k := range in {
 		if attr, ok := strings.CutPrefix(k, "resource."); ok {
@@ -65,7 +65,7 @@ func (l *lowerer) validate(e *expr, in known) error {
 		case root == "context" && path[0] == "clock" && len(path) > 1:
 			w.Clocks = append(w.Clocks, path[1])
 		case root == "resource" && path[0] == "labels" && len(path) > 1:
-			w.Labels[path[1]] = schema.Field{Type: "String", Optional: l.deny && !in["resource.labels."+path[1]]}
+			w.Labels[path[1]] = schema.Field{Type: "String", Optional: !w.All && !in["resource.labels."+path[1]]}
 		}
 	})
 	if args && l.tool.Open {

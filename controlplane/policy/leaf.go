@@ -96,7 +96,7 @@ func flipped(op snapshot.Op) snapshot.Op {
 // typeCond is `principal is User` and `resource is Tool`.
 func typeCond(root string, t types.EntityType) *snapshot.Cond {
 	if root == "principal" {
-		return fact(snapshot.OpEq, snapshot.FromPrincipal, "kind", kindWord(principalTypes[t]))
+		return fact(snapshot.OpEq, snapshot.FromPrincipal, "kind", principalTypes[t].String())
 	}
 	return kindCond([]snapshot.ItemKind{itemTypes[t]})
 }
@@ -180,7 +180,7 @@ func (l *lowerer) operand(e *expr, in known) (*operand, error) {
 		if path[0] != "labels" {
 			o.typ = resourceTypes[path[0]]
 		}
-		if l.deny && optional(path[0]) && !in["resource."+o.name] {
+		if l.deny && !l.world.Lenient && optional(path[0]) && !in["resource."+o.name] {
 			return nil, refuse(e.at, "write "+presence("resource", path)+" && ...",
 				"resource.%s may be absent, and then this forbid would deny whatever lacks it", o.name)
 		}
@@ -322,7 +322,7 @@ func (l *lowerer) compareConstant(e *expr, op snapshot.Op, o *operand, right *ex
 	if !ok {
 		return l.foreign(e, in)
 	}
-	if err := o.takes(v, right); err != nil {
+	if err := l.takes(o, v, right); err != nil {
 		return nil, err
 	}
 	if v.Type != snapshot.TypeNumber && op != snapshot.OpEq && op != snapshot.OpNe {
@@ -333,7 +333,7 @@ func (l *lowerer) compareConstant(e *expr, op snapshot.Op, o *operand, right *ex
 }
 
 // takes checks that a constant is of the operand's type, and one of its words when it has but a few.
-func (o *operand) takes(v snapshot.Value, at *expr) error {
+func (l *lowerer) takes(o *operand, v snapshot.Value, at *expr) error {
 	if v.Type != o.typ && !o.open {
 		what := fmt.Sprintf("%s is a %s, and %s is a %s", o, o.word(), shownValue(v), word(v.Type))
 		if o.from == snapshot.FromArgs {
@@ -342,7 +342,7 @@ func (o *operand) takes(v snapshot.Value, at *expr) error {
 		return refuse(at.start, "compare it with a "+o.word(), "%s", what)
 	}
 	words := enumeration(o.from, o.name)
-	if words == nil || slices.Contains(words, v.Str) {
+	if words == nil || l.world.Lenient || slices.Contains(words, v.Str) {
 		return nil
 	}
 	return refuse(at.start, "it is one of "+strings.Join(words, ", "), "%s is never %s", o, shownValue(v))
@@ -352,7 +352,7 @@ func (o *operand) takes(v snapshot.Value, at *expr) error {
 func enumeration(from snapshot.Source, name string) []string {
 	switch {
 	case from == snapshot.FromPrincipal && name == "kind":
-		return []string{kindWord(snapshot.KindPerson), kindWord(snapshot.KindServiceAccount), kindWord(snapshot.KindWorkload)}
+		return []string{snapshot.KindPerson.String(), snapshot.KindServiceAccount.String(), snapshot.KindWorkload.String()}
 	case from == snapshot.FromResource && name == "kind":
 		return []string{snapshot.ItemTool.String(), snapshot.ItemPrompt.String(), snapshot.ItemResource.String(), snapshot.ItemRest.String()}
 	case from == snapshot.FromResource && name == "effect":
@@ -385,15 +385,4 @@ func (l *lowerer) compareTwo(e *expr, op snapshot.Op, a, b *operand, in known) (
 	c := a.cond(op, snapshot.Value{})
 	c.With = &snapshot.Operand{From: b.from, Arg: b.name}
 	return c, nil
-}
-
-func kindWord(k snapshot.PrincipalKind) string {
-	switch k {
-	case snapshot.KindServiceAccount:
-		return "service_account"
-	case snapshot.KindWorkload:
-		return "workload"
-	case snapshot.KindPerson:
-	}
-	return "person"
 }

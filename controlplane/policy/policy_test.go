@@ -184,7 +184,7 @@ func FuzzLower(f *testing.F) {
 			}
 			return
 		}
-		if n := count(c); n > snapshot.MaxCondNodes {
+		if n := count(c); n > snapshot.MaxCondNodes || c.Validate() != nil {
 			t.Fatalf("%q: %d nodes", text, n)
 		}
 	})

@@ -165,6 +165,9 @@ func (s *scope) within(uid types.EntityUID) error {
 
 // arguments settles whether context.args can be named.
 func (s *scope) arguments() {
+	if s.l.world.Lenient {
+		return
+	}
 	if !slices.Equal(s.kinds, []snapshot.ItemKind{snapshot.ItemTool}) {
 		s.l.noArgs = "only a call has arguments, and this policy is about more: they are not known there"
 		s.l.noArgsFix = `write action == Action::"call", or make a policy of its own for calls`
@@ -182,7 +185,7 @@ func (s *scope) tools() []Schema {
 	if s.l.noArgs != "" {
 		return []Schema{{}}
 	}
-	if w.Servers == nil {
+	if w.Servers == nil || s.grant.Server == "*" {
 		return []Schema{{Tool: "the tool", Open: true}}
 	}
 	tools := w.Servers[s.grant.Server].Tools

@@ -46,7 +46,7 @@ func (l *lowerer) contains(e *expr, in known) (*snapshot.Cond, error) {
 		if !ok {
 			return l.foreign(e, in)
 		}
-		if err := o.takes(v, k); err != nil {
+		if err := l.takes(o, v, k); err != nil {
 			return nil, err
 		}
 		c.Values = append(c.Values, v)

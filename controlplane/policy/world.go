@@ -20,7 +20,8 @@ type World struct {
 	Kinds     map[string]snapshot.PrincipalKind
 	Servers   map[string]Surface
 	Endpoints map[string]bool
-	// Lenient refuses no name at all: what is not there has no members, and reaches nothing.
+	// Lenient takes what was accepted before, or was never held against the rules for authors: it refuses no name (what is
+	// not there has no members, and reaches nothing), and no word that an attribute never has.
 	Lenient bool
 
 	types *schema.Checker

@@ -116,25 +116,13 @@ func (r *reads) surroundings(env *Env, ctx types.RecordMap) {
 		return
 	}
 	who := types.RecordMap{
-		"name": types.String(env.Principal.Name), "kind": types.String(kindWord(env.Principal.Kind)),
+		"name": types.String(env.Principal.Name), "kind": types.String(env.Principal.Kind.String()),
 		"clearance": types.Long(env.Principal.Clearance),
 	}
 	if env.Principal.Region != "" {
 		who["region"] = types.String(env.Principal.Region)
 	}
 	ctx[principalKey] = types.NewRecord(who)
-}
-
-func kindWord(k snapshot.PrincipalKind) string {
-	switch k {
-	case snapshot.KindPerson:
-		return "person"
-	case snapshot.KindServiceAccount:
-		return "service_account"
-	case snapshot.KindWorkload:
-		return "workload"
-	}
-	return "unknown"
 }
 
 // faults says what is wrong with arguments, by their paths.

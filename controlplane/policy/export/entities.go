@@ -15,7 +15,7 @@ func (e *exporter) entities() types.EntityMap {
 	for _, u := range e.p.Principals {
 		uid := e.principals[u.Name]
 		attrs := types.RecordMap{
-			"name": types.String(u.Name), "kind": types.String(kindWord(u.Kind)), "clearance": types.Long(u.Clearance),
+			"name": types.String(u.Name), "kind": types.String(u.Kind.String()), "clearance": types.Long(u.Clearance),
 		}
 		if u.Region != "" {
 			attrs["region"] = types.String(u.Region)
@@ -55,17 +55,6 @@ func (e *exporter) parents(refs []snapshot.Ref) types.EntityUIDSet {
 		list = append(list, e.entity(r))
 	}
 	return types.NewEntityUIDSet(list...)
-}
-
-func kindWord(k snapshot.PrincipalKind) string {
-	switch k {
-	case snapshot.KindServiceAccount:
-		return "service_account"
-	case snapshot.KindWorkload:
-		return "workload"
-	case snapshot.KindPerson:
-	}
-	return "person"
 }
 
 func itemEntity(uid, server types.EntityUID, serverName, item string, facts snapshot.Facts) types.Entity {

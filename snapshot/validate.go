@@ -29,6 +29,8 @@ func CheckName(s string) error {
 		return fmt.Errorf("empty name")
 	case len(s) > MaxName:
 		return fmt.Errorf("name of %d bytes: at most %d", len(s), MaxName)
+	case plain(s):
+		return nil
 	case !utf8.ValidString(s):
 		return fmt.Errorf("name %q is not valid UTF-8", s)
 	}
@@ -38,6 +40,16 @@ func CheckName(s string) error {
 		}
 	}
 	return nil
+}
+
+// plain reports whether a text is printable ASCII, as nearly every name is.
+func plain(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 // Validate checks one condition: operators with the operands they need, constants of one type, bounded in every
@@ -284,8 +296,8 @@ func (p *Policy) Validate() error {
 	if err := CheckName(string(p.Tenant)); err != nil {
 		return fmt.Errorf("tenant: %w", err)
 	}
-	known := map[Ref]bool{Everyone: true}
-	if err := p.checkNodes(known); err != nil {
+	known, err := p.checkNodes()
+	if err != nil {
 		return err
 	}
 	if err := p.checkServers(); err != nil {
@@ -308,52 +320,64 @@ func (p *Policy) Validate() error {
 	return p.checkCycles()
 }
 
-func (p *Policy) checkNodes(known map[Ref]bool) error {
-	users := make(map[string]bool, len(p.Principals))
+// refs are the nodes that a policy knows.
+type refs struct {
+	nodes map[Ref]bool
+	users map[string]bool
+}
+
+// has reports whether there is a node; a principal's own node needs no definition.
+func (r refs) has(ref Ref) bool {
+	if name, own := strings.CutPrefix(string(ref), "user:"); own {
+		return r.users[name]
+	}
+	return ref == Everyone || r.nodes[ref]
+}
+
+func (p *Policy) checkNodes() (refs, error) {
+	known := refs{nodes: make(map[Ref]bool, len(p.Nodes)), users: make(map[string]bool, len(p.Principals))}
 	for _, u := range p.Principals {
 		if err := CheckName(u.Name); err != nil {
-			return fmt.Errorf("principal: %w", err)
+			return known, fmt.Errorf("principal: %w", err)
 		}
-		if users[u.Name] {
-			return fmt.Errorf("principal %q twice", u.Name)
+		if known.users[u.Name] {
+			return known, fmt.Errorf("principal %q twice", u.Name)
 		}
 		if u.Clearance > MaxLevel || u.Kind > KindWorkload || len(u.Region) > MaxName || !utf8.ValidString(u.Region) {
-			return fmt.Errorf("principal %q: kind %d, clearance %d, region %q", u.Name, u.Kind, u.Clearance, u.Region)
+			return known, fmt.Errorf("principal %q: kind %d, clearance %d, region %q", u.Name, u.Kind, u.Clearance, u.Region)
 		}
-		users[u.Name] = true
-		known["user:"+Ref(u.Name)] = true
+		known.users[u.Name] = true
 	}
-	defined := make(map[Ref]bool, len(p.Nodes))
 	for _, n := range p.Nodes {
 		if err := CheckName(string(n.Ref)); err != nil {
-			return fmt.Errorf("node: %w", err)
+			return known, fmt.Errorf("node: %w", err)
 		}
-		if defined[n.Ref] {
-			return fmt.Errorf("node %q twice", n.Ref)
+		if known.nodes[n.Ref] {
+			return known, fmt.Errorf("node %q twice", n.Ref)
 		}
-		if name, ok := strings.CutPrefix(string(n.Ref), "user:"); ok && !users[name] {
-			return fmt.Errorf("node %q: no such principal", n.Ref)
+		if name, ok := strings.CutPrefix(string(n.Ref), "user:"); ok && !known.users[name] {
+			return known, fmt.Errorf("node %q: no such principal", n.Ref)
 		}
 		if len(n.Parents) > MaxParents {
-			return fmt.Errorf("node %q has %d parents: at most %d", n.Ref, len(n.Parents), MaxParents)
+			return known, fmt.Errorf("node %q has %d parents: at most %d", n.Ref, len(n.Parents), MaxParents)
 		}
-		defined[n.Ref], known[n.Ref] = true, true
+		known.nodes[n.Ref] = true
 	}
 	for _, n := range p.Nodes {
 		for _, r := range n.Parents {
-			if !known[r] {
-				return fmt.Errorf("node %q: parent %q does not exist", n.Ref, r)
+			if !known.has(r) {
+				return known, fmt.Errorf("node %q: parent %q does not exist", n.Ref, r)
 			}
 		}
 	}
 	for _, u := range p.Principals {
 		for _, r := range u.Nodes {
-			if !known[r] {
-				return fmt.Errorf("principal %q: node %q does not exist", u.Name, r)
+			if !known.has(r) {
+				return known, fmt.Errorf("principal %q: node %q does not exist", u.Name, r)
 			}
 		}
 	}
-	return nil
+	return known, nil
 }
 
 func (p *Policy) checkServers() error {
@@ -412,8 +436,8 @@ func (f Facts) check() error {
 	return nil
 }
 
-func (g *Grant) check(known map[Ref]bool) error {
-	if !known[g.Subject] {
+func (g *Grant) check(known refs) error {
+	if !known.has(g.Subject) {
 		return fmt.Errorf("subject %q does not exist", g.Subject)
 	}
 	if err := CheckName(g.Server); err != nil {
@@ -434,11 +458,11 @@ func (g *Grant) check(known map[Ref]bool) error {
 }
 
 // checkMembers checks that every node that a condition asks for exists.
-func (c *Cond) checkMembers(known map[Ref]bool) error {
+func (c *Cond) checkMembers(known refs) error {
 	if c == nil {
 		return nil
 	}
-	if c.Op == OpMember && !known[Ref(c.Arg)] {
+	if c.Op == OpMember && !known.has(Ref(c.Arg)) {
 		return fmt.Errorf("condition: node %q does not exist", c.Arg)
 	}
 	for _, k := range c.Kids {

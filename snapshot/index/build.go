@@ -187,7 +187,8 @@ func (b *builder) grantRows() error {
 		if g.Deny {
 			flags = grantDenies
 		}
-		r := b.w.name(secGrants, g.ID, flags)
+		r := b.w.unique(secGrants, g.ID)
+		le.PutUint16(r[6:], flags)
 		le.PutUint32(r[8:], b.nodeID[g.Subject])
 		le.PutUint32(r[12:], b.w.count(secReaches))
 		le.PutUint32(r[16:], uint32(len(b.reach[i])))
@@ -351,7 +352,7 @@ func (b *builder) principals(list []snapshot.Principal) {
 		}
 		slices.Sort(nodes)
 		nodes = slices.Compact(nodes)
-		r := b.w.name(secPrincipals, p.Name, 0)
+		r := b.w.unique(secPrincipals, p.Name)
 		if p.Disabled {
 			r[atFlags] = flagDisabled
 		}

@@ -27,7 +27,7 @@ func edit(t *rapid.T, p *snapshot.Policy, next *snapshot.Policy) {
 	case 2: // one grant more, under a name of its own
 		if more := keepGrants(p, next.Grants); len(more) > 0 {
 			g := more[0]
-			g.ID = fmt.Sprintf("more%d", len(p.Grants))
+			g.ID = "more" + rapid.StringMatching("[a-z]{12}").Draw(t, "id")
 			p.Grants = append(append([]snapshot.Grant(nil), p.Grants...), g)
 		}
 	case 3: // somebody comes, or changes

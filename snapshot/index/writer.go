@@ -11,11 +11,13 @@ type writer struct {
 
 func newWriter() *writer { return &writer{texts: map[string]uint32{}, sets: map[string]uint64{}} }
 
+var blank [64]byte
+
 // record appends a zero record and returns it; it is valid until the next one.
 func (w *writer) record(sec int) []byte {
 	n := len(w.sections[sec])
 	size := int(recordSize(sec))
-	w.sections[sec] = append(w.sections[sec], make([]byte, size)...)
+	w.sections[sec] = append(w.sections[sec], blank[:size]...)
 	return w.sections[sec][n : n+size]
 }
 
@@ -57,7 +59,17 @@ func (w *writer) set(members []uint64) uint64 {
 
 // name appends a record that starts with a name and flags.
 func (w *writer) name(sec int, name string, flags uint16) []byte {
-	ref := w.text(name)
+	return w.named(sec, name, w.text(name), flags)
+}
+
+// unique is name for names that nothing else bears: it is not worth looking for them.
+func (w *writer) unique(sec int, name string) []byte {
+	off := len(w.sections[secHeap])
+	w.sections[secHeap] = append(w.sections[secHeap], name...)
+	return w.named(sec, name, uint64(off), 0)
+}
+
+func (w *writer) named(sec int, name string, ref uint64, flags uint16) []byte {
 	r := w.record(sec)
 	le.PutUint32(r, uint32(ref))
 	le.PutUint16(r[4:], uint16(len(name)))

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
 
@@ -41,40 +42,45 @@ func Explain(x *index.Index, p index.PrincipalID, s index.ServerID, item index.I
 	d := Decide(&v, item, r)
 	return Explanation{
 		Principal: x.PrincipalName(p), Server: x.ServerName(s), Item: x.ItemName(s, item), Decision: d,
-		Grants: outcomes(&v, item, r, d),
+		Grants: outcomes(&v, Reaching(&v, item), r, d),
+	}
+}
+
+// ExplainResource is Explain for a resource by its URI.
+func ExplainResource(x *index.Index, p index.PrincipalID, s index.ServerID, uri string, r *Request) Explanation {
+	v := x.View(p, s)
+	d := DecideResource(&v, uri, r)
+	return Explanation{
+		Principal: x.PrincipalName(p), Server: x.ServerName(s), Item: snapshot.ResourceItem(uri), Decision: d,
+		Grants: outcomes(&v, ReachingResource(&v, uri), r, d),
 	}
 }
 
 // Rules lists the ids of the grants that settled a decision, sorted: the part of an explanation that a record keeps. Of a
 // denial because no allow's condition held, they are the allows that might have.
 func Rules(v *index.View, item index.ItemID, r *Request, d Decision) []string {
-	var ids []string
-	for _, g := range outcomes(v, item, r, d) {
-		if g.Decided {
-			ids = append(ids, g.ID)
-		}
-	}
-	return ids
+	return Deciding(Reaching(v, item), Trace(v, item, r), d)
 }
 
-// outcomes evaluates every grant that reaches an item, each once.
-func outcomes(v *index.View, item index.ItemID, r *Request, d Decision) []GrantOutcome {
-	x := v.Index()
-	if x == nil {
-		return nil
-	}
+// outcomes evaluates every grant among rules. One that reaches what is asked in several ways has the outcome that does most.
+func outcomes(v *index.View, rules []index.Rule, r *Request, d Decision) []GrantOutcome {
 	var grants []GrantOutcome
 	plain := map[string]bool{}
 	at := map[string]int{}
-	for rule := range x.Rules(v, item) {
+	for _, rule := range rules {
+		got := outcomeOf(v, rule, r)
 		i, ok := at[rule.Grant]
 		if !ok {
 			i = len(grants)
 			at[rule.Grant] = i
-			plain[rule.Grant] = rule.Cond == 0
-			grants = append(grants, outcomeOf(v, rule, r))
+			grants = append(grants, got)
 		}
-		if g := &grants[i]; !slices.Contains(g.Via, rule.Via) {
+		g := &grants[i]
+		if weight(got.Outcome) > weight(g.Outcome) {
+			g.Outcome, g.Detail = got.Outcome, got.Detail
+		}
+		plain[rule.Grant] = plain[rule.Grant] || rule.Cond == 0
+		if !slices.Contains(g.Via, rule.Via) {
 			g.Via = append(g.Via, rule.Via)
 		}
 	}
@@ -108,6 +114,11 @@ func decided(reason Reason, g GrantOutcome, plain, denied bool) bool {
 	default:
 		return false
 	}
+}
+
+// weight orders outcomes by how much they do.
+func weight(outcome string) int {
+	return slices.Index([]string{ConditionFalse, ConditionError, Matched}, outcome)
 }
 
 func outcomeOf(v *index.View, rule index.Rule, r *Request) GrantOutcome {

@@ -30,13 +30,24 @@ type grantInfo struct {
 // reaches the principal through several nodes comes several times. It is for explaining, not for deciding.
 func (x *Index) Rules(v *View, item ItemID) iter.Seq[Rule] {
 	return func(yield func(Rule) bool) {
-		if v.x != x || uint32(item) >= v.items {
+		bit := uint64(1) << (item % itemsPerPage)
+		for mask, rule := range x.PageRules(v, int(item)/itemsPerPage) {
+			if mask&bit != 0 && uint32(item) < v.items && !yield(rule) {
+				return
+			}
+		}
+	}
+}
+
+// PageRules is Rules for the 64 items of a page at once; with each rule comes which of them it reaches.
+func (x *Index) PageRules(v *View, page int) iter.Seq2[uint64, Rule] {
+	return func(yield func(uint64, Rule) bool) {
+		if v.x != x || page < 0 || page >= v.Pages() {
 			return
 		}
-		bit, page := uint64(1)<<(item%itemsPerPage), v.pageBase+uint32(item)/itemsPerPage
 		n := x.memberCount(x.principal(v.principal))
 		for i := range n + 1 {
-			if node := v.nodeAt(i); node != 0 && !x.rulesFrom(node, page, bit, yield) {
+			if node := v.nodeAt(i); node != 0 && !x.rulesFrom(node, v.pageBase+uint32(page), yield) {
 				return
 			}
 		}
@@ -44,7 +55,7 @@ func (x *Index) Rules(v *View, item ItemID) iter.Seq[Rule] {
 }
 
 // rulesFrom climbs from a direct node. It reports false when the caller has had enough.
-func (x *Index) rulesFrom(via, page uint32, bit uint64, yield func(Rule) bool) bool {
+func (x *Index) rulesFrom(via, page uint32, yield func(uint64, Rule) bool) bool {
 	type step struct {
 		node uint32
 		from int // place in the queue of the step below
@@ -52,17 +63,19 @@ func (x *Index) rulesFrom(via, page uint32, bit uint64, yield func(Rule) bool) b
 	queue := []step{{via, -1}}
 	seen := map[uint32]bool{via: true}
 	for at := 0; at < len(queue); at++ {
+		var path []string
 		for _, g := range x.grantsOf(queue[at].node) {
 			for _, r := range g.reach {
-				if r.mask&bit == 0 || r.page != page && r.page != anyPage {
+				if r.page != page && r.page != anyPage {
 					continue
 				}
-				var path []string
-				for k := at; k >= 0; k = queue[k].from {
-					path = append(path, string(x.nodeRef(queue[k].node)))
+				if path == nil {
+					for k := at; k >= 0; k = queue[k].from {
+						path = append(path, string(x.nodeRef(queue[k].node)))
+					}
+					slices.Reverse(path)
 				}
-				slices.Reverse(path)
-				if !yield(Rule{Grant: g.id, Via: path[0], Path: path, Deny: g.deny, Cond: r.prog}) {
+				if !yield(r.mask, Rule{Grant: g.id, Via: path[0], Path: path, Deny: g.deny, Cond: r.prog}) {
 					return false
 				}
 			}

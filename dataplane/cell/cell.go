@@ -194,7 +194,9 @@ func (n *Node) openAudit(context.Context) error {
 
 func (n *Node) openPolicy(context.Context) error {
 	n.pdp = pdp.New(n.cfg.DefaultTenant)
-	n.control = controlClient(n.http2(svid.ControlPlanes(n.cfg.TrustDomain)), n.cfg.ControlPlane)
+	n.control = cellv1connect.NewCellServiceClient(connect.NewClient(connecthttp.NewTransport(
+		&http.Client{Transport: n.http2(svid.ControlPlanes(n.cfg.TrustDomain))}, n.cfg.ControlPlane,
+		connecthttp.WithReadMaxBytes(8<<20))))
 	n.peers = peers.NewSet(n.peerAddrs(), func(node string) http.RoundTripper {
 		return toAlive{n, node, n.http2(svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, node))}
 	})
@@ -210,16 +212,6 @@ func (n *Node) openPolicy(context.Context) error {
 	return err
 }
 
-// maxMessage bounds one message of the control plane, before and after it is decompressed.
-const maxMessage = 8 << 20
-
-// controlClient speaks to the control plane. It believes nothing about the size of what comes: a control plane, or whoever
-// has its place, cannot use up this node's memory.
-func controlClient(rt http.RoundTripper, url string) cellv1connect.CellServiceClient {
-	return cellv1connect.NewCellServiceClient(connect.NewClient(connecthttp.NewTransport(
-		&http.Client{Transport: rt}, url, connecthttp.WithReadMaxBytes(maxMessage))))
-}
-
 // http2 is a client transport to holders of certain SVIDs. Nothing is resumed: each connection is authorised anew.
 func (n *Node) http2(allow svid.Authorizer) *http.Transport {
 	protocols := new(http.Protocols)
@@ -229,7 +221,7 @@ func (n *Node) http2(allow svid.Authorizer) *http.Transport {
 	return &http.Transport{
 		DialContext:     dialer.DialContext,
 		TLSClientConfig: svid.ClientTLS(n.identity, allow, "h2"), Protocols: protocols,
-		TLSHandshakeTimeout: 5 * time.Second, IdleConnTimeout: 5 * time.Minute, MaxResponseHeaderBytes: 64 << 10,
+		TLSHandshakeTimeout: 5 * time.Second, IdleConnTimeout: 5 * time.Minute,
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second},
 	}
 }

@@ -54,6 +54,7 @@ const (
 	CodeInvalidParams      = -32602
 	CodeInternal           = -32603
 	CodeServer             = -32000
+	CodeNoResource         = -32002 // legacy; modern peers are told CodeInvalidParams
 	CodeHeaderMismatch     = -32020
 	CodeMissingCapability  = -32021
 	CodeUnsupportedVersion = -32022
@@ -70,6 +71,7 @@ const (
 	MethodPromptsGet    = "prompts/get"
 	MethodResourcesList = "resources/list"
 	MethodResourcesRead = "resources/read"
+	MethodTemplatesList = "resources/templates/list"
 	MethodListen        = "subscriptions/listen"
 	MethodSetLevel      = "logging/setLevel"
 	MethodSubscribe     = "resources/subscribe"

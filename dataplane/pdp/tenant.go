@@ -22,6 +22,8 @@ type Tenant struct {
 	Revision   uint64
 	HeadDigest snapshot.Digest
 	Index      *index.Index
+	// State is the state hash of the index.
+	State snapshot.Digest
 	// Keys verify this tenant's access tokens.
 	Keys     authn.TenantKeys
 	Hosts    []string
@@ -30,6 +32,7 @@ type Tenant struct {
 	Servers []*Server
 	byName  map[string]*Server
 	lease   *atomic.Int64
+	rules   rules
 }
 
 // ConfirmedMS is the time of the newest heartbeat that confirmed this generation, 0 when there was none.
@@ -46,13 +49,14 @@ type Server struct {
 	ServerInfo       json.RawMessage
 	Capabilities     json.RawMessage
 	Instructions     string
-	// Other stands for prompts, resources and whatever else is no tool.
+	// Other stands for whatever has no item of its own.
 	Other index.ItemID
 	// Tools are sorted by name.
 	Tools  []Tool
 	byName map[string]*Tool
 	// reads and writes are the bounds of what is no tool.
 	reads, writes Bound
+	Surfaces
 }
 
 // Tool is one tool of a published server.
@@ -98,6 +102,7 @@ func NewTenant(head *snapshotv1.Head, digest snapshot.Digest, x *index.Index, c 
 		Revision:   head.GetRevision(),
 		HeadDigest: digest,
 		Index:      x,
+		State:      x.StateHash(),
 		Hosts:      c.GetHosts(),
 		Settings:   c.GetSettings(),
 		byName:     make(map[string]*Server, len(c.GetServers())),
@@ -149,6 +154,7 @@ func newServer(x *index.Index, cs *snapshotv1.CatalogueServer) (*Server, error) 
 	for i := range s.Tools {
 		s.byName[s.Tools[i].Name] = &s.Tools[i]
 	}
+	s.Surfaces = newSurfaces(x, id, other, cs)
 	return s, nil
 }
 

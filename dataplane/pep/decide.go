@@ -2,7 +2,6 @@ package pep
 
 import (
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
@@ -12,6 +11,7 @@ import (
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot/authz"
 	"github.com/mcpvault/mcpvault/snapshot/index"
+	"github.com/mcpvault/mcpvault/snapshot/replay"
 )
 
 // locate finds the server of the path, if the caller may know of it: one that does not exist and one of which the caller
@@ -137,12 +137,13 @@ func (x *exchange) limit() *answer {
 	return nil
 }
 
-// decide asks the policy. Tools are decided one by one with their arguments; everything else of a server needs a grant
-// on the whole of it.
+// decide asks the policy. Tools, prompts and resources are decided one by one; everything else of a server needs a grant on
+// the whole of it.
 func (x *exchange) decide() *answer {
 	began := time.Now()
 	x.readClock()
 	x.tool, x.visible = nil, false
+	replay.Forget(x.rec)
 	a := x.judge()
 	x.decided = time.Since(began)
 	return a
@@ -178,6 +179,16 @@ func (x *exchange) judge() *answer {
 		return nil
 	case mcp.MethodToolsCall:
 		return x.decideTool()
+	case mcp.MethodPromptsList, mcp.MethodResourcesList, mcp.MethodTemplatesList:
+		return x.decideList(surfaceOf(x.msg.Method))
+	case mcp.MethodPromptsGet:
+		return x.decidePrompt()
+	case mcp.MethodResourcesRead:
+		return x.decideResource(x.msg.Name)
+	case mcp.MethodSubscribe, mcp.MethodUnsubscribe:
+		return x.decideResource(textOf(x.msg.Raw(x.msg.Params), "uri"))
+	case "completion/complete":
+		return x.decideCompletion()
 	}
 	return x.decideOther()
 }
@@ -202,11 +213,13 @@ func (x *exchange) decideOther() *answer {
 	case x.owned:
 		return x.unknownMethod("unknown_method")
 	case !x.mayOther():
+		x.noteOther()
 		return x.unknownMethod("no_grant")
 	case !x.state.Fresh(x.tenant, x.server.Bound(effect), x.ask.NowMS):
 		x.denied("stale")
 		return x.fail(mcp.CodeServer, "stale", staleSentence, true)
 	}
+	x.noteOther()
 	x.allowed(effect)
 	return nil
 }
@@ -225,9 +238,7 @@ func (x *exchange) unknownMethod(reason string) *answer {
 // effectOf classes the methods that are not tool calls. What is not known to read counts as destructive.
 func effectOf(method string) snapshotv1.Effect {
 	switch method {
-	case mcp.MethodPromptsList, mcp.MethodPromptsGet, mcp.MethodResourcesList, mcp.MethodResourcesRead,
-		"resources/templates/list", "completion/complete", mcp.MethodListen, mcp.MethodSetLevel, mcp.MethodSubscribe,
-		mcp.MethodUnsubscribe, "tasks/get", "tasks/result", "tasks/list":
+	case "completion/complete", mcp.MethodListen, mcp.MethodSetLevel, "tasks/get", "tasks/result", "tasks/list":
 		return snapshotv1.Effect_EFFECT_READ
 	}
 	return snapshotv1.Effect_EFFECT_UNSPECIFIED
@@ -253,7 +264,7 @@ func (x *exchange) decideTool() *answer {
 	x.ask.Args = x.msg.Raw(x.msg.Arguments)
 	d := authz.Decide(&x.view, tool.Item, &x.ask)
 	x.rec.Effect = tool.Effect
-	x.noteGrants(tool, d.Allow)
+	x.note(tool.Item, tool.Name, d)
 	switch {
 	case !x.known:
 		return x.hiddenTool("unknown_principal")
@@ -269,20 +280,6 @@ func (x *exchange) decideTool() *answer {
 	x.tool = tool
 	x.allowed(tool.Effect)
 	return nil
-}
-
-// noteGrants names, for the record only, the grants that reach the tool: of an allowed call those that allow.
-func (x *exchange) noteGrants(tool *pdp.Tool, allowed bool) {
-	const most = 16
-	x.rec.Grants = x.rec.Grants[:0]
-	for rule := range x.tenant.Index.Rules(&x.view, tool.Item) {
-		if len(x.rec.Grants) == most {
-			return
-		}
-		if (!allowed || !rule.Deny) && !slices.Contains(x.rec.Grants, rule.Grant) {
-			x.rec.Grants = append(x.rec.Grants, rule.Grant)
-		}
-	}
 }
 
 // hiddenTool answers for a tool that does not exist for this caller: on a server of which they see nothing, neither does
@@ -309,28 +306,31 @@ const staleSentence = "this node has not heard from its control plane for longer
 func (x *exchange) deniedTool(reason string) *answer {
 	x.denied(reason)
 	x.visible = true
-	d := mcp.ErrorData{DecisionID: x.rec.GetId(), Reason: reason, Hint: "an administrator can explain it: mcpvault access explain"}
-	var why string
-	switch reason {
-	case "condition":
-		why = "your grant allows it only with other arguments or at another time"
-	case "argument_type":
-		why = "an argument that your grant depends on is missing, repeated or of another type"
-	case "killed":
-		why = "it was stopped by an administrator"
-	case "secret_killed":
-		why = secretSentence
-	case "stale":
-		why = staleSentence
-		d.Retryable = true
-	default:
-		why = "the policy denies it"
-	}
-	sentence := "The call of " + mcp.Echo(x.shown) + " was refused: " + why + ". Decision " + d.DecisionID + "."
+	d := mcp.ErrorData{DecisionID: x.rec.GetId(), Reason: reason, Hint: explainHint, Retryable: reason == "stale"}
+	sentence := "The call of " + mcp.Echo(x.shown) + " was refused: " + why(reason) + ". Decision " + d.DecisionID + "."
 	return &answer{
 		status: http.StatusOK, reason: reason, outcome: "refused",
 		body: mcp.AppendToolDenial(nil, x.msg.ID, x.era, sentence, &d),
 	}
+}
+
+const explainHint = "an administrator can explain it: mcpvault access explain"
+
+// why is what a caller is told of a reason.
+func why(reason string) string {
+	switch reason {
+	case "condition":
+		return "your grant allows it only with other arguments, at another time or from elsewhere"
+	case "argument_type":
+		return "something that your grant depends on is missing, repeated or of another type"
+	case "killed":
+		return "it was stopped by an administrator"
+	case "secret_killed":
+		return secretSentence
+	case "stale":
+		return staleSentence
+	}
+	return "the policy denies it"
 }
 
 // intend makes the intent of a call with effects durable before anything is sent.

@@ -221,7 +221,7 @@ func (x *exchange) initialized(raw []byte, m *mcp.Message, upstreamID string) *a
 	}
 	x.revision, x.rec.ProtocolVersion = revision, revision
 	if caps := mcp.Member(result, "capabilities"); caps.Present() && !x.mayOther() {
-		narrow := veneer.Apply(result, veneer.Splice{At: caps, With: toolsOnly(result[caps.Start:caps.End])})
+		narrow := veneer.Apply(result, veneer.Splice{At: caps, With: x.narrow(result[caps.Start:caps.End])})
 		raw = veneer.Apply(raw, veneer.Splice{At: m.Result, With: narrow})
 	}
 	return x.seal(ok(raw), session.Claims{Upstream: upstreamID})

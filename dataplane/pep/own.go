@@ -9,12 +9,9 @@ import (
 	"strings"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
-	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
-	"github.com/mcpvault/mcpvault/snapshot/authz"
-	"github.com/mcpvault/mcpvault/snapshot/index"
 )
 
 // own answers what this node answers by itself: lists and discovery always, and the whole dialogue where it leads it (on
@@ -31,7 +28,11 @@ func (x *exchange) own() *answer {
 	}
 	switch x.msg.Method {
 	case mcp.MethodToolsList:
-		return x.listTools()
+		return x.list(veneer.Tools, x.visibleTools())
+	case mcp.MethodPromptsList, mcp.MethodResourcesList, mcp.MethodTemplatesList:
+		if surface := surfaceOf(x.msg.Method); !x.whole(surface) {
+			return x.list(surface, x.listed(surface))
+		}
 	case mcp.MethodPing:
 		return ok(mcp.AppendEmptyResult(nil, x.msg.ID, x.era))
 	case mcp.MethodDiscover:
@@ -45,71 +46,6 @@ func (x *exchange) own() *answer {
 		}
 	}
 	return nil
-}
-
-// listTools answers out of the snapshot what the caller may call.
-func (x *exchange) listTools() *answer {
-	list := veneer.List{ID: x.msg.ID, Era: x.era, TTLMS: x.p.cfg.ListTTL.Milliseconds(), ServerInfo: x.serverInfo()}
-	here := session.Cursor{Owner: x.owner, List: x.route.server, Version: x.tenant.Version}
-	offset := 0
-	if x.msg.Cursor.Present() {
-		text, isText := x.msg.Text(x.msg.Cursor)
-		var err error
-		if offset, err = x.p.sessions.OpenCursor(text, here); !isText || err != nil {
-			a := x.reject(http.StatusOK, mcp.CodeInvalidParams, "cursor_invalid", "this cursor is not of this list")
-			return a
-		}
-	}
-	all := x.visibleTools()
-	all = all[min(offset, len(all)):]
-	if len(all) > x.p.cfg.PageSize {
-		all = all[:x.p.cfg.PageSize]
-		here.Offset = offset + len(all)
-		list.Next = x.p.sessions.SealCursor(here)
-	}
-	size := 256
-	for i := range all {
-		size += len(all[i].Raw) + len(all[i].Name) + 1
-	}
-	a := ok(list.Append(make([]byte, 0, size), all))
-	a.event = x.prefersEvents()
-	return a
-}
-
-// prefersEvents reports whether the caller names event streams first among what it takes.
-func (x *exchange) prefersEvents() bool {
-	accept := x.r.Header["Accept"]
-	return len(accept) > 0 && strings.HasPrefix(strings.ToLower(strings.TrimSpace(accept[0])), "text/event-stream")
-}
-
-// visibleTools are the tools that the caller may be shown, in the order of servers and names.
-func (x *exchange) visibleTools() []veneer.Entry {
-	if x.route.server != "" {
-		return x.visibleOn(nil, x.server, &x.view, nil)
-	}
-	var all []veneer.Entry
-	names := x.aggregateNames()
-	for _, s := range x.tenant.Servers {
-		v := x.viewOf(s)
-		all = x.visibleOn(all, s, &v, names)
-	}
-	return all
-}
-
-func (x *exchange) visibleOn(all []veneer.Entry, s *pdp.Server, v *index.View, names *veneer.Names) []veneer.Entry {
-	kills, age := x.state.Kills() > 0, x.state.Age(x.tenant, x.ask.NowMS)
-	for i := range s.Tools {
-		tool := &s.Tools[i]
-		if !authz.Visible(v, tool.Item, &x.ask) || age > tool.Listed.MS || kills && x.killedTool(s, tool.Name) {
-			continue
-		}
-		e := veneer.Entry{Raw: tool.Raw}
-		if names != nil {
-			e.Name = names.Shown(veneer.Tool{Server: s.Name, Name: tool.Name})
-		}
-		all = append(all, e)
-	}
-	return all
 }
 
 // serverInfo is the raw object by which the endpoint names itself.
@@ -126,25 +62,35 @@ func (x *exchange) serverInfo() []byte {
 	return append(b, '}')
 }
 
-// capabilities are what the caller may make use of: those of the upstream, or of them the tools alone.
+// capabilities are what the caller may make use of: those of the upstream, or of them what the caller can see something of.
 func (x *exchange) capabilities() []byte {
 	if x.server == nil || len(x.server.Capabilities) == 0 {
 		return []byte(`{"tools":{}}`)
 	}
 	if x.owned || !x.mayOther() {
-		return toolsOnly(x.server.Capabilities)
+		return x.narrow(x.server.Capabilities)
 	}
 	return x.server.Capabilities
 }
 
-// toolsOnly leaves of a capabilities object what concerns tools. The gateway sends no list changes where it answers
-// lists itself.
-func toolsOnly(raw []byte) []byte {
+// narrow leaves of a capabilities object the surfaces that the caller sees something of. The gateway sends no list changes
+// where it answers lists itself, and carries no updates of resources to whom it gives no stream.
+func (x *exchange) narrow(raw []byte) []byte {
 	var caps map[string]json.RawMessage
-	if json.Unmarshal(raw, &caps) != nil || caps["tools"] == nil {
+	if json.Unmarshal(raw, &caps) != nil {
 		return []byte(`{}`)
 	}
-	return []byte(`{"tools":{}}`)
+	out := []byte{'{'}
+	for _, surface := range []string{veneer.Tools, veneer.Prompts, veneer.Resources} {
+		if caps[surface] == nil || surface != veneer.Tools && (x.owned || !x.offers(surface)) {
+			continue
+		}
+		if len(out) > 1 {
+			out = append(out, ',')
+		}
+		out = append(append(append(out, '"'), surface...), `":{}`...)
+	}
+	return append(out, '}')
 }
 
 func (x *exchange) discover() *answer {

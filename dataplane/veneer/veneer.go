@@ -1,7 +1,7 @@
-// Package veneer is the view of a server that a principal is given. It answers tools/list out of the raw tool objects of
-// the snapshot, filtered by what may be called, and translates names between that view and the upstream.
+// Package veneer is the view of a server that a principal is given. It answers lists out of the raw objects of the
+// snapshot, filtered by what may be used, and translates names between that view and the upstream.
 //
-// Tool objects are never decoded and encoded again: what the upstream sent is what the client gets, but for the one
+// Objects are never decoded and encoded again: what the upstream sent is what the client gets, but for the one
 // name that the aggregate writes in front. Order is that of names, so that the same principal and the same snapshot give
 // the same list. Hiding by visibility happens in List's filter; a later renaming belongs in a Names.
 package veneer
@@ -12,16 +12,26 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 )
 
-// Entry is one tool as it is shown.
+// Entry is one tool, prompt or resource as it is shown.
 type Entry struct {
 	// Name is shown; "" leaves the raw object as it is.
 	Name string
-	// Raw is the upstream's tool object.
+	// Raw is the upstream's object.
 	Raw []byte
 }
 
-// List is the frame of a tools/list answer.
+// The members that lists are under.
+const (
+	Tools             = "tools"
+	Prompts           = "prompts"
+	Resources         = "resources"
+	ResourceTemplates = "resourceTemplates"
+)
+
+// List is the frame of a list's answer.
 type List struct {
+	// Of is what is listed: Tools, Prompts, Resources or ResourceTemplates.
+	Of  string
 	ID  []byte
 	Era mcp.Era
 	// Next is the cursor of the next page, "" on the last.
@@ -33,14 +43,16 @@ type List struct {
 }
 
 // Append appends the whole answer.
-func (l *List) Append(dst []byte, tools []Entry) []byte {
+func (l *List) Append(dst []byte, entries []Entry) []byte {
 	dst = mcp.AppendResultHead(dst, l.ID, l.Era)
-	dst = append(dst, `"tools":[`...)
-	for i := range tools {
+	dst = append(dst, '"')
+	dst = append(dst, l.Of...)
+	dst = append(dst, `":[`...)
+	for i := range entries {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = tools[i].append(dst)
+		dst = entries[i].append(dst)
 	}
 	dst = append(dst, ']')
 	if l.Next != "" {

@@ -13,7 +13,7 @@ const odd = `{ "x-vendor":{"name":"inner"}, "inputSchema":{"type":"object","oneO
 
 func TestToolObjectsKeepTheirBytes(t *testing.T) {
 	t.Parallel()
-	l := veneer.List{ID: []byte("1")}
+	l := veneer.List{Of: veneer.Tools, ID: []byte("1")}
 	got := string(l.Append(nil, []veneer.Entry{{Raw: []byte(odd)}, {Raw: []byte(`{"name":"b"}`)}}))
 	if got != `{"jsonrpc":"2.0","id":1,"result":{"tools":[`+odd+`,{"name":"b"}]}}` {
 		t.Fatal(got)
@@ -22,7 +22,7 @@ func TestToolObjectsKeepTheirBytes(t *testing.T) {
 
 func TestThePrefixReplacesTheNameAlone(t *testing.T) {
 	t.Parallel()
-	l := veneer.List{ID: []byte(`"a"`), Era: mcp.EraModern, Next: "c", TTLMS: 5, ServerInfo: []byte(`{"name":"v"}`)}
+	l := veneer.List{Of: veneer.Tools, ID: []byte(`"a"`), Era: mcp.EraModern, Next: "c", TTLMS: 5, ServerInfo: []byte(`{"name":"v"}`)}
 	got := l.Append(nil, []veneer.Entry{{Name: "demo__echo", Raw: []byte(odd)}})
 	want := strings.Replace(odd, `"name" : "echo"`, `"name" : "demo__echo"`, 1)
 	if string(got) != `{"jsonrpc":"2.0","id":"a","result":{"resultType":"complete","tools":[`+want+`],"nextCursor":"c","ttlMs":5,"cacheScope":"private","_meta":{"io.modelcontextprotocol/serverInfo":{"name":"v"}}}}` {

@@ -4,44 +4,73 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/authz"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
 
 // Explain decides as a cell would, on the newest generation, and says which grants did it and what would allow it.
 func (s *Service) Explain(ctx context.Context, req *adminv1.ExplainRequest) (*adminv1.ExplainResponse, error) {
-	if args := req.GetArguments(); args != "" {
-		var object map[string]json.RawMessage
-		if err := json.Unmarshal([]byte(args), &object); err != nil || object == nil {
-			return nil, problem.New(problem.Invalid, "the arguments are not a JSON object", `write them like {"amount": 5}`)
-		}
-	}
-	v, err := s.views.load(ctx, controlplane.CallerFrom(ctx).TenantID)
+	request, err := requestOf(req, s.now().UnixMilli())
 	if err != nil {
 		return nil, err
 	}
-	e := &explainer{view: v, req: req, now: s.now().UnixMilli()}
+	v, err := s.views.load(ctx, controlplane.CallerFrom(ctx).TenantID, snapshot.Version{})
+	if err != nil {
+		return nil, err
+	}
+	e := &explainer{view: v, req: req, request: request}
 	e.res = &adminv1.ExplainResponse{Epoch: v.epoch, Generation: v.generation}
 	e.run()
 	return e.res, nil
 }
 
+func requestOf(req *adminv1.ExplainRequest, now int64) (*authz.Request, error) {
+	r := &authz.Request{NowMS: now, Region: req.GetRegion(), Actor: req.GetActor()}
+	if req.GetAtMs() > 0 {
+		r.NowMS = req.GetAtMs()
+	}
+	if req.GetArguments() != "" {
+		r.Args = []byte(req.GetArguments())
+		if err := checkArguments(r.Args); err != nil {
+			return nil, err
+		}
+	}
+	if req.GetIp() != "" {
+		ip, err := netip.ParseAddr(req.GetIp())
+		if err != nil {
+			return nil, problem.Newf(problem.Invalid, "write one like 192.0.2.7 or 2001:db8::7", "%q is no address", req.GetIp())
+		}
+		r.IP = ip.Unmap().WithZone("")
+	}
+	return r, nil
+}
+
+func checkArguments(raw []byte) error {
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &object); err != nil || object == nil {
+		return problem.New(problem.Invalid, "the arguments are not a JSON object", `write them like {"amount": 5}`)
+	}
+	return nil
+}
+
 type explainer struct {
-	view *view
-	req  *adminv1.ExplainRequest
-	res  *adminv1.ExplainResponse
-	now  int64
+	view    *view
+	req     *adminv1.ExplainRequest
+	res     *adminv1.ExplainResponse
+	request *authz.Request
+	thing   thing
 }
 
 func (e *explainer) run() {
-	user, server, tool := e.req.GetPrincipal(), e.req.GetServer(), e.req.GetTool()
-	name := server + "/" + tool
+	user, server := e.req.GetPrincipal(), e.req.GetServer()
 	x := e.view.index
 	p, ok := x.Principal(user)
 	if !ok {
@@ -55,22 +84,23 @@ func (e *explainer) run() {
 		e.fix("mcpvault server approve %s", server)
 		return
 	}
-	item, ok := x.Item(srv, tool)
-	if !ok {
-		e.say("unknown_tool", "the published version of %s has no tool %s", server, tool)
+	if e.thing, ok = e.view.find(srv, e.req.GetTool()); !ok {
+		e.say("unknown_tool", "the published version of %s has no tool %s", server, e.thing.name)
 		e.fix("mcpvault server get %s", server)
 		return
 	}
-	request := &authz.Request{NowMS: e.now}
-	if e.req.GetArguments() != "" {
-		request.Args = []byte(e.req.GetArguments())
-	}
-	out := authz.Explain(x, p, srv, item, request)
 	view := x.View(p, srv)
+	var out authz.Explanation
+	if e.thing.kind == snapshot.ItemResource {
+		out = authz.ExplainResource(x, p, srv, e.thing.name, e.request)
+		e.res.Visible = authz.VisibleResource(&view, e.thing.name, e.request)
+	} else {
+		out = authz.Explain(x, p, srv, e.thing.items[0], e.request)
+		e.res.Visible = authz.Visible(&view, e.thing.items[0], e.request)
+	}
 	e.res.Allowed, e.res.Reason = out.Decision.Allow, out.Decision.Reason.String()
-	e.res.Visible = authz.Visible(&view, item, &authz.Request{NowMS: e.now})
-	e.grants(user, out)
-	e.sentence(user, name, out)
+	e.grants(user, &view, out)
+	e.sentence(user, out)
 }
 
 func (e *explainer) say(reason, format string, args ...any) {
@@ -78,58 +108,71 @@ func (e *explainer) say(reason, format string, args ...any) {
 }
 
 func (e *explainer) fix(format string, args ...any) {
-	e.res.Fixes = append(e.res.Fixes, fmt.Sprintf(format, args...))
+	if text := fmt.Sprintf(format, args...); !slices.Contains(e.res.GetFixes(), text) {
+		e.res.Fixes = append(e.res.Fixes, text)
+	}
 }
 
-func (e *explainer) grants(user string, out authz.Explanation) {
+// grants shows the grants of an explanation in their own words, each with the first way to it.
+func (e *explainer) grants(user string, view *index.View, out authz.Explanation) {
+	rules := map[string]index.Rule{}
+	reaching := authz.ReachingResource(view, e.thing.name)
+	if e.thing.kind != snapshot.ItemResource {
+		reaching = authz.Reaching(view, e.thing.items[0])
+	}
+	for _, r := range reaching {
+		if have, ok := rules[r.Grant]; !ok || len(r.Path) < len(have.Path) {
+			rules[r.Grant] = r
+		}
+	}
 	for _, g := range out.Grants {
-		row, known := e.view.grants[g.ID]
-		shown := &adminv1.Grant{Id: g.ID}
-		if known {
-			shown = showGrant(row)
-		}
-		via := "user:" + user
-		if len(g.Via) > 0 {
-			via = g.Via[0]
-		}
+		r := rules[g.ID]
 		e.res.Grants = append(e.res.Grants, &adminv1.ExplainedGrant{
-			Grant: shown, Path: e.view.path(user, via, row.Subject), Outcome: g.Outcome,
+			Grant: e.view.grant(r), Path: path(user, r), Outcome: g.Outcome, Detail: g.Detail, Policy: policyOf(g.ID), Decided: g.Decided,
 		})
 	}
 }
 
-func (e *explainer) sentence(user, tool string, out authz.Explanation) {
+func (e *explainer) sentence(user string, out authz.Explanation) {
 	say := func(format string, args ...any) { e.res.Sentence = fmt.Sprintf(format, args...) }
-	grant := func() { e.fix("mcpvault grant user:%s server:%s", user, tool) }
+	target := e.req.GetServer() + "/" + e.thing.word()
+	what := e.thing.verb() + " " + target
+	grant := func() { e.fix("mcpvault grant user:%s server:%s", user, quoted(target)) }
 	deciding := e.deciding(out)
 	switch out.Decision.Reason {
 	case authz.Allowed:
-		say("%s may call %s: %s", user, tool, deciding)
+		say("%s may %s: %s", user, what, deciding)
 	case authz.Disabled:
-		say("%s is disabled and may call nothing", user)
+		say("%s is disabled and may use nothing", user)
 		e.fix("mcpvault user enable %s", user)
 	case authz.NoGrant:
-		say("%s may not call %s: no grant reaches it", user, tool)
+		say("%s may not %s: no grant reaches it", user, what)
 		grant()
 	case authz.ExplicitDeny:
-		say("%s may not call %s: %s", user, tool, deciding)
+		say("%s may not %s: %s", user, what, deciding)
 		e.revokes(out)
 		if !allowHolds(out) {
 			grant()
 		}
 	case authz.Condition, authz.ArgumentType:
-		what := "with these arguments"
-		if e.req.GetArguments() == "" {
-			what = "without saying with which arguments"
-			if e.res.Visible {
-				what = "whatever the arguments"
-			}
-		}
-		say("%s may not call %s %s: %s", user, tool, what, deciding)
+		say("%s may not %s %s: %s", user, what, e.given(), deciding)
 		if e.revokes(out); !allowHolds(out) {
 			grant()
 		}
 	}
+}
+
+// given is what the question said of the call.
+func (e *explainer) given() string {
+	switch {
+	case e.thing.kind == snapshot.ItemResource || e.request.Args != nil && (e.request.IP.IsValid() || e.req.GetAtMs() > 0):
+		return "in these circumstances"
+	case e.request.Args != nil:
+		return "with these arguments"
+	case e.res.GetVisible():
+		return "without saying with which arguments"
+	}
+	return "whatever the arguments"
 }
 
 // deciding names what settled the decision, in the author's own words.
@@ -139,19 +182,22 @@ func (e *explainer) deciding(out authz.Explanation) string {
 		if !g.Decided {
 			continue
 		}
-		shown := e.res.Grants[i]
+		shown := e.res.GetGrants()[i]
 		verb := "granted"
 		if g.Deny {
 			verb = "denied"
 		}
 		text := fmt.Sprintf("%s to %s", verb, shown.GetPath())
+		if shown.GetPolicy() != "" {
+			text += " by policy " + shown.GetPolicy()
+		}
 		if asks := shown.GetGrant().GetTerms(); len(asks) > 0 {
 			text += " " + strings.Join(asks, ", ")
 		}
-		if ms := shown.GetGrant().GetNotBeforeMs(); ms > e.now {
+		if ms := shown.GetGrant().GetNotBeforeMs(); ms > e.request.NowMS {
 			text += ", which has not begun"
 		}
-		if ms := shown.GetGrant().GetExpiresMs(); ms != 0 && ms <= e.now {
+		if ms := shown.GetGrant().GetExpiresMs(); ms != 0 && ms <= e.request.NowMS {
 			text += ", which has expired"
 		} else if g.Outcome == authz.ConditionError {
 			text += ", which cannot be evaluated (" + g.Detail + ")"
@@ -172,7 +218,13 @@ func (e *explainer) deciding(out authz.Explanation) string {
 // revokes adds how to take back each deny that stands in the way.
 func (e *explainer) revokes(out authz.Explanation) {
 	for _, g := range out.Grants {
-		if g.Deny && g.Outcome != authz.ConditionFalse {
+		if !g.Deny || g.Outcome == authz.ConditionFalse {
+			continue
+		}
+		if name := policyOf(g.ID); name != "" {
+			document, _, _ := strings.Cut(name, "/")
+			e.fix("mcpvault policy get %s", document)
+		} else {
 			e.fix("mcpvault revoke --id %s", g.ID)
 		}
 	}
@@ -181,80 +233,4 @@ func (e *explainer) revokes(out authz.Explanation) {
 // allowHolds reports whether some allow would do, were it not for the denies.
 func allowHolds(out authz.Explanation) bool {
 	return slices.ContainsFunc(out.Grants, func(g authz.GrantOutcome) bool { return !g.Deny && g.Outcome == authz.Matched })
-}
-
-// WhoCan lists everybody who may call a tool, or any tool of a server, and by which grants.
-func (s *Service) WhoCan(ctx context.Context, req *adminv1.WhoCanRequest) (*adminv1.WhoCanResponse, error) {
-	v, err := s.views.load(ctx, controlplane.CallerFrom(ctx).TenantID)
-	if err != nil {
-		return nil, err
-	}
-	x := v.index
-	srv, ok := x.Server(req.GetServer())
-	if !ok {
-		return nil, problem.Newf(problem.NotFound, "see `mcpvault server list`", "server %s is not published", req.GetServer())
-	}
-	var items []index.ItemID
-	if req.GetTool() != "" {
-		item, ok := x.Item(srv, req.GetTool())
-		if !ok {
-			return nil, problem.Newf(problem.NotFound, "see `mcpvault server get "+req.GetServer()+"`",
-				"the published version of %s has no tool %s", req.GetServer(), req.GetTool())
-		}
-		items = append(items, item)
-	} else {
-		for item := range x.Items(srv) {
-			items = append(items, item)
-		}
-	}
-	res := &adminv1.WhoCanResponse{Generation: v.generation}
-	now := s.now().UnixMilli()
-	for i := range x.Principals() {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		if h := v.holder(index.PrincipalID(i), srv, items, now); h != nil {
-			res.Holders = append(res.Holders, h)
-		}
-	}
-	return res, nil
-}
-
-// holder is nil for a principal who may call none of the items.
-func (v *view) holder(p index.PrincipalID, srv index.ServerID, items []index.ItemID, now int64) *adminv1.Holder {
-	view := v.index.View(p, srv)
-	var h *adminv1.Holder
-	for _, item := range items {
-		if !authz.Visible(&view, item, &authz.Request{NowMS: now}) {
-			continue
-		}
-		if h == nil {
-			h = &adminv1.Holder{User: v.index.PrincipalName(p), Access: "conditional"}
-		}
-		plain, conditional := false, false
-		for rule := range v.index.Rules(&view, item) {
-			g := v.grants[rule.Grant]
-			if rule.Deny {
-				conditional = true
-				h.Conditions = appendNew(h.Conditions, "not ("+asks(g)+")")
-				continue
-			}
-			plain = plain || rule.Cond == 0
-			h.Paths = appendNew(h.Paths, v.path(h.GetUser(), rule.Via, g.Subject))
-			if text := asks(g); text != "" {
-				h.Conditions = appendNew(h.Conditions, text)
-			}
-		}
-		if plain && !conditional {
-			h.Access = "always"
-		}
-	}
-	return h
-}
-
-func appendNew(list []string, s string) []string {
-	if slices.Contains(list, s) {
-		return list
-	}
-	return append(list, s)
 }

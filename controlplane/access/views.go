@@ -4,80 +4,80 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
+	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
 
-// maxViews bounds how many tenants' indexes are kept open.
+// maxViews bounds how many indexes are kept open.
 const maxViews = 16
 
-// view is the newest generation of a tenant, opened, and the rows that give it names.
+// view is one generation of a tenant, opened, and the grants that give its rules their words.
 type view struct {
 	epoch, generation uint64
-	index             *index.Index
-	rows              store.PolicyRows
-	grants            map[string]store.Grant
-	climbs            map[[2]string]string
+	// digest is what the generation is named by.
+	digest []byte
+	index  *index.Index
+	grants map[string]*adminv1.Grant
 }
 
-// views opens the newest generation of a tenant and keeps the last few.
+// views opens generations and keeps the last few.
 type views struct {
 	store *store.Store
 
 	mu   sync.Mutex // guards open
-	open map[controlplane.TenantID]opened
-}
-
-type opened struct {
-	digest snapshot.Digest
-	index  *index.Index
+	open map[snapshot.Digest]*index.Index
 }
 
 func newViews(st *store.Store) *views {
-	return &views{store: st, open: map[controlplane.TenantID]opened{}}
+	return &views{store: st, open: map[snapshot.Digest]*index.Index{}}
 }
 
-// load reads the newest generation and the rows of one moment. The rows may be a revision ahead of the index.
-func (vs *views) load(ctx context.Context, tenant controlplane.TenantID) (*view, error) {
+// load reads a generation, the newest for version 0, and the grants as they are now, which may be ahead of the index.
+func (vs *views) load(ctx context.Context, tenant controlplane.TenantID, version snapshot.Version) (*view, error) {
 	v := &view{}
 	err := vs.store.Read(ctx, tenant, func(tx *store.Tx) error {
-		g, err := tx.Generation(ctx, 0)
-		if errors.Is(err, store.ErrNotFound) {
-			return problem.New(problem.Unavailable, "nothing has been published for this tenant yet", "try again in a moment; `mcpvault doctor` says what is in the way")
-		}
-		if err != nil {
-			return err
-		}
-		v.epoch, v.generation = g.Epoch, g.Generation
-		head, err := publish.ReadHead(g.Envelope)
-		if err != nil {
-			return err
-		}
-		if v.index, err = vs.indexOf(ctx, tx, head); err != nil {
-			return err
-		}
-		if v.rows, err = tx.PolicyRows(ctx); err != nil {
+		if err := vs.read(ctx, tx, v, version); err != nil {
 			return err
 		}
 		grants, err := tx.Grants(ctx)
 		if err != nil {
 			return err
 		}
-		v.grants = make(map[string]store.Grant, len(grants))
+		v.grants = make(map[string]*adminv1.Grant, len(grants))
 		for _, g := range grants {
-			v.grants[g.ID] = g
+			v.grants[g.ID] = showGrant(g)
 		}
 		return nil
 	})
 	return v, err
+}
+
+// read opens a generation into v.
+func (vs *views) read(ctx context.Context, tx *store.Tx, v *view, version snapshot.Version) error {
+	g, err := tx.GenerationAt(ctx, version)
+	if errors.Is(err, store.ErrNotFound) && version == (snapshot.Version{}) {
+		return problem.New(problem.Unavailable, "nothing has been published for this tenant yet", "try again in a moment; `mcpvault doctor` says what is in the way")
+	}
+	if err != nil {
+		return err
+	}
+	v.epoch, v.generation, v.digest = g.Epoch, g.Generation, g.PayloadSHA256
+	head, err := publish.ReadHead(g.Envelope)
+	if err != nil {
+		return err
+	}
+	v.index, err = vs.indexOf(ctx, tx, head)
+	return err
 }
 
 func (vs *views) indexOf(ctx context.Context, tx *store.Tx, head *snapshotv1.Head) (*index.Index, error) {
@@ -86,10 +86,10 @@ func (vs *views) indexOf(ctx context.Context, tx *store.Tx, head *snapshotv1.Hea
 		return nil, fmt.Errorf("generation %d has no index", head.GetGeneration())
 	}
 	vs.mu.Lock()
-	have, ok := vs.open[tx.Tenant()]
+	have := vs.open[digest]
 	vs.mu.Unlock()
-	if ok && have.digest == digest {
-		return have.index, nil
+	if have != nil && have.Tenant() == snapshot.TenantID(tx.Tenant()) {
+		return have, nil
 	}
 	blob, err := tx.Blob(ctx, digest[:])
 	if err != nil {
@@ -107,70 +107,42 @@ func (vs *views) indexOf(ctx context.Context, tx *store.Tx, head *snapshotv1.Hea
 	if len(vs.open) >= maxViews {
 		clear(vs.open)
 	}
-	vs.open[tx.Tenant()] = opened{digest, x}
+	vs.open[digest] = x
 	return x, nil
-}
-
-// path says how a principal comes by a grant: by itself, or through a node that it belongs to directly and from there up
-// to the grant's subject.
-func (v *view) path(user, via, subject string) string {
-	self := "user:" + user
-	if via == self {
-		return self
-	}
-	return self + arrow + v.climb(via, subject)
 }
 
 const arrow = " > "
 
-// climb is the shortest way from a node up to another. It is the same for everybody, so it is found once.
-func (v *view) climb(from, to string) string {
-	if from == to || to == "" {
-		return from
+// path says how a principal comes by a rule: by itself, or through a node that it belongs to directly and from there up to
+// the one that the rule is given to.
+func path(principal string, r index.Rule) string {
+	self := "user:" + principal
+	if len(r.Path) == 0 || r.Path[0] == self {
+		return strings.Join(append([]string{self}, r.Path[min(1, len(r.Path)):]...), arrow)
 	}
-	key := [2]string{from, to}
-	if have, ok := v.climbs[key]; ok {
-		return have
-	}
-	if v.climbs == nil {
-		v.climbs = map[[2]string]string{}
-	}
-	v.climbs[key] = v.walk(from, to)
-	return v.climbs[key]
+	return self + arrow + strings.Join(r.Path, arrow)
 }
 
-func (v *view) walk(from, to string) string {
-	parents := map[string][]string{}
-	for kind, list := range map[string][]store.PolicyNode{"unit:": v.rows.Units, "team:": v.rows.Teams, "group:": v.rows.Groups, "role:": v.rows.Roles} {
-		for _, n := range list {
-			above := prefix("role:", n.Roles)
-			if n.Unit != "" {
-				above = append(above, "unit:"+n.Unit)
-			}
-			parents[kind+n.Name] = above
-		}
+// policyOf is the policy that a rule comes from, DOCUMENT/ID, "" for a grant. See policy.GrantID.
+func policyOf(id string) string {
+	name, ok := strings.CutPrefix(id, "policy:")
+	if !ok {
+		return ""
 	}
-	type step struct{ node, text string }
-	seen := map[string]bool{from: true}
-	for queue := []step{{from, from}}; len(queue) > 0; queue = queue[1:] {
-		at := queue[0]
-		if at.node == to {
-			return at.text
-		}
-		for _, next := range parents[at.node] {
-			if !seen[next] {
-				seen[next] = true
-				queue = append(queue, step{next, at.text + arrow + next})
-			}
-		}
-	}
-	return from
+	return name
 }
 
-func prefix(kind string, names []string) []string {
-	out := make([]string, 0, len(names))
-	for _, n := range names {
-		out = append(out, kind+n)
+// grant is a rule in words. One that is no longer there, or that comes from a policy, has only what the index knows.
+func (v *view) grant(r index.Rule) *adminv1.Grant {
+	if g, ok := v.grants[r.Grant]; ok {
+		return g
 	}
-	return out
+	g := &adminv1.Grant{Id: r.Grant, Effect: adminv1.GrantEffect_GRANT_EFFECT_ALLOW}
+	if r.Deny {
+		g.Effect = adminv1.GrantEffect_GRANT_EFFECT_DENY
+	}
+	if len(r.Path) > 0 {
+		g.Subject = r.Path[len(r.Path)-1]
+	}
+	return g
 }

@@ -39,6 +39,8 @@ const (
 	sqlGenerations    = `SELECT ` + generationColumns + ` FROM generations WHERE tenant_id = $1 ORDER BY epoch DESC, generation DESC LIMIT $2`
 	sqlGeneration     = `SELECT ` + generationColumns + ` FROM generations WHERE tenant_id = $1 AND generation = $2 ORDER BY epoch DESC LIMIT 1`
 
+	sqlGenerationAt = `SELECT ` + generationColumns + ` FROM generations WHERE tenant_id = $1 AND epoch = $2 AND generation = $3`
+
 	sqlInsertGeneration = `INSERT INTO generations (tenant_id, epoch, generation, revision, envelope, payload_sha256, size, created_at, committed_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`
 	// A shard that is there already is written to all the same, which locks it: SweepBlobs must not take it away meanwhile.
@@ -80,6 +82,15 @@ func (tx *Tx) Generation(ctx context.Context, number uint64) (Generation, error)
 	}
 	g, err := one(ctx, tx, scanGeneration, sqlGeneration, tx.tenant, int64(number))
 	return g, missing(err, "generation %d does not exist, or is no longer kept", number)
+}
+
+// GenerationAt finds one by its version, the newest for version 0; not_found when there is none.
+func (tx *Tx) GenerationAt(ctx context.Context, v snapshot.Version) (Generation, error) {
+	if v == (snapshot.Version{}) {
+		return tx.Generation(ctx, 0)
+	}
+	g, err := one(ctx, tx, scanGeneration, sqlGenerationAt, tx.tenant, int64(v.Epoch), int64(v.Generation))
+	return g, missing(err, "generation %s does not exist, or is no longer kept", v)
 }
 
 // Newest is the version of each tenant's newest generation, for a platform transaction.

@@ -147,7 +147,7 @@ func TestTheCommandsThatScriptsRelyOnAreThere(t *testing.T) {
 		"grant", "revoke", "grants list", "server add", "server list", "server get", "server versions", "server scan", "server approve", "server rm",
 		"token create", "token list", "token revoke", "mcp list", "mcp call", "cell list", "cell status",
 		"snapshot list", "snapshot get", "snapshot verify", "audit tail", "audit get", "audit verify", "audit search", "audit changes",
-		"access explain", "access who-can", "kill", "doctor", "completion bash", "version",
+		"access explain", "access who-can", "access what-can", "access replay", "kill", "doctor", "completion bash", "version",
 	} {
 		if !have[want] {
 			t.Errorf("mcpvault %s is missing", want)

@@ -210,6 +210,36 @@ func (f *fake) Explain(_ context.Context, r *adminv1.ExplainRequest) (*adminv1.E
 	}, nil
 }
 
+// WhoCan answers in two pages.
+func (f *fake) WhoCan(_ context.Context, r *adminv1.WhoCanRequest) (*adminv1.WhoCanResponse, error) {
+	if r.GetPageToken() == "" {
+		return &adminv1.WhoCanResponse{NextPageToken: "next", Holders: []*adminv1.Holder{{
+			User: "alice", Kind: "person", Access: "always", Paths: []string{"user:alice > role:analyst"},
+		}}}, nil
+	}
+	return &adminv1.WhoCanResponse{Holders: []*adminv1.Holder{{
+		User: "=cmd", Kind: "workload", Access: "conditional", Paths: []string{"user:=cmd", "everyone"}, Conditions: []string{`context.args.to == "a, b"`},
+	}}}, nil
+}
+
+func (f *fake) WhatCan(_ context.Context, r *adminv1.WhatCanRequest) (*adminv1.WhatCanResponse, error) {
+	return &adminv1.WhatCanResponse{Disabled: r.GetPrincipal() == "gone", Usable: []*adminv1.Usable{
+		{Server: "docs", Kind: "prompt", Name: "review", Access: "always", Paths: []string{"everyone"}},
+	}}, nil
+}
+
+func (f *fake) Replay(_ context.Context, r *adminv1.ReplayRequest) (*adminv1.ReplayResponse, error) {
+	resp := &adminv1.ReplayResponse{
+		Same: true, Epoch: 1, Generation: 4, Principal: "alice", Server: "payments", Item: "refund", Allowed: true, Reason: "allowed",
+		Grants: []string{"g1"}, Evaluated: r.GetArguments() != "",
+	}
+	if r.GetArguments() == `{"amount":500}` {
+		resp.Same, resp.Allowed, resp.Reason = false, false, "condition"
+		resp.Differences = []*adminv1.ReplayDifference{{Field: "effect", Recorded: "allow", Replayed: "deny"}}
+	}
+	return resp, nil
+}
+
 func (f *fake) CreateToken(_ context.Context, r *adminv1.CreateTokenRequest) (*adminv1.CreateTokenResponse, error) {
 	return &adminv1.CreateTokenResponse{Token: &adminv1.Token{Id: "01K", Principal: r.GetPrincipal(), ExpiresMs: r.GetTtl().AsDuration().Milliseconds()}, Secret: "s3cret"}, nil
 }

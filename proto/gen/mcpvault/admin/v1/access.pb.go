@@ -729,9 +729,18 @@ type ExplainRequest struct {
 	// User, service account or workload.
 	Principal string `protobuf:"bytes,2,opt,name=principal,proto3" json:"principal,omitempty"`
 	Server    string `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"`
-	Tool      string `protobuf:"bytes,4,opt,name=tool,proto3" json:"tool,omitempty"`
+	// A tool, "prompt:NAME" or "resource:URI".
+	Tool string `protobuf:"bytes,4,opt,name=tool,proto3" json:"tool,omitempty"`
 	// JSON object; "" decides as a list would.
-	Arguments     string `protobuf:"bytes,5,opt,name=arguments,proto3" json:"arguments,omitempty"`
+	Arguments string `protobuf:"bytes,5,opt,name=arguments,proto3" json:"arguments,omitempty"`
+	// Address of the caller; "" for one that is not known.
+	Ip string `protobuf:"bytes,6,opt,name=ip,proto3" json:"ip,omitempty"`
+	// Time of the call; 0 for now.
+	AtMs int64 `protobuf:"varint,7,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	// Who acts for the principal, "" for nobody.
+	Actor string `protobuf:"bytes,8,opt,name=actor,proto3" json:"actor,omitempty"`
+	// Region of the cell, "" for none.
+	Region        string `protobuf:"bytes,9,opt,name=region,proto3" json:"region,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -801,11 +810,39 @@ func (x *ExplainRequest) GetArguments() string {
 	return ""
 }
 
+func (x *ExplainRequest) GetIp() string {
+	if x != nil {
+		return x.Ip
+	}
+	return ""
+}
+
+func (x *ExplainRequest) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *ExplainRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ExplainRequest) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
 type ExplainResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Allowed bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
 	Visible bool                   `protobuf:"varint,2,opt,name=visible,proto3" json:"visible,omitempty"`
-	// Stable word: allowed, no_grant, explicit_deny, condition, unknown_principal, unknown_tool, disabled.
+	// Stable word: allowed, no_grant, explicit_deny, condition, argument_type, disabled, unknown_principal, unknown_tool.
 	Reason   string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	Sentence string `protobuf:"bytes,4,opt,name=sentence,proto3" json:"sentence,omitempty"`
 	// The grants that took part, each with how the principal comes by it.
@@ -910,7 +947,13 @@ type ExplainedGrant struct {
 	// "user:alice > role:analyst".
 	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// matched, condition_false, condition_error.
-	Outcome       string `protobuf:"bytes,3,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Outcome string `protobuf:"bytes,3,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	// The Cedar policy that it comes from, "DOCUMENT/ID"; "" for a grant.
+	Policy string `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`
+	// It is among those that settled the decision.
+	Decided bool `protobuf:"varint,5,opt,name=decided,proto3" json:"decided,omitempty"`
+	// What could not be evaluated, for condition_error.
+	Detail        string `protobuf:"bytes,6,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -966,12 +1009,37 @@ func (x *ExplainedGrant) GetOutcome() string {
 	return ""
 }
 
+func (x *ExplainedGrant) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *ExplainedGrant) GetDecided() bool {
+	if x != nil {
+		return x.Decided
+	}
+	return false
+}
+
+func (x *ExplainedGrant) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type WhoCanRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	Server string                 `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
-	// "" for any tool of it.
-	Tool          string `protobuf:"bytes,3,opt,name=tool,proto3" json:"tool,omitempty"`
+	// A tool, "prompt:NAME" or "resource:URI"; "" for anything of the server.
+	Tool string `protobuf:"bytes,3,opt,name=tool,proto3" json:"tool,omitempty"`
+	// The token of the page before; "" for the first page.
+	PageToken string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// At most 5,000; 0 for 1,000.
+	PageSize      uint32 `protobuf:"varint,5,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1027,10 +1095,30 @@ func (x *WhoCanRequest) GetTool() string {
 	return ""
 }
 
+func (x *WhoCanRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *WhoCanRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
 type WhoCanResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Holders       []*Holder              `protobuf:"bytes,1,rep,name=holders,proto3" json:"holders,omitempty"`
-	Generation    uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Holders    []*Holder              `protobuf:"bytes,1,rep,name=holders,proto3" json:"holders,omitempty"`
+	Generation uint64                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// "" on the last page.
+	NextPageToken string `protobuf:"bytes,3,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	Epoch         uint64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Principals that were looked at, of so many.
+	Done          uint32 `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
+	Total         uint32 `protobuf:"varint,6,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1079,13 +1167,43 @@ func (x *WhoCanResponse) GetGeneration() uint64 {
 	return 0
 }
 
+func (x *WhoCanResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *WhoCanResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *WhoCanResponse) GetDone() uint32 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *WhoCanResponse) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
 type Holder struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	User  string                 `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	// always or conditional.
-	Access        string   `protobuf:"bytes,2,opt,name=access,proto3" json:"access,omitempty"`
-	Paths         []string `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty"`
-	Conditions    []string `protobuf:"bytes,4,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	Access     string   `protobuf:"bytes,2,opt,name=access,proto3" json:"access,omitempty"`
+	Paths      []string `protobuf:"bytes,3,rep,name=paths,proto3" json:"paths,omitempty"`
+	Conditions []string `protobuf:"bytes,4,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	// person, service_account or workload.
+	Kind          string `protobuf:"bytes,5,opt,name=kind,proto3" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1148,6 +1266,527 @@ func (x *Holder) GetConditions() []string {
 	return nil
 }
 
+func (x *Holder) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+type WhatCanRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// User, service account or workload.
+	Principal string `protobuf:"bytes,2,opt,name=principal,proto3" json:"principal,omitempty"`
+	// The token of the page before; "" for the first page.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// At most 5,000; 0 for 1,000.
+	PageSize      uint32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhatCanRequest) Reset() {
+	*x = WhatCanRequest{}
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhatCanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhatCanRequest) ProtoMessage() {}
+
+func (x *WhatCanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhatCanRequest.ProtoReflect.Descriptor instead.
+func (*WhatCanRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *WhatCanRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *WhatCanRequest) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *WhatCanRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *WhatCanRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+type WhatCanResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Usable     []*Usable              `protobuf:"bytes,1,rep,name=usable,proto3" json:"usable,omitempty"`
+	Epoch      uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Generation uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	// "" on the last page.
+	NextPageToken string `protobuf:"bytes,4,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// The principal is switched off and may use nothing; what is listed is what it could use otherwise.
+	Disabled      bool `protobuf:"varint,5,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WhatCanResponse) Reset() {
+	*x = WhatCanResponse{}
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WhatCanResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WhatCanResponse) ProtoMessage() {}
+
+func (x *WhatCanResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WhatCanResponse.ProtoReflect.Descriptor instead.
+func (*WhatCanResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *WhatCanResponse) GetUsable() []*Usable {
+	if x != nil {
+		return x.Usable
+	}
+	return nil
+}
+
+func (x *WhatCanResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *WhatCanResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *WhatCanResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *WhatCanResponse) GetDisabled() bool {
+	if x != nil {
+		return x.Disabled
+	}
+	return false
+}
+
+// Usable is something that a principal may use.
+type Usable struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Server string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	// tool, prompt, resource, or other for everything of the server that has no name of its own.
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Name of the tool or prompt, pattern of resources, "" for other.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// always or conditional.
+	Access        string   `protobuf:"bytes,4,opt,name=access,proto3" json:"access,omitempty"`
+	Paths         []string `protobuf:"bytes,5,rep,name=paths,proto3" json:"paths,omitempty"`
+	Conditions    []string `protobuf:"bytes,6,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usable) Reset() {
+	*x = Usable{}
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usable) ProtoMessage() {}
+
+func (x *Usable) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usable.ProtoReflect.Descriptor instead.
+func (*Usable) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Usable) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *Usable) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Usable) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Usable) GetAccess() string {
+	if x != nil {
+		return x.Access
+	}
+	return ""
+}
+
+func (x *Usable) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *Usable) GetConditions() []string {
+	if x != nil {
+		return x.Conditions
+	}
+	return nil
+}
+
+type ReplayRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Decision id, as the caller was shown it.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// The call's arguments as a JSON object, which records do not hold; "" takes what the conditions came to from the record.
+	Arguments     string `protobuf:"bytes,3,opt,name=arguments,proto3" json:"arguments,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplayRequest) Reset() {
+	*x = ReplayRequest{}
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplayRequest) ProtoMessage() {}
+
+func (x *ReplayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplayRequest.ProtoReflect.Descriptor instead.
+func (*ReplayRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ReplayRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ReplayRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReplayRequest) GetArguments() string {
+	if x != nil {
+		return x.Arguments
+	}
+	return ""
+}
+
+type ReplayResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Everything that was compared is the same.
+	Same        bool                `protobuf:"varint,1,opt,name=same,proto3" json:"same,omitempty"`
+	Differences []*ReplayDifference `protobuf:"bytes,2,rep,name=differences,proto3" json:"differences,omitempty"`
+	Epoch       uint64              `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Generation  uint64              `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// State hash of the index that the decision was made on again.
+	StateHash []byte `protobuf:"bytes,5,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
+	Principal string `protobuf:"bytes,6,opt,name=principal,proto3" json:"principal,omitempty"`
+	Server    string `protobuf:"bytes,7,opt,name=server,proto3" json:"server,omitempty"`
+	// The item that was decided: a tool, "prompt:NAME", "resource:URI" or "other".
+	Item      string   `protobuf:"bytes,8,opt,name=item,proto3" json:"item,omitempty"`
+	DecidedMs int64    `protobuf:"varint,9,opt,name=decided_ms,json=decidedMs,proto3" json:"decided_ms,omitempty"`
+	Allowed   bool     `protobuf:"varint,10,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	Reason    string   `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
+	Grants    []string `protobuf:"bytes,12,rep,name=grants,proto3" json:"grants,omitempty"`
+	// The conditions were evaluated on arguments, not taken from the record.
+	Evaluated bool `protobuf:"varint,13,opt,name=evaluated,proto3" json:"evaluated,omitempty"`
+	// Why a call that policy allowed was refused all the same: stale, killed; "" otherwise.
+	Overruled     string `protobuf:"bytes,14,opt,name=overruled,proto3" json:"overruled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplayResponse) Reset() {
+	*x = ReplayResponse{}
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplayResponse) ProtoMessage() {}
+
+func (x *ReplayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplayResponse.ProtoReflect.Descriptor instead.
+func (*ReplayResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ReplayResponse) GetSame() bool {
+	if x != nil {
+		return x.Same
+	}
+	return false
+}
+
+func (x *ReplayResponse) GetDifferences() []*ReplayDifference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *ReplayResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ReplayResponse) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *ReplayResponse) GetStateHash() []byte {
+	if x != nil {
+		return x.StateHash
+	}
+	return nil
+}
+
+func (x *ReplayResponse) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *ReplayResponse) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ReplayResponse) GetItem() string {
+	if x != nil {
+		return x.Item
+	}
+	return ""
+}
+
+func (x *ReplayResponse) GetDecidedMs() int64 {
+	if x != nil {
+		return x.DecidedMs
+	}
+	return 0
+}
+
+func (x *ReplayResponse) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *ReplayResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReplayResponse) GetGrants() []string {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+func (x *ReplayResponse) GetEvaluated() bool {
+	if x != nil {
+		return x.Evaluated
+	}
+	return false
+}
+
+func (x *ReplayResponse) GetOverruled() string {
+	if x != nil {
+		return x.Overruled
+	}
+	return ""
+}
+
+// ReplayDifference is one fact that came out otherwise.
+type ReplayDifference struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// effect, reason, visible, program, grants, state_hash, conditions, arguments.
+	Field         string `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
+	Recorded      string `protobuf:"bytes,2,opt,name=recorded,proto3" json:"recorded,omitempty"`
+	Replayed      string `protobuf:"bytes,3,opt,name=replayed,proto3" json:"replayed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplayDifference) Reset() {
+	*x = ReplayDifference{}
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplayDifference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplayDifference) ProtoMessage() {}
+
+func (x *ReplayDifference) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplayDifference.ProtoReflect.Descriptor instead.
+func (*ReplayDifference) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ReplayDifference) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *ReplayDifference) GetRecorded() string {
+	if x != nil {
+		return x.Recorded
+	}
+	return ""
+}
+
+func (x *ReplayDifference) GetReplayed() string {
+	if x != nil {
+		return x.Replayed
+	}
+	return ""
+}
+
 type KillRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -1163,7 +1802,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1814,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1827,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *KillRequest) GetTenant() string {
@@ -1235,7 +1874,7 @@ type KillResponse struct {
 
 func (x *KillResponse) Reset() {
 	*x = KillResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1247,7 +1886,7 @@ func (x *KillResponse) String() string {
 func (*KillResponse) ProtoMessage() {}
 
 func (x *KillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1260,7 +1899,7 @@ func (x *KillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillResponse.ProtoReflect.Descriptor instead.
 func (*KillResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *KillResponse) GetId() string {
@@ -1281,7 +1920,7 @@ type ListKillsRequest struct {
 
 func (x *ListKillsRequest) Reset() {
 	*x = ListKillsRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1932,7 @@ func (x *ListKillsRequest) String() string {
 func (*ListKillsRequest) ProtoMessage() {}
 
 func (x *ListKillsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1945,7 @@ func (x *ListKillsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKillsRequest.ProtoReflect.Descriptor instead.
 func (*ListKillsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListKillsRequest) GetTenant() string {
@@ -1333,7 +1972,7 @@ type ListKillsResponse struct {
 
 func (x *ListKillsResponse) Reset() {
 	*x = ListKillsResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1984,7 @@ func (x *ListKillsResponse) String() string {
 func (*ListKillsResponse) ProtoMessage() {}
 
 func (x *ListKillsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1997,7 @@ func (x *ListKillsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKillsResponse.ProtoReflect.Descriptor instead.
 func (*ListKillsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{17}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListKillsResponse) GetKills() []*KillRecord {
@@ -1390,7 +2029,7 @@ type KillRecord struct {
 
 func (x *KillRecord) Reset() {
 	*x = KillRecord{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[18]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +2041,7 @@ func (x *KillRecord) String() string {
 func (*KillRecord) ProtoMessage() {}
 
 func (x *KillRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[18]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +2054,7 @@ func (x *KillRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRecord.ProtoReflect.Descriptor instead.
 func (*KillRecord) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{18}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *KillRecord) GetId() string {
@@ -1492,7 +2131,7 @@ type ImportKillsRequest struct {
 
 func (x *ImportKillsRequest) Reset() {
 	*x = ImportKillsRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[19]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1504,7 +2143,7 @@ func (x *ImportKillsRequest) String() string {
 func (*ImportKillsRequest) ProtoMessage() {}
 
 func (x *ImportKillsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[19]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1517,7 +2156,7 @@ func (x *ImportKillsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKillsRequest.ProtoReflect.Descriptor instead.
 func (*ImportKillsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{19}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ImportKillsRequest) GetTenant() string {
@@ -1544,7 +2183,7 @@ type ImportKillsResponse struct {
 
 func (x *ImportKillsResponse) Reset() {
 	*x = ImportKillsResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[20]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +2195,7 @@ func (x *ImportKillsResponse) String() string {
 func (*ImportKillsResponse) ProtoMessage() {}
 
 func (x *ImportKillsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[20]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +2208,7 @@ func (x *ImportKillsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKillsResponse.ProtoReflect.Descriptor instead.
 func (*ImportKillsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{20}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ImportKillsResponse) GetIds() []string {
@@ -1594,7 +2233,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[21]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +2245,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[21]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +2258,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{21}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Token) GetId() string {
@@ -1676,7 +2315,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[22]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +2327,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[22]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +2340,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{22}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CreateTokenRequest) GetTenant() string {
@@ -1735,7 +2374,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[23]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +2386,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[23]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +2399,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{23}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CreateTokenResponse) GetToken() *Token {
@@ -1786,7 +2425,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[24]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +2437,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[24]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +2450,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{24}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListTokensRequest) GetTenant() string {
@@ -1830,7 +2469,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[25]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1842,7 +2481,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[25]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1855,7 +2494,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{25}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -1875,7 +2514,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[26]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2526,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[26]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2539,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{26}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RevokeTokenRequest) GetTenant() string {
@@ -1925,7 +2564,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[27]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2576,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[27]
+	mi := &file_mcpvault_admin_v1_access_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2589,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{27}
+	return file_mcpvault_admin_v1_access_proto_rawDescGZIP(), []int{33}
 }
 
 var File_mcpvault_admin_v1_access_proto protoreflect.FileDescriptor
@@ -2015,14 +2654,19 @@ const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"\asubject\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xa0\x06R\asubject\x12 \n" +
 	"\x06target\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x90\x03R\x06target\"F\n" +
 	"\x12ListGrantsResponse\x120\n" +
-	"\x06grants\x18\x01 \x03(\v2\x18.mcpvault.admin.v1.GrantR\x06grants\"\xc2\x01\n" +
+	"\x06grants\x18\x01 \x03(\v2\x18.mcpvault.admin.v1.GrantR\x06grants\"\xbd\x02\n" +
 	"\x0eExplainRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12(\n" +
 	"\tprincipal\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xa0\x06R\tprincipal\x12\x1f\n" +
-	"\x06server\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06server\x12\x1b\n" +
-	"\x04tool\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04tool\x12'\n" +
-	"\targuments\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\targuments\"\x80\x02\n" +
+	"\x06server\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06server\x12\x1e\n" +
+	"\x04tool\x18\x04 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\x04tool\x12'\n" +
+	"\targuments\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\targuments\x12\x17\n" +
+	"\x02ip\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18@R\x02ip\x12\x1c\n" +
+	"\x05at_ms\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x04atMs\x12\x1e\n" +
+	"\x05actor\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05actor\x12\x1f\n" +
+	"\x06region\x18\t \x01(\tB\a\xbaH\x04r\x02\x18@R\x06region\"\x80\x02\n" +
 	"\x0fExplainResponse\x12\x18\n" +
 	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x18\n" +
 	"\avisible\x18\x02 \x01(\bR\avisible\x12\x16\n" +
@@ -2033,27 +2677,90 @@ const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"\x05epoch\x18\a \x01(\x04R\x05epoch\x12\x1e\n" +
 	"\n" +
 	"generation\x18\b \x01(\x04R\n" +
-	"generation\"n\n" +
+	"generation\"\xb8\x01\n" +
 	"\x0eExplainedGrant\x12.\n" +
 	"\x05grant\x18\x01 \x01(\v2\x18.mcpvault.admin.v1.GrantR\x05grant\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n" +
-	"\aoutcome\x18\x03 \x01(\tR\aoutcome\"o\n" +
+	"\aoutcome\x18\x03 \x01(\tR\aoutcome\x12\x16\n" +
+	"\x06policy\x18\x04 \x01(\tR\x06policy\x12\x18\n" +
+	"\adecided\x18\x05 \x01(\bR\adecided\x12\x16\n" +
+	"\x06detail\x18\x06 \x01(\tR\x06detail\"\xbf\x01\n" +
 	"\rWhoCanRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x1f\n" +
 	"\x06server\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06server\x12\x1c\n" +
-	"\x04tool\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x04tool\"e\n" +
+	"\x04tool\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x04tool\x12'\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\tpageToken\x12%\n" +
+	"\tpage_size\x18\x05 \x01(\rB\b\xbaH\x05*\x03\x18\x88'R\bpageSize\"\xcd\x01\n" +
 	"\x0eWhoCanResponse\x123\n" +
 	"\aholders\x18\x01 \x03(\v2\x19.mcpvault.admin.v1.HolderR\aholders\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
-	"generation\"j\n" +
+	"generation\x12&\n" +
+	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04done\x18\x05 \x01(\rR\x04done\x12\x14\n" +
+	"\x05total\x18\x06 \x01(\rR\x05total\"~\n" +
 	"\x06Holder\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x16\n" +
 	"\x06access\x18\x02 \x01(\tR\x06access\x12\x14\n" +
 	"\x05paths\x18\x03 \x03(\tR\x05paths\x12\x1e\n" +
 	"\n" +
 	"conditions\x18\x04 \x03(\tR\n" +
-	"conditions\"\xf9\x01\n" +
+	"conditions\x12\x12\n" +
+	"\x04kind\x18\x05 \x01(\tR\x04kind\"\xab\x01\n" +
+	"\x0eWhatCanRequest\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12(\n" +
+	"\tprincipal\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xa0\x06R\tprincipal\x12'\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\tpageToken\x12%\n" +
+	"\tpage_size\x18\x04 \x01(\rB\b\xbaH\x05*\x03\x18\x88'R\bpageSize\"\xbe\x01\n" +
+	"\x0fWhatCanResponse\x121\n" +
+	"\x06usable\x18\x01 \x03(\v2\x19.mcpvault.admin.v1.UsableR\x06usable\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\x04R\n" +
+	"generation\x12&\n" +
+	"\x0fnext_page_token\x18\x04 \x01(\tR\rnextPageToken\x12\x1a\n" +
+	"\bdisabled\x18\x05 \x01(\bR\bdisabled\"\x96\x01\n" +
+	"\x06Usable\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06access\x18\x04 \x01(\tR\x06access\x12\x14\n" +
+	"\x05paths\x18\x05 \x03(\tR\x05paths\x12\x1e\n" +
+	"\n" +
+	"conditions\x18\x06 \x03(\tR\n" +
+	"conditions\"t\n" +
+	"\rReplayRequest\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x19\n" +
+	"\x02id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\x12'\n" +
+	"\targuments\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\targuments\"\xaf\x03\n" +
+	"\x0eReplayResponse\x12\x12\n" +
+	"\x04same\x18\x01 \x01(\bR\x04same\x12E\n" +
+	"\vdifferences\x18\x02 \x03(\v2#.mcpvault.admin.v1.ReplayDifferenceR\vdifferences\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12\x1d\n" +
+	"\n" +
+	"state_hash\x18\x05 \x01(\fR\tstateHash\x12\x1c\n" +
+	"\tprincipal\x18\x06 \x01(\tR\tprincipal\x12\x16\n" +
+	"\x06server\x18\a \x01(\tR\x06server\x12\x12\n" +
+	"\x04item\x18\b \x01(\tR\x04item\x12\x1d\n" +
+	"\n" +
+	"decided_ms\x18\t \x01(\x03R\tdecidedMs\x12\x18\n" +
+	"\aallowed\x18\n" +
+	" \x01(\bR\aallowed\x12\x16\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x12\x16\n" +
+	"\x06grants\x18\f \x03(\tR\x06grants\x12\x1c\n" +
+	"\tevaluated\x18\r \x01(\bR\tevaluated\x12\x1c\n" +
+	"\toverruled\x18\x0e \x01(\tR\toverruled\"`\n" +
+	"\x10ReplayDifference\x12\x14\n" +
+	"\x05field\x18\x01 \x01(\tR\x05field\x12\x1a\n" +
+	"\brecorded\x18\x02 \x01(\tR\brecorded\x12\x1a\n" +
+	"\breplayed\x18\x03 \x01(\tR\breplayed\"\xf9\x01\n" +
 	"\vKillRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12a\n" +
 	"\x04kind\x18\x02 \x01(\tBM\xbaHJrHR\x04userR\x05tokenR\asessionR\x06serverR\x04toolR\aversionR\x06secretR\x04nodeR\x06issuerR\x03keyR\x04kind\x12$\n" +
@@ -2116,14 +2823,16 @@ const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"\vGrantEffect\x12\x1c\n" +
 	"\x18GRANT_EFFECT_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12GRANT_EFFECT_ALLOW\x10\x01\x12\x15\n" +
-	"\x11GRANT_EFFECT_DENY\x10\x022\xdd\x05\n" +
+	"\x11GRANT_EFFECT_DENY\x10\x022\x88\a\n" +
 	"\rAccessService\x12\\\n" +
 	"\vCreateGrant\x12%.mcpvault.admin.v1.CreateGrantRequest\x1a&.mcpvault.admin.v1.CreateGrantResponse\x12_\n" +
 	"\fDeleteGrants\x12&.mcpvault.admin.v1.DeleteGrantsRequest\x1a'.mcpvault.admin.v1.DeleteGrantsResponse\x12^\n" +
 	"\n" +
 	"ListGrants\x12$.mcpvault.admin.v1.ListGrantsRequest\x1a%.mcpvault.admin.v1.ListGrantsResponse\"\x03\x90\x02\x01\x12U\n" +
 	"\aExplain\x12!.mcpvault.admin.v1.ExplainRequest\x1a\".mcpvault.admin.v1.ExplainResponse\"\x03\x90\x02\x01\x12R\n" +
-	"\x06WhoCan\x12 .mcpvault.admin.v1.WhoCanRequest\x1a!.mcpvault.admin.v1.WhoCanResponse\"\x03\x90\x02\x01\x12G\n" +
+	"\x06WhoCan\x12 .mcpvault.admin.v1.WhoCanRequest\x1a!.mcpvault.admin.v1.WhoCanResponse\"\x03\x90\x02\x01\x12U\n" +
+	"\aWhatCan\x12!.mcpvault.admin.v1.WhatCanRequest\x1a\".mcpvault.admin.v1.WhatCanResponse\"\x03\x90\x02\x01\x12R\n" +
+	"\x06Replay\x12 .mcpvault.admin.v1.ReplayRequest\x1a!.mcpvault.admin.v1.ReplayResponse\"\x03\x90\x02\x01\x12G\n" +
 	"\x04Kill\x12\x1e.mcpvault.admin.v1.KillRequest\x1a\x1f.mcpvault.admin.v1.KillResponse\x12[\n" +
 	"\tListKills\x12#.mcpvault.admin.v1.ListKillsRequest\x1a$.mcpvault.admin.v1.ListKillsResponse\"\x03\x90\x02\x01\x12\\\n" +
 	"\vImportKills\x12%.mcpvault.admin.v1.ImportKillsRequest\x1a&.mcpvault.admin.v1.ImportKillsResponse2\xaa\x02\n" +
@@ -2147,7 +2856,7 @@ func file_mcpvault_admin_v1_access_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_admin_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mcpvault_admin_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_mcpvault_admin_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_mcpvault_admin_v1_access_proto_goTypes = []any{
 	(GrantEffect)(0),             // 0: mcpvault.admin.v1.GrantEffect
 	(*Grant)(nil),                // 1: mcpvault.admin.v1.Grant
@@ -2164,28 +2873,34 @@ var file_mcpvault_admin_v1_access_proto_goTypes = []any{
 	(*WhoCanRequest)(nil),        // 12: mcpvault.admin.v1.WhoCanRequest
 	(*WhoCanResponse)(nil),       // 13: mcpvault.admin.v1.WhoCanResponse
 	(*Holder)(nil),               // 14: mcpvault.admin.v1.Holder
-	(*KillRequest)(nil),          // 15: mcpvault.admin.v1.KillRequest
-	(*KillResponse)(nil),         // 16: mcpvault.admin.v1.KillResponse
-	(*ListKillsRequest)(nil),     // 17: mcpvault.admin.v1.ListKillsRequest
-	(*ListKillsResponse)(nil),    // 18: mcpvault.admin.v1.ListKillsResponse
-	(*KillRecord)(nil),           // 19: mcpvault.admin.v1.KillRecord
-	(*ImportKillsRequest)(nil),   // 20: mcpvault.admin.v1.ImportKillsRequest
-	(*ImportKillsResponse)(nil),  // 21: mcpvault.admin.v1.ImportKillsResponse
-	(*Token)(nil),                // 22: mcpvault.admin.v1.Token
-	(*CreateTokenRequest)(nil),   // 23: mcpvault.admin.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),  // 24: mcpvault.admin.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),    // 25: mcpvault.admin.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),   // 26: mcpvault.admin.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),   // 27: mcpvault.admin.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),  // 28: mcpvault.admin.v1.RevokeTokenResponse
-	(*durationpb.Duration)(nil),  // 29: google.protobuf.Duration
-	(*NodeAck)(nil),              // 30: mcpvault.admin.v1.NodeAck
+	(*WhatCanRequest)(nil),       // 15: mcpvault.admin.v1.WhatCanRequest
+	(*WhatCanResponse)(nil),      // 16: mcpvault.admin.v1.WhatCanResponse
+	(*Usable)(nil),               // 17: mcpvault.admin.v1.Usable
+	(*ReplayRequest)(nil),        // 18: mcpvault.admin.v1.ReplayRequest
+	(*ReplayResponse)(nil),       // 19: mcpvault.admin.v1.ReplayResponse
+	(*ReplayDifference)(nil),     // 20: mcpvault.admin.v1.ReplayDifference
+	(*KillRequest)(nil),          // 21: mcpvault.admin.v1.KillRequest
+	(*KillResponse)(nil),         // 22: mcpvault.admin.v1.KillResponse
+	(*ListKillsRequest)(nil),     // 23: mcpvault.admin.v1.ListKillsRequest
+	(*ListKillsResponse)(nil),    // 24: mcpvault.admin.v1.ListKillsResponse
+	(*KillRecord)(nil),           // 25: mcpvault.admin.v1.KillRecord
+	(*ImportKillsRequest)(nil),   // 26: mcpvault.admin.v1.ImportKillsRequest
+	(*ImportKillsResponse)(nil),  // 27: mcpvault.admin.v1.ImportKillsResponse
+	(*Token)(nil),                // 28: mcpvault.admin.v1.Token
+	(*CreateTokenRequest)(nil),   // 29: mcpvault.admin.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),  // 30: mcpvault.admin.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),    // 31: mcpvault.admin.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),   // 32: mcpvault.admin.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),   // 33: mcpvault.admin.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),  // 34: mcpvault.admin.v1.RevokeTokenResponse
+	(*durationpb.Duration)(nil),  // 35: google.protobuf.Duration
+	(*NodeAck)(nil),              // 36: mcpvault.admin.v1.NodeAck
 }
 var file_mcpvault_admin_v1_access_proto_depIdxs = []int32{
 	0,  // 0: mcpvault.admin.v1.Grant.effect:type_name -> mcpvault.admin.v1.GrantEffect
 	2,  // 1: mcpvault.admin.v1.Grant.limits:type_name -> mcpvault.admin.v1.GrantLimits
 	0,  // 2: mcpvault.admin.v1.CreateGrantRequest.effect:type_name -> mcpvault.admin.v1.GrantEffect
-	29, // 3: mcpvault.admin.v1.CreateGrantRequest.valid_for:type_name -> google.protobuf.Duration
+	35, // 3: mcpvault.admin.v1.CreateGrantRequest.valid_for:type_name -> google.protobuf.Duration
 	2,  // 4: mcpvault.admin.v1.CreateGrantRequest.limits:type_name -> mcpvault.admin.v1.GrantLimits
 	1,  // 5: mcpvault.admin.v1.CreateGrantResponse.grant:type_name -> mcpvault.admin.v1.Grant
 	0,  // 6: mcpvault.admin.v1.DeleteGrantsRequest.effect:type_name -> mcpvault.admin.v1.GrantEffect
@@ -2194,38 +2909,44 @@ var file_mcpvault_admin_v1_access_proto_depIdxs = []int32{
 	11, // 9: mcpvault.admin.v1.ExplainResponse.grants:type_name -> mcpvault.admin.v1.ExplainedGrant
 	1,  // 10: mcpvault.admin.v1.ExplainedGrant.grant:type_name -> mcpvault.admin.v1.Grant
 	14, // 11: mcpvault.admin.v1.WhoCanResponse.holders:type_name -> mcpvault.admin.v1.Holder
-	19, // 12: mcpvault.admin.v1.ListKillsResponse.kills:type_name -> mcpvault.admin.v1.KillRecord
-	30, // 13: mcpvault.admin.v1.KillRecord.acks:type_name -> mcpvault.admin.v1.NodeAck
-	29, // 14: mcpvault.admin.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	22, // 15: mcpvault.admin.v1.CreateTokenResponse.token:type_name -> mcpvault.admin.v1.Token
-	22, // 16: mcpvault.admin.v1.ListTokensResponse.tokens:type_name -> mcpvault.admin.v1.Token
-	3,  // 17: mcpvault.admin.v1.AccessService.CreateGrant:input_type -> mcpvault.admin.v1.CreateGrantRequest
-	5,  // 18: mcpvault.admin.v1.AccessService.DeleteGrants:input_type -> mcpvault.admin.v1.DeleteGrantsRequest
-	7,  // 19: mcpvault.admin.v1.AccessService.ListGrants:input_type -> mcpvault.admin.v1.ListGrantsRequest
-	9,  // 20: mcpvault.admin.v1.AccessService.Explain:input_type -> mcpvault.admin.v1.ExplainRequest
-	12, // 21: mcpvault.admin.v1.AccessService.WhoCan:input_type -> mcpvault.admin.v1.WhoCanRequest
-	15, // 22: mcpvault.admin.v1.AccessService.Kill:input_type -> mcpvault.admin.v1.KillRequest
-	17, // 23: mcpvault.admin.v1.AccessService.ListKills:input_type -> mcpvault.admin.v1.ListKillsRequest
-	20, // 24: mcpvault.admin.v1.AccessService.ImportKills:input_type -> mcpvault.admin.v1.ImportKillsRequest
-	23, // 25: mcpvault.admin.v1.TokenService.CreateToken:input_type -> mcpvault.admin.v1.CreateTokenRequest
-	25, // 26: mcpvault.admin.v1.TokenService.ListTokens:input_type -> mcpvault.admin.v1.ListTokensRequest
-	27, // 27: mcpvault.admin.v1.TokenService.RevokeToken:input_type -> mcpvault.admin.v1.RevokeTokenRequest
-	4,  // 28: mcpvault.admin.v1.AccessService.CreateGrant:output_type -> mcpvault.admin.v1.CreateGrantResponse
-	6,  // 29: mcpvault.admin.v1.AccessService.DeleteGrants:output_type -> mcpvault.admin.v1.DeleteGrantsResponse
-	8,  // 30: mcpvault.admin.v1.AccessService.ListGrants:output_type -> mcpvault.admin.v1.ListGrantsResponse
-	10, // 31: mcpvault.admin.v1.AccessService.Explain:output_type -> mcpvault.admin.v1.ExplainResponse
-	13, // 32: mcpvault.admin.v1.AccessService.WhoCan:output_type -> mcpvault.admin.v1.WhoCanResponse
-	16, // 33: mcpvault.admin.v1.AccessService.Kill:output_type -> mcpvault.admin.v1.KillResponse
-	18, // 34: mcpvault.admin.v1.AccessService.ListKills:output_type -> mcpvault.admin.v1.ListKillsResponse
-	21, // 35: mcpvault.admin.v1.AccessService.ImportKills:output_type -> mcpvault.admin.v1.ImportKillsResponse
-	24, // 36: mcpvault.admin.v1.TokenService.CreateToken:output_type -> mcpvault.admin.v1.CreateTokenResponse
-	26, // 37: mcpvault.admin.v1.TokenService.ListTokens:output_type -> mcpvault.admin.v1.ListTokensResponse
-	28, // 38: mcpvault.admin.v1.TokenService.RevokeToken:output_type -> mcpvault.admin.v1.RevokeTokenResponse
-	28, // [28:39] is the sub-list for method output_type
-	17, // [17:28] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	17, // 12: mcpvault.admin.v1.WhatCanResponse.usable:type_name -> mcpvault.admin.v1.Usable
+	20, // 13: mcpvault.admin.v1.ReplayResponse.differences:type_name -> mcpvault.admin.v1.ReplayDifference
+	25, // 14: mcpvault.admin.v1.ListKillsResponse.kills:type_name -> mcpvault.admin.v1.KillRecord
+	36, // 15: mcpvault.admin.v1.KillRecord.acks:type_name -> mcpvault.admin.v1.NodeAck
+	35, // 16: mcpvault.admin.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	28, // 17: mcpvault.admin.v1.CreateTokenResponse.token:type_name -> mcpvault.admin.v1.Token
+	28, // 18: mcpvault.admin.v1.ListTokensResponse.tokens:type_name -> mcpvault.admin.v1.Token
+	3,  // 19: mcpvault.admin.v1.AccessService.CreateGrant:input_type -> mcpvault.admin.v1.CreateGrantRequest
+	5,  // 20: mcpvault.admin.v1.AccessService.DeleteGrants:input_type -> mcpvault.admin.v1.DeleteGrantsRequest
+	7,  // 21: mcpvault.admin.v1.AccessService.ListGrants:input_type -> mcpvault.admin.v1.ListGrantsRequest
+	9,  // 22: mcpvault.admin.v1.AccessService.Explain:input_type -> mcpvault.admin.v1.ExplainRequest
+	12, // 23: mcpvault.admin.v1.AccessService.WhoCan:input_type -> mcpvault.admin.v1.WhoCanRequest
+	15, // 24: mcpvault.admin.v1.AccessService.WhatCan:input_type -> mcpvault.admin.v1.WhatCanRequest
+	18, // 25: mcpvault.admin.v1.AccessService.Replay:input_type -> mcpvault.admin.v1.ReplayRequest
+	21, // 26: mcpvault.admin.v1.AccessService.Kill:input_type -> mcpvault.admin.v1.KillRequest
+	23, // 27: mcpvault.admin.v1.AccessService.ListKills:input_type -> mcpvault.admin.v1.ListKillsRequest
+	26, // 28: mcpvault.admin.v1.AccessService.ImportKills:input_type -> mcpvault.admin.v1.ImportKillsRequest
+	29, // 29: mcpvault.admin.v1.TokenService.CreateToken:input_type -> mcpvault.admin.v1.CreateTokenRequest
+	31, // 30: mcpvault.admin.v1.TokenService.ListTokens:input_type -> mcpvault.admin.v1.ListTokensRequest
+	33, // 31: mcpvault.admin.v1.TokenService.RevokeToken:input_type -> mcpvault.admin.v1.RevokeTokenRequest
+	4,  // 32: mcpvault.admin.v1.AccessService.CreateGrant:output_type -> mcpvault.admin.v1.CreateGrantResponse
+	6,  // 33: mcpvault.admin.v1.AccessService.DeleteGrants:output_type -> mcpvault.admin.v1.DeleteGrantsResponse
+	8,  // 34: mcpvault.admin.v1.AccessService.ListGrants:output_type -> mcpvault.admin.v1.ListGrantsResponse
+	10, // 35: mcpvault.admin.v1.AccessService.Explain:output_type -> mcpvault.admin.v1.ExplainResponse
+	13, // 36: mcpvault.admin.v1.AccessService.WhoCan:output_type -> mcpvault.admin.v1.WhoCanResponse
+	16, // 37: mcpvault.admin.v1.AccessService.WhatCan:output_type -> mcpvault.admin.v1.WhatCanResponse
+	19, // 38: mcpvault.admin.v1.AccessService.Replay:output_type -> mcpvault.admin.v1.ReplayResponse
+	22, // 39: mcpvault.admin.v1.AccessService.Kill:output_type -> mcpvault.admin.v1.KillResponse
+	24, // 40: mcpvault.admin.v1.AccessService.ListKills:output_type -> mcpvault.admin.v1.ListKillsResponse
+	27, // 41: mcpvault.admin.v1.AccessService.ImportKills:output_type -> mcpvault.admin.v1.ImportKillsResponse
+	30, // 42: mcpvault.admin.v1.TokenService.CreateToken:output_type -> mcpvault.admin.v1.CreateTokenResponse
+	32, // 43: mcpvault.admin.v1.TokenService.ListTokens:output_type -> mcpvault.admin.v1.ListTokensResponse
+	34, // 44: mcpvault.admin.v1.TokenService.RevokeToken:output_type -> mcpvault.admin.v1.RevokeTokenResponse
+	32, // [32:45] is the sub-list for method output_type
+	19, // [19:32] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_admin_v1_access_proto_init() }
@@ -2240,7 +2961,7 @@ func file_mcpvault_admin_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_admin_v1_access_proto_rawDesc), len(file_mcpvault_admin_v1_access_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   28,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

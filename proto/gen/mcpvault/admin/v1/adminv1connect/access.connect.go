@@ -36,6 +36,10 @@ const (
 	AccessServiceExplainProcedure = "/mcpvault.admin.v1.AccessService/Explain"
 	// AccessServiceWhoCanProcedure is the procedure name of the AccessService's WhoCan RPC.
 	AccessServiceWhoCanProcedure = "/mcpvault.admin.v1.AccessService/WhoCan"
+	// AccessServiceWhatCanProcedure is the procedure name of the AccessService's WhatCan RPC.
+	AccessServiceWhatCanProcedure = "/mcpvault.admin.v1.AccessService/WhatCan"
+	// AccessServiceReplayProcedure is the procedure name of the AccessService's Replay RPC.
+	AccessServiceReplayProcedure = "/mcpvault.admin.v1.AccessService/Replay"
 	// AccessServiceKillProcedure is the procedure name of the AccessService's Kill RPC.
 	AccessServiceKillProcedure = "/mcpvault.admin.v1.AccessService/Kill"
 	// AccessServiceListKillsProcedure is the procedure name of the AccessService's ListKills RPC.
@@ -89,6 +93,22 @@ var (
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
+	accessServiceWhatCanSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_mcpvault_admin_v1_access_proto.Services().ByName("AccessService").Methods().ByName("WhatCan"),
+			Procedure:        AccessServiceWhatCanProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	accessServiceReplaySpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_mcpvault_admin_v1_access_proto.Services().ByName("AccessService").Methods().ByName("Replay"),
+			Procedure:        AccessServiceReplayProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
 	accessServiceKillSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -121,7 +141,12 @@ type AccessServiceClient interface {
 	ListGrants(context.Context, *v1.ListGrantsRequest) (*v1.ListGrantsResponse, error)
 	// Explain decides as a cell would, on the newest generation, and says which grants did it and what would allow it.
 	Explain(context.Context, *v1.ExplainRequest) (*v1.ExplainResponse, error)
+	// WhoCan lists everybody who may use something, and by which way, in pages of one generation.
 	WhoCan(context.Context, *v1.WhoCanRequest) (*v1.WhoCanResponse, error)
+	// WhatCan lists everything that somebody may use, and by which way, in pages of one generation.
+	WhatCan(context.Context, *v1.WhatCanRequest) (*v1.WhatCanResponse, error)
+	// Replay makes a recorded decision again, under the generation that its record names, and compares.
+	Replay(context.Context, *v1.ReplayRequest) (*v1.ReplayResponse, error)
 	// Kill denies at once, everywhere, without a recompile. It is not taken back.
 	Kill(context.Context, *v1.KillRequest) (*v1.KillResponse, error)
 	// ListKills lists what was killed, and which nodes enforce it.
@@ -144,7 +169,12 @@ type AccessServiceHandler interface {
 	ListGrants(context.Context, *v1.ListGrantsRequest) (*v1.ListGrantsResponse, error)
 	// Explain decides as a cell would, on the newest generation, and says which grants did it and what would allow it.
 	Explain(context.Context, *v1.ExplainRequest) (*v1.ExplainResponse, error)
+	// WhoCan lists everybody who may use something, and by which way, in pages of one generation.
 	WhoCan(context.Context, *v1.WhoCanRequest) (*v1.WhoCanResponse, error)
+	// WhatCan lists everything that somebody may use, and by which way, in pages of one generation.
+	WhatCan(context.Context, *v1.WhatCanRequest) (*v1.WhatCanResponse, error)
+	// Replay makes a recorded decision again, under the generation that its record names, and compares.
+	Replay(context.Context, *v1.ReplayRequest) (*v1.ReplayResponse, error)
 	// Kill denies at once, everywhere, without a recompile. It is not taken back.
 	Kill(context.Context, *v1.KillRequest) (*v1.KillResponse, error)
 	// ListKills lists what was killed, and which nodes enforce it.
@@ -163,6 +193,8 @@ func RegisterAccessServiceHandler(server *connect.Server, svc AccessServiceHandl
 		connect.Method{Spec: accessServiceListGrantsSpec(), Handler: adapter.listGrants},
 		connect.Method{Spec: accessServiceExplainSpec(), Handler: adapter.explain},
 		connect.Method{Spec: accessServiceWhoCanSpec(), Handler: adapter.whoCan},
+		connect.Method{Spec: accessServiceWhatCanSpec(), Handler: adapter.whatCan},
+		connect.Method{Spec: accessServiceReplaySpec(), Handler: adapter.replay},
 		connect.Method{Spec: accessServiceKillSpec(), Handler: adapter.kill},
 		connect.Method{Spec: accessServiceListKillsSpec(), Handler: adapter.listKills},
 		connect.Method{Spec: accessServiceImportKillsSpec(), Handler: adapter.importKills},
@@ -190,6 +222,14 @@ func (UnimplementedAccessServiceHandler) Explain(context.Context, *v1.ExplainReq
 
 func (UnimplementedAccessServiceHandler) WhoCan(context.Context, *v1.WhoCanRequest) (*v1.WhoCanResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.AccessService.WhoCan is not implemented")
+}
+
+func (UnimplementedAccessServiceHandler) WhatCan(context.Context, *v1.WhatCanRequest) (*v1.WhatCanResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.AccessService.WhatCan is not implemented")
+}
+
+func (UnimplementedAccessServiceHandler) Replay(context.Context, *v1.ReplayRequest) (*v1.ReplayResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.AccessService.Replay is not implemented")
 }
 
 func (UnimplementedAccessServiceHandler) Kill(context.Context, *v1.KillRequest) (*v1.KillResponse, error) {
@@ -243,6 +283,22 @@ func (c *accessServiceClient) Explain(ctx context.Context, req *v1.ExplainReques
 func (c *accessServiceClient) WhoCan(ctx context.Context, req *v1.WhoCanRequest) (*v1.WhoCanResponse, error) {
 	var res v1.WhoCanResponse
 	if err := c.client.CallUnary(ctx, accessServiceWhoCanSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *accessServiceClient) WhatCan(ctx context.Context, req *v1.WhatCanRequest) (*v1.WhatCanResponse, error) {
+	var res v1.WhatCanResponse
+	if err := c.client.CallUnary(ctx, accessServiceWhatCanSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *accessServiceClient) Replay(ctx context.Context, req *v1.ReplayRequest) (*v1.ReplayResponse, error) {
+	var res v1.ReplayResponse
+	if err := c.client.CallUnary(ctx, accessServiceReplaySpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -328,6 +384,30 @@ func (h accessServiceHandler) whoCan(ctx context.Context, _ connect.Spec, stream
 		return err
 	}
 	res, err := h.svc.WhoCan(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h accessServiceHandler) whatCan(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.WhatCanRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.WhatCan(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h accessServiceHandler) replay(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ReplayRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Replay(ctx, &req)
 	if err != nil {
 		return err
 	}

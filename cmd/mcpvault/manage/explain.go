@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,7 +20,7 @@ import (
 
 func accessCommand(a *cli.App) *cobra.Command {
 	return a.Group("access", "Who may do what, and why.", "  mcpvault access explain alice payments/refund amount=500",
-		explainCommand(a), whoCanCommand(a))
+		explainCommand(a), whoCanCommand(a), whatCanCommand(a), replayCommand(a))
 }
 
 type explanation struct {
@@ -35,25 +37,60 @@ type explainedGrant struct {
 	grantView
 	Path    string `json:"path"`
 	Outcome string `json:"outcome"`
+	Detail  string `json:"detail,omitempty"`
+	Policy  string `json:"policy,omitempty"`
+	Decided bool   `json:"decided"`
+}
+
+// circumstances are what a decision may depend on besides the arguments.
+type circumstances struct{ ip, at, actor, region string }
+
+func (c *circumstances) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&c.ip, "ip", "", "address that the call comes from; not known when not given")
+	cmd.Flags().StringVar(&c.at, "at", "", "time of the call, for example 2026-11-24T18:00:00Z; now when not given")
+	cmd.Flags().StringVar(&c.actor, "acting", "", "who acts for the principal; nobody when not given")
+	cmd.Flags().StringVar(&c.region, "region", "", "region of the cell; none when not given")
+}
+
+func (c *circumstances) fill(req *adminv1.ExplainRequest) error {
+	if c.ip != "" {
+		if _, err := netip.ParseAddr(c.ip); err != nil {
+			return problem.Newf(problem.Invalid, "write one like 192.0.2.7 or 2001:db8::7", "--ip: %q is no address", c.ip)
+		}
+	}
+	if c.at != "" {
+		at, err := time.Parse(time.RFC3339, c.at)
+		if err != nil || at.UnixMilli() <= 0 {
+			return problem.Newf(problem.Invalid, "write it like 2026-11-24T18:00:00Z, or with an offset: 2026-11-24T18:00:00+01:00", "--at: %q is no time", c.at)
+		}
+		req.AtMs = at.UnixMilli()
+	}
+	req.Ip, req.Actor, req.Region = c.ip, c.actor, c.region
+	return nil
 }
 
 func explainCommand(a *cli.App) *cobra.Command {
 	var raw string
+	var c circumstances
 	cmd := a.AdminLeaf("explain PRINCIPAL SERVER/TOOL [KEY=VALUE...]", "Decides as a cell would, and says why and what would change it. Exit status 4 when it is denied.",
 		`  mcpvault access explain alice payments/refund amount=500
+  mcpvault access explain alice payments/refund amount=500 --ip 203.0.113.7 --at 2026-11-24T22:00:00Z
+  mcpvault access explain alice docs/prompt:review --acting bot
+  mcpvault access explain alice docs/resource:file:///pub/a.md --region eu
   mcpvault access explain alice demo/echo -o json`, cli.Args("PRINCIPAL", "SERVER/TOOL", "[KEY=VALUE...]"),
-		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
+		func(ctx context.Context, cl *admin.Client, tenant string, args []string) error {
 			server, tool, err := mcpclient.SplitTool(strings.TrimPrefix(args[1], "server:"))
 			if err != nil {
 				return err
 			}
-			arguments, err := explainArguments(ctx, c, tenant, server, tool, args[2:], raw)
-			if err != nil {
+			req := &adminv1.ExplainRequest{Tenant: tenant, Principal: strings.TrimPrefix(args[0], "user:"), Server: server, Tool: tool}
+			if err := c.fill(req); err != nil {
 				return err
 			}
-			resp, err := c.Access.Explain(ctx, &adminv1.ExplainRequest{
-				Tenant: tenant, Principal: strings.TrimPrefix(args[0], "user:"), Server: server, Tool: tool, Arguments: arguments,
-			})
+			if req.Arguments, err = explainArguments(ctx, cl, tenant, server, tool, args[2:], raw); err != nil {
+				return err
+			}
+			resp, err := cl.Access.Explain(ctx, req)
 			if err != nil {
 				return err
 			}
@@ -67,6 +104,7 @@ func explainCommand(a *cli.App) *cobra.Command {
 			return nil
 		})
 	cmd.Flags().StringVar(&raw, "args", "", "the call's arguments as a JSON object")
+	c.flags(cmd)
 	return cmd
 }
 
@@ -77,7 +115,7 @@ func explainArguments(ctx context.Context, c *admin.Client, tenant, server, tool
 	}
 	var schema []byte
 	if resp, err := c.Registry.GetServer(ctx, &adminv1.GetServerRequest{Tenant: tenant, Name: server}); err == nil {
-		schema = schemaOf(resp.GetVersion(), tool)
+		schema = schemaOf(resp.GetVersion(), strings.TrimPrefix(tool, "tool:"))
 	}
 	typed, err := mcpclient.Arguments(words, schema)
 	return string(typed), err
@@ -87,15 +125,25 @@ func viewExplanation(r *adminv1.ExplainResponse) explanation {
 	return explanation{
 		Allowed: r.GetAllowed(), Visible: r.GetVisible(), Reason: r.GetReason(), Sentence: r.GetSentence(),
 		Grants: output.Map(r.GetGrants(), func(g *adminv1.ExplainedGrant) explainedGrant {
-			return explainedGrant{viewGrant(g.GetGrant()), g.GetPath(), g.GetOutcome()}
+			return explainedGrant{viewGrant(g.GetGrant()), g.GetPath(), g.GetOutcome(), g.GetDetail(), g.GetPolicy(), g.GetDecided()}
 		}),
 		Fixes: append([]string{}, r.GetFixes()...), Snapshot: fmt.Sprintf("%d.%d", r.GetEpoch(), r.GetGeneration()),
 	}
 }
 
+func explanationColumns() []output.Column[explanation] {
+	return []output.Column[explanation]{
+		{Head: "REASON", Cell: func(e explanation) string { return e.Reason }},
+		{Head: "ALLOWED", Cell: func(e explanation) string { return output.YesNo(e.Allowed) }},
+		{Head: "VISIBLE", Cell: func(e explanation) string { return output.YesNo(e.Visible) }},
+		{Head: "SNAPSHOT", Cell: func(e explanation) string { return e.Snapshot }},
+		{Head: "SENTENCE", Cell: func(e explanation) string { return e.Sentence }},
+	}
+}
+
 func printExplanation(a *cli.App, e explanation) error {
 	if a.Format() != output.Table && a.Format() != output.Wide {
-		return cli.Print(a, e, output.Column[explanation]{Head: "REASON", Cell: func(e explanation) string { return e.Reason }})
+		return cli.Print(a, e, explanationColumns()...)
 	}
 	w := &lines{w: a.World().Stdout}
 	verdict := "denied"
@@ -104,11 +152,7 @@ func printExplanation(a *cli.App, e explanation) error {
 	}
 	w.printf("%s: %s (%s, snapshot %s)", verdict, e.Sentence, e.Reason, e.Snapshot)
 	for _, g := range e.Grants {
-		line := fmt.Sprintf("  %s %s on %s", g.Effect, g.Subject, g.Target)
-		if c := g.clause(); c != "" {
-			line += " " + c
-		}
-		w.printf("%s: %s (through %s, grant %s)", line, g.Outcome, g.Path, g.ID)
+		w.printf("  %s", g.line())
 	}
 	if !e.Allowed && len(e.Fixes) > 0 {
 		w.printf("what would allow it:")
@@ -117,6 +161,25 @@ func printExplanation(a *cli.App, e explanation) error {
 		}
 	}
 	return w.err
+}
+
+func (g explainedGrant) line() string {
+	line := g.Effect + " " + g.Subject
+	if g.Target != "" {
+		line += " on " + g.Target
+	}
+	if c := g.clause(); c != "" {
+		line += " " + c
+	}
+	line += ": " + g.Outcome
+	if g.Detail != "" {
+		line += ", " + g.Detail
+	}
+	source := "grant " + g.ID
+	if g.Policy != "" {
+		source = "policy " + g.Policy
+	}
+	return line + " (through " + g.Path + ", " + source + ")"
 }
 
 // lines prints lines and remembers the first failure.
@@ -129,31 +192,4 @@ func (l *lines) printf(format string, args ...any) {
 	if l.err == nil {
 		_, l.err = fmt.Fprintln(l.w, output.Clean(fmt.Sprintf(format, args...)))
 	}
-}
-
-type holderView struct {
-	User       string   `json:"user"`
-	Access     string   `json:"access"`
-	Paths      []string `json:"paths"`
-	Conditions []string `json:"conditions"`
-}
-
-func whoCanCommand(a *cli.App) *cobra.Command {
-	return a.AdminLeaf("who-can SERVER[/TOOL]", "Lists everybody who may use a server or tool, and by which way.",
-		"  mcpvault access who-can payments/refund", cli.Args("SERVER[/TOOL]"),
-		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
-			server, tool, _ := strings.Cut(strings.TrimPrefix(args[0], "server:"), "/")
-			resp, err := c.Access.WhoCan(ctx, &adminv1.WhoCanRequest{Tenant: tenant, Server: server, Tool: tool})
-			if err != nil {
-				return err
-			}
-			rows := output.Map(resp.GetHolders(), func(h *adminv1.Holder) holderView {
-				return holderView{h.GetUser(), h.GetAccess(), append([]string{}, h.GetPaths()...), append([]string{}, h.GetConditions()...)}
-			})
-			return cli.PrintList(a, rows,
-				output.Column[holderView]{Head: "USER", Cell: func(v holderView) string { return v.User }},
-				output.Column[holderView]{Head: "ACCESS", Cell: func(v holderView) string { return v.Access }},
-				output.Column[holderView]{Head: "THROUGH", Cell: func(v holderView) string { return strings.Join(v.Paths, "; ") }},
-				output.Column[holderView]{Head: "CONDITIONS", Cell: func(v holderView) string { return strings.Join(v.Conditions, "; ") }})
-		})
 }

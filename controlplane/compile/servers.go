@@ -266,7 +266,8 @@ func hintsOf(raw []byte) (out [4]hint) {
 	if !bytes.Contains(raw, []byte(`"annotations"`)) {
 		return out
 	}
-	d := jsontext.NewDecoder(bytes.NewBuffer(raw)) // reads in place, other than from any other reader
+	// A buffer is read in place. Members are there once: the scan refuses anything else.
+	d := jsontext.NewDecoder(bytes.NewBuffer(raw), jsontext.AllowDuplicateNames(true))
 	if !enter(d, "annotations") || d.PeekKind() != '{' {
 		return out
 	}

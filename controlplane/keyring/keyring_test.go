@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/mcpvault/mcpvault/controlplane/keyring"
+	"github.com/mcpvault/mcpvault/controlplane/keyring/keyringtest"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
@@ -35,57 +36,9 @@ func write(t *testing.T, path string, b []byte) {
 	}
 }
 
-// sign makes the next roots of a ring: change says what is different, by how many root keys are they signed.
-func sign(t *testing.T, dir string, have *keyring.Set, by int, change func(*snapshotv1.Roots)) []byte {
+func sign(t *testing.T, dir string, have *keyring.Set, by int, change ...func(*snapshotv1.Roots)) []byte {
 	t.Helper()
-	body, err := seal.RootsBody(have.Roots)
-	if err != nil {
-		t.Fatal(err)
-	}
-	body.Version++
-	change(body)
-	var signers []*seal.Signer
-	for _, name := range []string{"root-1", "root-2", "root-3"}[:by] {
-		s, err := seal.ReadKey(keyring.Path(dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		signers = append(signers, s)
-	}
-	env, err := seal.SignRoots(body, signers...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return env
-}
-
-func name(s *seal.Signer, role snapshotv1.KeyRole) func(*snapshotv1.Roots) {
-	return func(r *snapshotv1.Roots) {
-		r.Keys = append(r.Keys, &snapshotv1.PublicKey{KeyId: s.KeyID(), Role: role, Ed25519: s.Public(), Since: r.GetVersion()})
-	}
-}
-
-func unname(id string) func(*snapshotv1.Roots) {
-	return func(r *snapshotv1.Roots) {
-		for i, k := range r.GetKeys() {
-			if k.GetKeyId() == id {
-				r.Keys = append(r.Keys[:i:i], r.Keys[i+1:]...)
-				return
-			}
-		}
-	}
-}
-
-func newKey(t *testing.T, path string) *seal.Signer {
-	t.Helper()
-	s, err := seal.GenerateKey()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := seal.WriteKey(path, s); err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return keyringtest.Next(t, dir, have, by, change...)
 }
 
 func TestAKeySignsOnlyOnceTheRootsNameItAndTheNewestOneDoes(t *testing.T) {
@@ -93,12 +46,12 @@ func TestAKeySignsOnlyOnceTheRootsNameItAndTheNewestOneDoes(t *testing.T) {
 	dir := t.TempDir()
 	r := open(t, dir)
 	first, changed := r.Current(), r.Changed()
-	next := newKey(t, keyring.Path(dir, "head-2"))
+	next := keyringtest.Key(t, keyring.Path(dir, "head-2"))
 	r.Reload(t.Context())
 	if r.Current() != first || r.Problem() != nil {
 		t.Fatalf("a key that no roots name is used: %v", r.Problem())
 	}
-	write(t, filepath.Join(dir, keyring.RootsFile), sign(t, dir, first, 2, name(next, head)))
+	write(t, filepath.Join(dir, keyring.RootsFile), sign(t, dir, first, 2, keyringtest.Name(next, head)))
 	r.Reload(t.Context())
 	second := r.Current()
 	if second.Head.KeyID() != next.KeyID() || second.Trust.Version() != 2 || r.Problem() != nil {
@@ -116,7 +69,7 @@ func TestAKeySignsOnlyOnceTheRootsNameItAndTheNewestOneDoes(t *testing.T) {
 		t.Error("a key that nobody here knows may be a newer one")
 	}
 	// Roots without the old key; its file may go.
-	write(t, filepath.Join(dir, keyring.RootsFile), sign(t, dir, second, 2, unname(first.Head.KeyID())))
+	write(t, filepath.Join(dir, keyring.RootsFile), sign(t, dir, second, 2, keyringtest.Unname(first.Head.KeyID())))
 	if err := os.Remove(keyring.Path(dir, "head")); err != nil {
 		t.Fatal(err)
 	}
@@ -131,8 +84,8 @@ func TestAnOlderKeySignsWhenTheNewestIsNotHere(t *testing.T) {
 	dir := t.TempDir()
 	r := open(t, dir)
 	first := r.Current()
-	elsewhere := newKey(t, filepath.Join(t.TempDir(), "breakglass.key"))
-	if _, err := r.Install(t.Context(), sign(t, dir, first, 2, name(elsewhere, kill))); err != nil {
+	elsewhere := keyringtest.Key(t, filepath.Join(t.TempDir(), "breakglass.key"))
+	if _, err := r.Install(t.Context(), sign(t, dir, first, 2, keyringtest.Name(elsewhere, kill))); err != nil {
 		t.Fatal(err)
 	}
 	if got := r.Current(); got.Kill.KeyID() != first.Kill.KeyID() {
@@ -148,14 +101,14 @@ func TestRootsThatDoNotFollowAreRefusedAndTheKeysBeforeGoOn(t *testing.T) {
 	dir := t.TempDir()
 	r := open(t, dir)
 	first := r.Current()
-	next := newKey(t, keyring.Path(dir, "heartbeat-2"))
-	if _, err := r.Install(t.Context(), sign(t, dir, first, 1, name(next, heartbeat))); problem.CodeOf(err) != problem.Denied || !strings.Contains(err.Error(), "not signed by enough") {
+	next := keyringtest.Key(t, keyring.Path(dir, "heartbeat-2"))
+	if _, err := r.Install(t.Context(), sign(t, dir, first, 1, keyringtest.Name(next, heartbeat))); problem.CodeOf(err) != problem.Denied || !strings.Contains(err.Error(), "not signed by enough") {
 		t.Errorf("one signature of two: %v", err)
 	}
-	if _, err := r.Install(t.Context(), sign(t, dir, first, 2, unname(first.Heartbeat.KeyID()))); problem.CodeOf(err) != problem.NotFound {
+	if _, err := r.Install(t.Context(), sign(t, dir, first, 2, keyringtest.Unname(first.Heartbeat.KeyID()))); problem.CodeOf(err) != problem.NotFound {
 		t.Errorf("no key is left to sign heartbeats: %v", err)
 	}
-	second := sign(t, dir, first, 2, name(next, heartbeat))
+	second := sign(t, dir, first, 2, keyringtest.Name(next, heartbeat))
 	if v, err := r.Install(t.Context(), second); err != nil || v != 2 {
 		t.Fatalf("version %d: %v", v, err)
 	}
@@ -190,11 +143,11 @@ func TestKillsOfARetiredKeyAreSignedAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	next := newKey(t, keyring.Path(dir, "kill-2"))
+	next := keyringtest.Key(t, keyring.Path(dir, "kill-2"))
 	// Without an overlap: the key was stolen.
 	_, err = r.Install(t.Context(), sign(t, dir, first, 2, func(r *snapshotv1.Roots) {
-		unname(first.Kill.KeyID())(r)
-		name(next, kill)(r)
+		keyringtest.Unname(first.Kill.KeyID())(r)
+		keyringtest.Name(next, kill)(r)
 	}))
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +203,7 @@ func TestALostKeyIsNotReplacedInSilence(t *testing.T) {
 	if err := os.Remove(keyring.Path(dir, "head")); err != nil {
 		t.Fatal(err)
 	}
-	newKey(t, keyring.Path(dir, "head"))
+	keyringtest.Key(t, keyring.Path(dir, "head"))
 	if err := again(); problem.CodeOf(err) != problem.NotFound {
 		t.Errorf("a key of another installation: %v", err)
 	}

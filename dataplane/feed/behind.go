@@ -27,14 +27,14 @@ type trouble struct {
 // bring an update before the stream brings the one before it.
 const beatsBehind = 2
 
-// Problem is why what the control plane offers cannot be taken; nil when it can.
+// Problem is why what the control plane offers is not taken; nil when it is.
 func (f *Feed) Problem() error {
 	f.connMu.Lock()
 	defer f.connMu.Unlock()
 	if t := f.trouble; t != nil && t.beats >= beatsBehind {
 		return t.err
 	}
-	return nil
+	return f.refusal()
 }
 
 // setTrouble reports whether the control plane has been behind for so long that each of its heads is answered.

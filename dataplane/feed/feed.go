@@ -79,6 +79,8 @@ type Feed struct {
 	refused map[snapshot.Digest]bool
 	// trouble is what the control plane offers that cannot be taken; nil when it can.
 	trouble *trouble
+	// refusals are the events that were refused and not yet followed by a good one, by kind.
+	refusals map[string]error
 }
 
 type pendingHead struct {
@@ -213,9 +215,7 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 	case *cellv1.WatchResponse_Kill:
 		err = f.TakeKill(e.Kill)
 	}
-	if err != nil {
-		f.log.ErrorContext(ctx, "refused what the control plane sent", "err", err)
-	}
+	f.note(ctx, kindOf(ev), err)
 }
 
 // takeUpdate verifies an update and leaves it for the proposer. A head that does not verify is answered with the reason

@@ -37,15 +37,14 @@ func (e *evaluator) evaluate(id uint32) outcome {
 	val := isFalse
 	n := p.Len()
 	for pc := 0; pc < n; pc++ {
-		in := p.Instr(pc)
-		switch in.Op {
+		switch p.Op(pc) {
 		case index.OpJumpFalse:
 			if val == isFalse {
-				pc = in.Target - 1
+				pc = p.Target(pc) - 1
 			}
 		case index.OpJumpTrue:
 			if val == isTrue {
-				pc = in.Target - 1
+				pc = p.Target(pc) - 1
 			}
 		case snapshot.OpNot:
 			val ^= isTrue
@@ -54,8 +53,7 @@ func (e *evaluator) evaluate(id uint32) outcome {
 		case snapshot.OpFalse:
 			val = isFalse
 		default:
-			val = e.leaf(&p, in)
-			if val == isError {
+			if val = e.leaf(&p, p.Instr(pc)); val == isError {
 				return isError
 			}
 		}

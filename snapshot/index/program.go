@@ -137,6 +137,12 @@ func (x *Index) Program(i uint32) Program {
 // Len counts the instructions.
 func (p *Program) Len() int { return len(p.code) / codeSize }
 
+// Op is the operator of one instruction, and Target where it jumps to if it is a jump: Instr for those who need no more.
+func (p *Program) Op(pc int) snapshot.Op { return snapshot.Op(p.code[pc*codeSize]) }
+
+// Target is where a jump leads.
+func (p *Program) Target(pc int) int { return int(le.Uint16(p.code[pc*codeSize+2:])) }
+
 // Instr returns one instruction.
 func (p *Program) Instr(pc int) Instr {
 	r := p.code[pc*codeSize : (pc+1)*codeSize]

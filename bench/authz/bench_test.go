@@ -6,6 +6,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/bench/authz"
 	"github.com/mcpvault/mcpvault/controlplane/compile"
+	decision "github.com/mcpvault/mcpvault/snapshot/authz"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
 
@@ -69,5 +70,27 @@ func BenchmarkDecideCold10k(b *testing.B) {
 	b.ResetTimer()
 	for i := 0; b.Loop(); i++ {
 		questions[i%len(questions)].Decide(xs)
+	}
+}
+
+// Live views of which a condition settles every call.
+func BenchmarkDecideConditional10k(b *testing.B) {
+	x, err := index.Open(output(b).Index)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var questions []authz.Question
+	var views []index.View
+	for _, q := range authz.Questions([]*index.Index{x}, 4096, rand.New(rand.NewPCG(3, 3))) {
+		v := x.View(q.Principal, q.Server)
+		if decision.Decide(&v, q.Item, q.Request).Program != 0 {
+			questions, views = append(questions, q), append(views, v)
+		}
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := 0; b.Loop(); i++ {
+		q := &questions[i%len(questions)]
+		decision.Decide(&views[i%len(views)], q.Item, q.Request)
 	}
 }

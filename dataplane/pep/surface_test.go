@@ -268,6 +268,9 @@ func checkAgreement(t *testing.T, g *gateway, round int, user string) {
 	judge := func(what string, shown bool, answers ...*answer) {
 		for _, a := range answers {
 			rec := g.book.of(a.decision())[0]
+			if rec.GetItem() != "" {
+				checkReplay(t, g, rec)
+			}
 			allowed, conditional := rec.GetReason() == "allowed", rec.GetReason() == "condition" || rec.GetReason() == "argument_type"
 			if allowed && !shown || shown && !allowed && !conditional {
 				t.Errorf("round %d: %s: %s is listed: %v, and used: %s\n%+v", round, user, what, shown, rec.GetReason(), g.policy.Grants)

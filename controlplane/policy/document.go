@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	cedar "github.com/cedar-policy/cedar-go"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
@@ -48,6 +50,9 @@ func Parse(name, text string) (*Document, error) {
 		return nil, refuse(place{}, "make several documents of it", "the text is %d bytes long; at most %d are accepted", len(text), MaxDocument)
 	case deepest(text) > maxDepth+2:
 		return nil, refuse(place{}, "split the policy into several", "a policy nests deeper than %d levels", maxDepth)
+	}
+	if at, r, ok := invisible(text); ok {
+		return nil, refuse(at, fmt.Sprintf(`in a string, write \u{%x}; leave it away elsewhere`, r), "the character U+%04X cannot be seen", r)
 	}
 	list, err := cedar.NewPolicyListFromBytes(name, []byte(text))
 	if err != nil {
@@ -107,6 +112,22 @@ func Format(text string) (string, error) {
 		b.WriteString("\n")
 	}
 	return b.String(), nil
+}
+
+// invisible finds a character that makes a text look like another one, or plays with the terminal that shows it.
+func invisible(text string) (at place, found rune, ok bool) {
+	at = place{1, 1}
+	for _, r := range text {
+		switch {
+		case r == '\n':
+			at = place{at.line + 1, 0}
+		case r == '\t' || r == '\r':
+		case unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == utf8.RuneError:
+			return at, r, true
+		}
+		at.column++
+	}
+	return place{}, 0, false
 }
 
 // comment finds the first comment.

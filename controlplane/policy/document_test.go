@@ -133,6 +133,22 @@ func TestFormatKeepsTheMeaningAndRefusesToLoseAComment(t *testing.T) {
 	}
 }
 
+func TestATextThatLooksLikeAnotherIsRefused(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"permit (principal, action, resource)\nwhen { \u202etrue };": "2:8: the character U+202E cannot be seen: in a string, write \\u{202e}",
+		"permit (principal, action, resource); \x1b[2J":              "1:39: the character U+001B",
+		"permit (principal, action, resource); \xff":                 "1:39: the character U+FFFD",
+	} {
+		if _, err := Parse("x", text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+	if _, err := Parse("x", "permit (principal, action, resource)\r\n\twhen { \"\\u{202e}\" == \"Straße\" };"); err != nil {
+		t.Errorf("an escape can be seen: %v", err)
+	}
+}
+
 // TestWithoutAWorldNamesAndArgumentsAreNotRefused: what a client can check without asking the control plane.
 func TestWithoutAWorldNamesAndArgumentsAreNotRefused(t *testing.T) {
 	t.Parallel()

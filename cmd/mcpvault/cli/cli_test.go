@@ -17,6 +17,7 @@ import (
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/contexts"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/manage"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/observe"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/policy"
 )
 
 func TestMain(m *testing.M) {
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 
 // talking are all commands that talk to servers; those that start them are tested where they are.
 func talking() []func(*cli.App) *cobra.Command {
-	return slices.Concat(manage.Commands(), observe.Commands())
+	return slices.Concat(manage.Commands(), observe.Commands(), []func(*cli.App) *cobra.Command{policy.Command})
 }
 
 // TestScripts runs the dialogues in testdata: what is typed, what is printed where, and the exit status.

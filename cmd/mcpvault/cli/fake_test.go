@@ -32,6 +32,7 @@ type fake struct {
 	adminv1connect.UnimplementedDirectoryServiceHandler
 	adminv1connect.UnimplementedRegistryServiceHandler
 	adminv1connect.UnimplementedAccessServiceHandler
+	adminv1connect.UnimplementedPolicyServiceHandler
 	adminv1connect.UnimplementedTokenServiceHandler
 	adminv1connect.UnimplementedSnapshotServiceHandler
 	adminv1connect.UnimplementedCellAdminServiceHandler
@@ -61,6 +62,7 @@ func controlPlane(t testing.TB) string {
 	adminv1connect.RegisterDirectoryServiceHandler(server, f)
 	adminv1connect.RegisterRegistryServiceHandler(server, f)
 	adminv1connect.RegisterAccessServiceHandler(server, f)
+	adminv1connect.RegisterPolicyServiceHandler(server, f)
 	adminv1connect.RegisterTokenServiceHandler(server, f)
 	adminv1connect.RegisterSnapshotServiceHandler(server, f)
 	adminv1connect.RegisterCellAdminServiceHandler(server, f)
@@ -238,6 +240,51 @@ func (f *fake) Replay(_ context.Context, r *adminv1.ReplayRequest) (*adminv1.Rep
 		resp.Differences = []*adminv1.ReplayDifference{{Field: "effect", Recorded: "allow", Replayed: "deny"}}
 	}
 	return resp, nil
+}
+
+func refunds(text string) *adminv1.Policy {
+	return &adminv1.Policy{Name: "refunds", Text: text, Version: 2, UpdatedBy: "root", UpdatedMs: 1000, Rules: []string{"policy:refunds/small"}}
+}
+
+const smallRefunds = "permit (principal, action == Action::\"call\", resource == Tool::\"payments/refund\");\n"
+
+// PutPolicy refuses everything that names somebody called nobody.
+func (f *fake) PutPolicy(_ context.Context, r *adminv1.PutPolicyRequest) (*adminv1.PutPolicyResponse, error) {
+	if strings.Contains(r.GetText(), "nobody") {
+		return nil, refusal(connect.CodeInvalidArgument, `1:21: User "nobody" does not exist`, "create it first, or name one that there is")
+	}
+	return &adminv1.PutPolicyResponse{Policy: refunds(r.GetText()), Revision: 7}, nil
+}
+
+func (f *fake) GetPolicy(_ context.Context, r *adminv1.GetPolicyRequest) (*adminv1.GetPolicyResponse, error) {
+	if r.GetName() != "refunds" {
+		return nil, refusal(connect.CodeNotFound, "policy "+r.GetName()+" does not exist", "did you mean refunds?")
+	}
+	return &adminv1.GetPolicyResponse{Policy: refunds(smallRefunds)}, nil
+}
+
+func (f *fake) ListPolicies(context.Context, *adminv1.ListPoliciesRequest) (*adminv1.ListPoliciesResponse, error) {
+	return &adminv1.ListPoliciesResponse{Policies: []*adminv1.Policy{refunds(smallRefunds)}}, nil
+}
+
+func (f *fake) DeletePolicy(context.Context, *adminv1.DeletePolicyRequest) (*adminv1.DeletePolicyResponse, error) {
+	return &adminv1.DeletePolicyResponse{Revision: 8}, nil
+}
+
+func (f *fake) ValidatePolicy(_ context.Context, r *adminv1.ValidatePolicyRequest) (*adminv1.ValidatePolicyResponse, error) {
+	res := &adminv1.ValidatePolicyResponse{Rules: []string{"policy:" + r.GetName() + "/policy1"}}
+	if strings.Contains(r.GetText(), "nobody") {
+		res.Issues = []*adminv1.PolicyIssue{{Line: 1, Column: 21, What: `User "nobody" does not exist`, Fix: "create it first"}, {What: "the whole is wrong", Fix: "write another"}}
+	}
+	return res, nil
+}
+
+func (f *fake) ExportPolicy(context.Context, *adminv1.ExportPolicyRequest) (*adminv1.ExportPolicyResponse, error) {
+	return &adminv1.ExportPolicyResponse{Cedar: smallRefunds, Entities: `[{"uid":{"type":"User","id":"alice"}}]`, Revision: 7}, nil
+}
+
+func (f *fake) GetSchema(context.Context, *adminv1.GetSchemaRequest) (*adminv1.GetSchemaResponse, error) {
+	return &adminv1.GetSchemaResponse{Version: 1, Text: "entity User;\n"}, nil
 }
 
 func (f *fake) CreateToken(_ context.Context, r *adminv1.CreateTokenRequest) (*adminv1.CreateTokenResponse, error) {

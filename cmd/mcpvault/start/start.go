@@ -8,11 +8,12 @@ import (
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/manage"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/observe"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/policy"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/trust"
 )
 
 // Commands are the whole command line besides what package cli brings itself: the tour types them all, so that whoever
 // starts servers knows them.
 func Commands() []func(*cli.App) *cobra.Command {
-	return slices.Concat(manage.Commands(), observe.Commands(), []func(*cli.App) *cobra.Command{trust.Command, Dev, Demo, Config, Bench, Internal})
+	return slices.Concat(manage.Commands(), observe.Commands(), []func(*cli.App) *cobra.Command{policy.Command, trust.Command, Dev, Demo, Config, Bench, Internal})
 }

@@ -156,10 +156,7 @@ func (n *Node) nodeStatus() *cellv1.NodeStatus {
 		s.ManifestSequence, s.ManifestRoot = m.GetSequence(), m.GetRoot()
 	}
 	for _, t := range n.pdp.Current().Tenants() {
-		s.Applied = append(s.Applied, &cellv1.AppliedHead{
-			TenantId: string(t.ID), Epoch: uint64(t.Version.Epoch), Generation: uint64(t.Version.Generation),
-			Digest: t.HeadDigest[:], ConfirmedMs: t.ConfirmedMS(),
-		})
+		s.Applied = append(s.Applied, t.AppliedHead())
 	}
 	if hb := n.feed.Heartbeat(); hb != nil {
 		s.HeartbeatMs = hb.GetTimeMs()

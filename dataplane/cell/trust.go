@@ -9,6 +9,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/feed"
 	"github.com/mcpvault/mcpvault/dataplane/store"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
 
@@ -62,7 +63,17 @@ func (v verifier) VerifyUpdate(u *cellv1.Update) error {
 			return fmt.Errorf("head: %w", err)
 		}
 	}
+	for _, d := range u.GetDeltas() {
+		if _, err := trust.OpenDelta(d); err != nil {
+			return fmt.Errorf("delta: %w", err)
+		}
+	}
 	return nil
+}
+
+func (v verifier) VerifyDelta(d *snapshotv1.SignedDelta) error {
+	_, err := v.n.trust.Current().OpenDelta(d)
+	return err
 }
 
 func (v verifier) VerifyKill(env []byte) (string, error) {

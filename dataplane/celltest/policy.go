@@ -39,7 +39,19 @@ func (t *trust) VerifyUpdate(u *cellv1.Update) error {
 			return err
 		}
 	}
+	for _, d := range u.GetDeltas() {
+		if _, err := t.cur.OpenDelta(d); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+func (t *trust) VerifyDelta(d *snapshotv1.SignedDelta) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, err := t.cur.OpenDelta(d)
+	return err
 }
 
 func (t *trust) VerifyKill(env []byte) (string, error) {
@@ -72,6 +84,27 @@ func (c *Cell) Update(sequence uint64, heads ...[]byte) *cellv1.RaftEntry {
 	return &cellv1.RaftEntry{Command: &cellv1.RaftEntry_Update{Update: &cellv1.Update{
 		Roots: c.Authority.Roots, Manifest: c.Authority.Manifest(c.t, CellName, sequence, heads...), Heads: heads,
 	}}}
+}
+
+// Deltas is an entry with n deltas, which say that nothing changed, behind a head or delta of a tenant.
+func (c *Cell) Deltas(tenant int, at uint64, parent snapshot.Digest, n int) (*cellv1.RaftEntry, snapshot.Digest) {
+	c.t.Helper()
+	id, ok := seal.TenantBytes(TenantID(tenant))
+	if !ok {
+		c.t.Fatalf("tenant %d has no UUID", tenant)
+	}
+	state := snapshot.DigestOf([]byte("nothing changed"))
+	deltas := &cellv1.Deltas{}
+	for i := range uint64(n) {
+		d, err := seal.SignDelta(&snapshotv1.Delta{
+			TenantId: id, Epoch: 1, Generation: at + i + 1, Revision: at + i + 1, Parent: parent[:], StateHash: state[:],
+		}, c.Authority.Head)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		deltas.Deltas, parent = append(deltas.Deltas, d), seal.DeltaDigest(d)
+	}
+	return &cellv1.RaftEntry{Command: &cellv1.RaftEntry_Deltas{Deltas: deltas}}, parent
 }
 
 // Kill is an entry that kills a user.

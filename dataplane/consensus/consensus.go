@@ -1,4 +1,4 @@
-// Package consensus makes the nodes of one cell agree on manifests, kills and session keys: hashicorp/raft over SPIFFE
+// Package consensus makes the nodes of one cell agree on manifests, deltas, kills and session keys: hashicorp/raft over SPIFFE
 // mTLS, on a log of its own.
 //
 // It promises that an entry for which Propose returned no error is on the disk of a majority and will reach every node;
@@ -24,13 +24,16 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/store"
 	"github.com/mcpvault/mcpvault/kit/svid"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 )
 
 // Trust judges signatures. Its answer may depend on the roots that were applied before and on nothing else: not on the
 // time, not on the node. An error refuses the entry and changes nothing.
 type Trust interface {
-	// VerifyUpdate judges the roots, if there are any, and the manifest and heads by them.
+	// VerifyUpdate judges the roots, if there are any, and the manifest, heads and deltas by them.
 	VerifyUpdate(u *cellv1.Update) error
+	// VerifyDelta judges the signature of a delta.
+	VerifyDelta(d *snapshotv1.SignedDelta) error
 	// VerifyKill judges a kill and returns its id.
 	VerifyKill(env []byte) (id string, err error)
 }

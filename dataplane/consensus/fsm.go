@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 
 	"github.com/hashicorp/raft"
 	"github.com/mcpvault/mcpvault/dataplane/store"
@@ -50,9 +52,12 @@ func (f *fsm) Apply(l *raft.Log) any {
 	if err == nil {
 		err = f.n.take(entry)
 	}
+	if err == nil || entry.GetDeltas() != nil {
+		// Of deltas, those of one tenant are taken also when those of another are refused.
+		f.n.cfg.OnApply(Applied{Index: l.Index, Entry: entry})
+	}
 	switch {
 	case err == nil:
-		f.n.cfg.OnApply(Applied{Index: l.Index, Entry: entry})
 		return nil
 	case errors.Is(err, store.ErrRollback) && l.Index <= f.old:
 		// Taken before the restart, and followed by newer ones.
@@ -83,6 +88,10 @@ func (n *Node) verify(entry *cellv1.RaftEntry) error {
 		err = n.cfg.Trust.VerifyUpdate(c.Update)
 	case *cellv1.RaftEntry_Kill:
 		_, err = n.cfg.Trust.VerifyKill(c.Kill)
+	case *cellv1.RaftEntry_Deltas:
+		for _, d := range c.Deltas.GetDeltas() {
+			err = errors.Join(err, n.cfg.Trust.VerifyDelta(d))
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", errRefused, err)
@@ -108,6 +117,11 @@ func (n *Node) take(entry *cellv1.RaftEntry) error {
 		}
 		_, err = n.cfg.Store.AddKill(id, c.Kill)
 		return err
+	case *cellv1.RaftEntry_Deltas:
+		if err := n.verify(entry); err != nil {
+			return err
+		}
+		return n.cfg.Store.PutDeltas(c.Deltas.GetDeltas())
 	case *cellv1.RaftEntry_SessionKey:
 		return n.cfg.Store.PutSessionKey(c.SessionKey)
 	}
@@ -119,15 +133,17 @@ type state []*cellv1.RaftEntry
 
 const (
 	stateMagic = "mcpvault raft state 1\n"
-	// maxStateEntry bounds one entry of a snapshot: all heads of the cell are in one.
+	// maxStateEntry bounds one entry of a snapshot.
 	maxStateEntry = 64 << 20
+	// stateBatch is how many bytes of heads and deltas one entry of a snapshot has before the next one is begun.
+	stateBatch = 8 << 20
 )
 
 // Snapshot takes what the store holds now; the parts are shared and never written to.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	s := f.n.cfg.Store
 	var all state
-	if u := s.LastUpdate(); len(u.GetManifest()) > 0 || len(u.GetRoots()) > 0 {
+	for _, u := range updates(s) {
 		all = append(all, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_Update{Update: u}})
 	}
 	for _, k := range s.Kills() {
@@ -137,6 +153,32 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 		all = append(all, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_SessionKey{SessionKey: k}})
 	}
 	return all, nil
+}
+
+// updates are what the store holds, cut between tenants: a head and its deltas stay together.
+func updates(s *store.Store) []*cellv1.Update {
+	whole := s.LastUpdate()
+	if len(whole.GetManifest()) == 0 {
+		if len(whole.GetRoots()) == 0 {
+			return nil
+		}
+		return []*cellv1.Update{{Roots: whole.GetRoots()}}
+	}
+	next := func() *cellv1.Update { return &cellv1.Update{Roots: whole.GetRoots(), Manifest: whole.GetManifest()} }
+	chains := s.Chains()
+	all, size := []*cellv1.Update{next()}, 0
+	for _, id := range slices.Sorted(maps.Keys(chains)) {
+		if size > stateBatch {
+			all, size = append(all, next()), 0
+		}
+		u, c := all[len(all)-1], chains[id]
+		u.Heads, u.Deltas = append(u.Heads, c.Head), append(u.Deltas, c.Deltas...)
+		size += len(c.Head)
+		for _, d := range c.Deltas {
+			size += len(d.GetBody()) + len(d.GetSignature())
+		}
+	}
+	return all
 }
 
 // Persist writes the snapshot; the sink seals it.

@@ -17,6 +17,7 @@ import (
 	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/kit/svid"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 )
 
 const protocol = "mcpvault-raft"
@@ -249,6 +250,8 @@ type nobody struct{}
 var errNobody = io.ErrUnexpectedEOF
 
 func (nobody) VerifyUpdate(*cellv1.Update) error { return errNobody }
+
+func (nobody) VerifyDelta(*snapshotv1.SignedDelta) error { return errNobody }
 
 func (nobody) VerifyKill([]byte) (string, error) { return "", errNobody }
 

@@ -3,16 +3,15 @@ package feed
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
+	"github.com/mcpvault/mcpvault/dataplane/store"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
-	"github.com/mcpvault/mcpvault/snapshot/shard"
 )
 
 // activateLoop puts into the live index what the store holds and the index does not.
@@ -80,19 +79,15 @@ func (f *Feed) Activate(ctx context.Context) bool {
 	homed := f.homed()
 	keep := func(id snapshot.TenantID) bool { return homed == nil || homed[id] }
 	var todo []opening
-	for id, env := range f.cfg.Store.Heads() {
-		if !keep(id) {
-			continue
+	for id, chain := range f.cfg.Store.Chains() {
+		t := state.Tenant(id)
+		switch {
+		case !keep(id) || t != nil && !chain.Version.Newer(t.Version):
+		case !f.isRefused(chain.Digest):
+			todo = append(todo, opening{id: id, chain: chain})
+		case t != nil && len(chain.Deltas) > 0:
+			f.cfg.PDP.HoldWrites(id, chain.Version)
 		}
-		head, digest, err := openHead(trust, env)
-		if err != nil {
-			f.log.ErrorContext(ctx, "a stored head does not verify", "tenant_id", id, "err", err)
-			continue
-		}
-		if t := state.Tenant(id); t != nil && !snapshot.VersionOf(head).Newer(t.Version) || f.isRefused(digest) {
-			continue
-		}
-		todo = append(todo, opening{head: head, digest: digest})
 	}
 	if leaves(state, keep) {
 		f.cfg.PDP.Activate(nil, keep)
@@ -115,18 +110,17 @@ func (f *Feed) Activate(ctx context.Context) bool {
 	return done
 }
 
-// opening is a head on its way into the live index.
+// opening is a tenant's newest generation on its way into the live index.
 type opening struct {
-	head   *snapshotv1.Head
-	digest snapshot.Digest
-	tenant *pdp.Tenant
-	err    error
+	id    snapshot.TenantID
+	chain store.Chain
+	assembled
 }
 
 // openAtOnce is how many tenants are opened beside each other.
 const openAtOnce = 4
 
-// openAll opens heads beside each other; the channel is closed behind the last one.
+// openAll opens generations beside each other; the channel is closed behind the last one.
 func (f *Feed) openAll(ctx context.Context, todo []opening) <-chan opening {
 	out := make(chan opening, len(todo))
 	places := make(chan struct{}, openAtOnce)
@@ -134,7 +128,7 @@ func (f *Feed) openAll(ctx context.Context, todo []opening) <-chan opening {
 	for _, o := range todo {
 		wg.Go(func() {
 			places <- struct{}{}
-			o.tenant, o.err = f.inForce(ctx, o.head, o.digest)
+			o.assembled = f.assemble(ctx, o.chain)
 			<-places
 			out <- o
 		})
@@ -146,19 +140,33 @@ func (f *Feed) openAll(ctx context.Context, todo []opening) <-chan opening {
 	return out
 }
 
-// settle judges what opening a head came to and returns the tenant when it can go live.
+// settle judges what opening a generation came to and returns the tenant when it can go live. When a delta does not apply,
+// that is the generation before it, if this node does not serve that already; calls with effects wait for the next head.
 func (f *Feed) settle(ctx context.Context, state *pdp.State, o opening, done *bool) *pdp.Tenant {
+	live := state.Tenant(o.id)
+	behind := o.tenant != nil && (live == nil || o.tenant.Version.Newer(live.Version))
+	hold := behind
 	switch {
 	case o.err == nil:
 		return o.tenant
+	case errors.Is(o.err, errUnverified):
+		f.log.ErrorContext(ctx, "a stored generation does not verify", append(o.failed.attrs(), "err", o.err)...)
 	case errors.Is(o.err, errUnfit):
-		f.nack(o.head, o.digest, o.err)
-	default:
-		f.log.WarnContext(ctx, "generation waits for its shards", append(f.attrs(o.head), "err", o.err)...)
-		if id := snapshot.TenantID(o.head.GetTenantId()); state.Tenant(id) != nil {
-			f.cfg.PDP.HoldWrites(id, snapshot.VersionOf(o.head))
+		f.nack(o.failed, o.err)
+		if o.failed.digest != o.chain.Digest {
+			f.refuse(o.chain.Digest, o.err)
 		}
-		*done = false
+		// The cell has gone on by a delta; a head that does not build is one that no node has staged.
+		hold = hold || live != nil && len(o.chain.Deltas) > 0
+	default:
+		f.log.WarnContext(ctx, "generation waits for its shards", append(o.failed.attrs(), "err", o.err)...)
+		*done, hold = false, hold || live != nil
+	}
+	if hold {
+		f.cfg.PDP.HoldWrites(o.id, o.chain.Version)
+	}
+	if behind {
+		return o.tenant
 	}
 	return nil
 }
@@ -170,7 +178,7 @@ func (f *Feed) goLive(ctx context.Context, ready []*pdp.Tenant, keep func(snapsh
 	f.cfg.PDP.Activate(ready, keep)
 	for _, t := range ready {
 		f.connMu.Lock()
-		delete(f.refused, t.HeadDigest)
+		delete(f.refused, t.Digest)
 		f.connMu.Unlock()
 		f.log.InfoContext(ctx, "generation is live", "tenant", t.Name, "generation", t.Version.String())
 		f.ackTenant(t)
@@ -204,44 +212,6 @@ func (f *Feed) homed() map[snapshot.TenantID]bool {
 	return set
 }
 
-// inForce opens a head if its time is now. Time is judged here and nowhere before: a head whose time comes later, or that
-// a wrong clock refused, is on the disk then.
-func (f *Feed) inForce(ctx context.Context, head *snapshotv1.Head, digest snapshot.Digest) (*pdp.Tenant, error) {
-	if err := seal.CheckTime(head, f.cfg.Now()); err != nil {
-		return nil, fmt.Errorf("%w: %w", errUnfit, err)
-	}
-	return f.open(ctx, head, digest)
-}
-
-// open builds a tenant from shards on this disk; one that is missing or spoilt is fetched again.
-func (f *Feed) open(ctx context.Context, head *snapshotv1.Head, digest snapshot.Digest) (*pdp.Tenant, error) {
-	ctx, cancel := context.WithTimeout(ctx, stageLimit)
-	defer cancel()
-	var missing error
-	x, c, err := shard.OpenTenant(head, func(d snapshot.Digest, size uint64) ([]byte, error) {
-		b, err := f.cfg.Store.GetBlob(d, int64(size))
-		if err == nil {
-			return b, nil
-		}
-		if missing = f.fetch(ctx, d, int64(size)); missing != nil {
-			return nil, missing
-		}
-		b, missing = f.cfg.Store.GetBlob(d, int64(size))
-		return b, missing
-	})
-	if missing != nil {
-		return nil, missing
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errUnfit, err)
-	}
-	t, err := pdp.NewTenant(head, digest, x, c)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errUnfit, err)
-	}
-	return t, nil
-}
-
 func (f *Feed) ackTenant(t *pdp.Tenant) {
 	f.ack(&cellv1.AcknowledgeRequest{
 		TenantId: string(t.ID), Epoch: uint64(t.Version.Epoch), Generation: uint64(t.Version.Generation),
@@ -256,25 +226,36 @@ func (f *Feed) acknowledgeAll() {
 	}
 }
 
-func (f *Feed) nack(h *snapshotv1.Head, digest snapshot.Digest, cause error) {
-	f.connMu.Lock()
-	_, known := f.refused[digest]
-	if len(f.refused) > 1000 {
-		clear(f.refused)
+// nack refuses a verified generation: it is not tried again.
+func (f *Feed) nack(g generation, cause error) {
+	if f.refuse(g.digest, cause) {
+		f.log.Error("generation refused, the last good one stays", append(g.attrs(), "err", cause)...)
 	}
-	f.refused[digest] = !errors.Is(cause, seal.ErrNotYet) && !errors.Is(cause, seal.ErrExpired)
-	f.connMu.Unlock()
-	if !known {
-		f.log.Error("generation refused, the last good one stays", append(f.attrs(h), "err", cause)...)
-	}
+	f.reject(g, cause)
+}
+
+// reject answers that a generation was not taken.
+func (f *Feed) reject(g generation, cause error) {
 	reason := cause.Error()
 	if len(reason) > 1000 {
 		reason = reason[:1000]
 	}
 	f.ack(&cellv1.AcknowledgeRequest{
-		TenantId: h.GetTenantId(), Epoch: h.GetEpoch(), Generation: h.GetGeneration(), Revision: h.GetRevision(),
+		TenantId: string(g.tenant), Epoch: uint64(g.version.Epoch), Generation: uint64(g.version.Generation), Revision: g.revision,
 		Status: cellv1.AckStatus_ACK_STATUS_REJECTED, Reason: reason,
 	})
+}
+
+// refuse remembers a refusal and reports whether it is a new one.
+func (f *Feed) refuse(digest snapshot.Digest, cause error) bool {
+	f.connMu.Lock()
+	defer f.connMu.Unlock()
+	_, known := f.refused[digest]
+	if len(f.refused) > 1000 {
+		clear(f.refused)
+	}
+	f.refused[digest] = !errors.Is(cause, seal.ErrNotYet) && !errors.Is(cause, seal.ErrExpired)
+	return !known
 }
 
 func (f *Feed) isRefused(d snapshot.Digest) bool {

@@ -17,8 +17,8 @@ var errBehind = errors.New("the control plane is behind this cell, as if its dat
 
 // trouble is an update that was not taken.
 type trouble struct {
-	err   error
-	heads [][]byte
+	err    error
+	offers map[snapshot.TenantID]*offer
 	// beats are the heartbeats since: one comes right behind each update.
 	beats int
 }
@@ -37,8 +37,8 @@ func (f *Feed) Problem() error {
 	return f.refusal()
 }
 
-// setTrouble reports whether the control plane has been behind for so long that each of its heads is answered.
-func (f *Feed) setTrouble(err error, heads [][]byte) (lasting bool) {
+// setTrouble reports whether the control plane has been behind for so long that each of its generations is answered.
+func (f *Feed) setTrouble(err error, offers map[snapshot.TenantID]*offer) (lasting bool) {
 	f.connMu.Lock()
 	defer f.connMu.Unlock()
 	if err == nil {
@@ -48,11 +48,11 @@ func (f *Feed) setTrouble(err error, heads [][]byte) (lasting bool) {
 	if f.trouble == nil {
 		f.trouble = &trouble{}
 	}
-	f.trouble.err, f.trouble.heads = err, heads
+	f.trouble.err, f.trouble.offers = err, offers
 	return f.trouble.beats >= beatsBehind
 }
 
-// stillBehind says so, once, when the control plane stays behind: in the log, and to itself for each head that it offers.
+// stillBehind says so, once, when the control plane stays behind: in the log, and to itself for each generation that it offers.
 func (f *Feed) stillBehind(ctx context.Context) {
 	f.connMu.Lock()
 	t := f.trouble
@@ -65,23 +65,28 @@ func (f *Feed) stillBehind(ctx context.Context) {
 		return
 	}
 	f.log.ErrorContext(ctx, "refused what the control plane sent", "err", t.err)
-	f.nackOlder(f.cfg.Trust.Current(), t.heads)
+	f.nackOlder(t.offers)
 }
 
-// behind compares a verified manifest with the one that this node holds and with the floors of its tenants.
-func (f *Feed) behind(trust *seal.Trust, env []byte, m *snapshotv1.Manifest) error {
-	heads := f.cfg.Store.Heads()
+// behind compares a verified manifest, and what came with it, with what this node holds and with the floors of its tenants.
+// A tenant of which nothing came is offered at the manifest's head, or further on by deltas that came before.
+func (f *Feed) behind(trust *seal.Trust, env []byte, m *snapshotv1.Manifest, offers map[snapshot.TenantID]*offer) error {
+	chains := f.cfg.Store.Chains()
 	for _, ref := range m.GetHeads() {
 		id := snapshot.TenantID(ref.GetTenantId())
 		offered := snapshot.Version{Epoch: snapshot.Epoch(ref.GetEpoch()), Generation: snapshot.Generation(ref.GetGeneration())}
-		floor := f.cfg.Store.Floor(id)
+		digest := string(ref.GetHeadSha256())
+		if o := offers[id]; o != nil {
+			end := o.end()
+			offered, digest = end.version, string(end.digest[:])
+		} else if chain, ok := chains[id]; !ok || len(chain.Deltas) > 0 && headIs(chain.Head, digest) {
+			continue
+		}
+		floor, have := f.cfg.Store.FloorDigest(id)
 		if floor.Newer(offered) {
 			return fmt.Errorf("%w: tenant %s is offered at generation %s, %s was taken before", errBehind, id, offered, floor)
 		}
-		if offered != floor || heads[id] == nil {
-			continue
-		}
-		if have, d, err := openHead(trust, heads[id]); err == nil && snapshot.VersionOf(have) == offered && string(d[:]) != string(ref.GetHeadSha256()) {
+		if offered == floor && digest != string(have[:]) {
 			return fmt.Errorf("%w: tenant %s is offered at generation %s with other contents", errBehind, id, offered)
 		}
 	}
@@ -101,15 +106,17 @@ func (f *Feed) behind(trust *seal.Trust, env []byte, m *snapshotv1.Manifest) err
 	return nil
 }
 
-// nackOlder answers each head that is older than what this cell has had.
-func (f *Feed) nackOlder(trust *seal.Trust, envelopes [][]byte) {
-	for _, env := range envelopes {
-		head, digest, err := openHead(trust, env)
-		if err != nil {
-			continue
-		}
-		if floor := f.cfg.Store.Floor(snapshot.TenantID(head.GetTenantId())); floor.Newer(snapshot.VersionOf(head)) {
-			f.nack(head, digest, fmt.Errorf("%w: generation %s was taken before", errBehind, floor))
+// headIs reports whether an envelope is that of the head which a reference names.
+func headIs(env []byte, digest string) bool {
+	d, err := seal.HeadDigest(env)
+	return err == nil && string(d[:]) == digest
+}
+
+// nackOlder answers each generation that is older than what this cell has had.
+func (f *Feed) nackOlder(offers map[snapshot.TenantID]*offer) {
+	for id, o := range offers {
+		if floor := f.cfg.Store.Floor(id); floor.Newer(o.end().version) {
+			f.nack(o.end(), fmt.Errorf("%w: generation %s was taken before", errBehind, floor))
 		}
 	}
 }

@@ -1,5 +1,5 @@
 // Package feed brings policy to one node. It watches the control plane, verifies what it hears, stages the shards,
-// proposes the heads to the cell's log, and reports what was applied or why it was refused.
+// proposes heads and deltas to the cell's log, and reports what was applied or why it was refused.
 //
 // It promises that nothing reaches the live index that did not verify and build: whatever fails leaves the last good
 // generation in place and sends the reason back. The control plane being away is not an error here, only a delay.
@@ -21,6 +21,7 @@ import (
 	"github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1/cellv1connect"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
 
 // ControlPlane is what the feed asks of the control plane; the generated client is one.
@@ -62,7 +63,7 @@ type Feed struct {
 	// mu guards what the stream has brought and the log has not taken yet.
 	mu       sync.Mutex
 	manifest []byte
-	pending  map[snapshot.TenantID]*pendingHead
+	pending  map[snapshot.TenantID]*pending
 	wake     chan struct{}
 
 	activate chan struct{}
@@ -75,18 +76,12 @@ type Feed struct {
 	connected bool
 	complete  bool
 	heartbeat *snapshotv1.Heartbeat
-	// refused are the heads that were answered with a reason: true for good, false until the time is right.
+	// refused are the heads and deltas that were answered with a reason: true for good, false until the time is right.
 	refused map[snapshot.Digest]bool
 	// trouble is what the control plane offers that cannot be taken; nil when it can.
 	trouble *trouble
 	// refusals are the events that were refused and not yet followed by a good one, by kind.
 	refusals map[string]error
-}
-
-type pendingHead struct {
-	envelope []byte
-	head     *snapshotv1.Head
-	digest   snapshot.Digest
 }
 
 // New makes a feed.
@@ -99,7 +94,7 @@ func New(cfg Config) *Feed {
 	}
 	return &Feed{
 		cfg: cfg, log: cfg.Logger,
-		pending:  make(map[snapshot.TenantID]*pendingHead),
+		pending:  make(map[snapshot.TenantID]*pending),
 		wake:     make(chan struct{}, 1),
 		activate: make(chan struct{}, 1),
 		acks:     make(chan *cellv1.AcknowledgeRequest, 1024),
@@ -140,8 +135,11 @@ func (f *Feed) Heartbeat() *snapshotv1.Heartbeat {
 	return f.heartbeat
 }
 
-// Applied wakes the activation: the log has taken something.
-func (f *Feed) Applied() { poke(f.activate) }
+// Applied wakes the activation, and the proposer of what had to come behind: the log has taken something.
+func (f *Feed) Applied() {
+	poke(f.activate)
+	poke(f.wake)
+}
 
 const (
 	retryMin = 50 * time.Millisecond
@@ -214,12 +212,14 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 		}
 	case *cellv1.WatchResponse_Kill:
 		err = f.TakeKill(e.Kill)
+	case *cellv1.WatchResponse_Delta:
+		err = f.takeDelta(e.Delta)
 	}
 	f.note(ctx, kindOf(ev), err)
 }
 
-// takeUpdate verifies an update and leaves it for the proposer. A head that does not verify is answered with the reason
-// and holds up no other.
+// takeUpdate verifies an update and leaves it for the proposer. A head or delta that does not verify is answered with the
+// reason and holds up no other tenant.
 func (f *Feed) takeUpdate(u *cellv1.Update) error {
 	if len(u.GetRoots()) > 0 {
 		if err := f.cfg.Trust.Renew(u.GetRoots()); err != nil {
@@ -231,32 +231,77 @@ func (f *Feed) takeUpdate(u *cellv1.Update) error {
 	if err != nil {
 		return fmt.Errorf("manifest: %w", err)
 	}
-	err = f.behind(trust, u.GetManifest(), m)
-	if f.setTrouble(err, u.GetHeads()) {
-		f.nackOlder(trust, u.GetHeads())
+	offers, bad := f.open(trust, u)
+	err = f.behind(trust, u.GetManifest(), m, offers)
+	if f.setTrouble(err, offers) {
+		f.nackOlder(offers)
 	}
 	if err != nil {
-		return nil //nolint:nilerr // one that is merely late is followed by the present one; otherwise see stillBehind
+		return bad // one that is merely late is followed by the present one; otherwise see stillBehind
 	}
-	var bad error
+	f.mend(offers)
 	f.mu.Lock()
 	f.manifest = u.GetManifest()
-	for _, env := range u.GetHeads() {
-		head, digest, err := openHead(trust, env)
-		if err != nil {
-			bad = errors.Join(bad, fmt.Errorf("head: %w", err))
-			f.nackUnreadable(env, err)
-			continue
+	var answers []func()
+	for _, o := range offers {
+		if o.head != nil {
+			f.addHead(o.head)
 		}
-		id := snapshot.TenantID(head.GetTenantId())
-		if old, ok := f.pending[id]; ok && !snapshot.VersionOf(head).Newer(snapshot.VersionOf(old.head)) {
-			continue
+		for _, d := range o.deltas {
+			if err := f.addDelta(d); err != nil {
+				bad = errors.Join(bad, err)
+				answers = append(answers, func() { f.nack(d.generation(), err) })
+				break
+			}
 		}
-		f.pending[id] = &pendingHead{env, head, digest}
 	}
 	f.mu.Unlock()
+	for _, answer := range answers {
+		answer()
+	}
 	poke(f.wake)
 	return bad
+}
+
+// takeDelta verifies a delta and leaves it for the proposer. One that does not verify or follow is answered with the reason:
+// the control plane makes a head of what is newest then.
+func (f *Feed) takeDelta(signed *snapshotv1.SignedDelta) error {
+	d, err := openDelta(f.cfg.Trust.Current(), signed)
+	if err != nil {
+		f.rejectDelta(signed, err)
+		return fmt.Errorf("delta: %w", err)
+	}
+	f.mu.Lock()
+	err = f.addDelta(d)
+	f.mu.Unlock()
+	if err != nil {
+		f.nack(d.generation(), err)
+		return err
+	}
+	poke(f.wake)
+	return nil
+}
+
+// mend gives the disk back what it has lost of generations that were accepted here: the log will not bring them again.
+func (f *Feed) mend(offers map[snapshot.TenantID]*offer) {
+	chains := f.cfg.Store.Chains()
+	for id, o := range offers {
+		end := o.end()
+		floor, digest := f.cfg.Store.FloorDigest(id)
+		if chains[id].Head != nil || o.head == nil || end.version != floor || end.digest != digest {
+			continue
+		}
+		deltas := make([]*snapshotv1.SignedDelta, 0, len(o.deltas))
+		for _, d := range o.deltas {
+			deltas = append(deltas, d.signed)
+		}
+		if err := f.cfg.Store.Mend(o.head.envelope, deltas); err != nil {
+			f.log.Error("what the disk has lost could not be put back", "tenant_id", id, "err", err)
+			continue
+		}
+		f.log.Warn("what the disk had lost was put back", "tenant_id", id, tele.KeyGeneration, end.version.String())
+		f.Applied()
+	}
 }
 
 // TakeHeartbeat verifies a heartbeat and renews the leases of what it confirms.
@@ -300,7 +345,7 @@ func (f *Feed) TakeKill(env []byte) error {
 	return nil
 }
 
-// renewLeases confirms every tenant whose served head is the one that the newest heartbeat vouches for.
+// renewLeases confirms every tenant whose served generation is the one that the newest heartbeat vouches for.
 func (f *Feed) renewLeases() {
 	f.connMu.Lock()
 	hb := f.heartbeat
@@ -309,14 +354,18 @@ func (f *Feed) renewLeases() {
 	if hb == nil || manifest == nil {
 		return
 	}
-	m, err := f.cfg.Trust.Current().OpenManifest(manifest, f.cfg.Cell)
-	if err != nil || string(m.GetRoot()) != string(hb.GetRoot()) {
+	if _, err := f.cfg.Trust.Current().OpenManifest(manifest, f.cfg.Cell); err != nil {
+		return
+	}
+	refs := f.cfg.Store.Refs()
+	root, err := seal.ManifestRoot(refs)
+	if err != nil || string(root[:]) != string(hb.GetRoot()) {
 		return
 	}
 	state := f.cfg.PDP.Current()
-	for _, ref := range m.GetHeads() {
+	for _, ref := range refs {
 		t := state.Tenant(snapshot.TenantID(ref.GetTenantId()))
-		if t != nil && string(t.HeadDigest[:]) == string(ref.GetHeadSha256()) {
+		if t != nil && string(t.Digest[:]) == string(ref.GetHeadSha256()) {
 			f.cfg.PDP.RenewLease(t.ID, hb.GetTimeMs())
 		}
 	}
@@ -338,15 +387,13 @@ func (f *Feed) setComplete() {
 func (f *Feed) appliedHeads() []*cellv1.AppliedHead {
 	var all []*cellv1.AppliedHead
 	for _, t := range f.cfg.PDP.Current().Tenants() {
-		all = append(all, &cellv1.AppliedHead{
-			TenantId: string(t.ID), Epoch: uint64(t.Version.Epoch), Generation: uint64(t.Version.Generation),
-		})
+		all = append(all, t.AppliedHead())
 	}
 	return all
 }
 
-func (f *Feed) attrs(h *snapshotv1.Head) []any {
-	return []any{tele.KeyTenant, h.GetTenant(), tele.KeyGeneration, snapshot.VersionOf(h).String()}
+func (g generation) attrs() []any {
+	return []any{tele.KeyTenant, g.name, tele.KeyGeneration, g.version.String()}
 }
 
 func poke(c chan struct{}) {

@@ -45,6 +45,8 @@ type authority struct {
 	acks   []*cellv1.AcknowledgeRequest
 	events chan *cellv1.WatchResponse
 	seq    uint64
+	// fetched counts the shards that were asked for; guarded by mu.
+	fetched int
 }
 
 func newAuthority(t *testing.T) *authority {
@@ -100,6 +102,7 @@ func (a *authority) Acknowledge(_ context.Context, r *cellv1.AcknowledgeRequest)
 func (a *authority) Fetch(_ context.Context, d snapshot.Digest, _ int64) ([]byte, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.fetched++
 	b, ok := a.blobs[d]
 	if !ok {
 		return nil, errors.New("no such shard")
@@ -120,15 +123,22 @@ func (a *authority) generation(t *testing.T, gen uint64, signer *seal.Signer, sp
 	return env, a.update(t, env)
 }
 
+func basePolicy(id string) *snapshot.Policy {
+	return &snapshot.Policy{
+		Tenant:     snapshot.TenantID(id),
+		Principals: []snapshot.Principal{{Name: "alice"}, {Name: "carol", Nodes: []snapshot.Ref{"role:reader"}}},
+		Nodes:      []snapshot.Node{{Ref: "role:reader"}},
+		Servers:    []snapshot.Server{{Name: "demo", Items: []string{snapshot.ItemOther, "echo"}}},
+		Grants: []snapshot.Grant{
+			{ID: "g1", Subject: "user:alice", Server: "demo"}, {ID: "g2", Subject: "role:reader", Server: "demo", Tool: "echo"},
+		},
+	}
+}
+
 // signed makes the head of one tenant and keeps its shards.
 func (a *authority) signed(t *testing.T, id, name string, gen uint64, signer *seal.Signer, spoil func(index, catalogue *[]byte)) []byte {
 	t.Helper()
-	x, err := index.Build(&snapshot.Policy{
-		Tenant:     snapshot.TenantID(id),
-		Principals: []snapshot.Principal{{Name: "alice"}},
-		Servers:    []snapshot.Server{{Name: "demo", Items: []string{snapshot.ItemOther, "echo"}}},
-		Grants:     []snapshot.Grant{{ID: "g1", Subject: "user:alice", Server: "demo"}},
-	})
+	x, err := index.Build(basePolicy(id))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,6 +246,11 @@ func (l *directLog) Leads() bool { return true }
 func (l *directLog) Propose(_ context.Context, e *cellv1.RaftEntry) error {
 	if u := e.GetUpdate(); u != nil {
 		if err := l.store.PutUpdate(u); err != nil {
+			return err
+		}
+	}
+	if d := e.GetDeltas(); d != nil {
+		if err := l.store.PutDeltas(d.GetDeltas()); err != nil {
 			return err
 		}
 	}

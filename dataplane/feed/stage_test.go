@@ -4,9 +4,9 @@ import "testing"
 
 func TestEveryEntryHasRoomForItsHeads(t *testing.T) {
 	t.Parallel()
-	var heads []*pendingHead
+	var heads []*openedHead
 	for range 300 {
-		heads = append(heads, &pendingHead{envelope: make([]byte, 700)})
+		heads = append(heads, &openedHead{envelope: make([]byte, 700)})
 	}
 	const room = 30 << 10
 	total := 0

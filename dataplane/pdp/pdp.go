@@ -89,6 +89,9 @@ func (p *PDP) RenewLease(id snapshot.TenantID, ms int64) {
 // HoldWrites keeps calls with effects of a tenant back until it is served at that version at least: this node has learnt
 // that the cell is further than what it can serve.
 func (p *PDP) HoldWrites(id snapshot.TenantID, until snapshot.Version) {
+	if held, ok := p.Current().holds[id]; ok && !until.Newer(held) {
+		return // no stream must be judged again for it
+	}
 	p.swap(func(s *State) {
 		holds := map[snapshot.TenantID]snapshot.Version{id: until}
 		for k, v := range s.holds {

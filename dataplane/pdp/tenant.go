@@ -9,21 +9,26 @@ import (
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
 	"github.com/mcpvault/mcpvault/kit/jose"
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/index"
+	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
 
 // Tenant is one tenant's policy at one generation, ready to be asked.
 type Tenant struct {
-	ID         snapshot.TenantID
-	Name       string
-	Version    snapshot.Version
-	Revision   uint64
+	ID       snapshot.TenantID
+	Name     string
+	Version  snapshot.Version
+	Revision uint64
+	// Digest names the generation: that of its head's payload, or of the body of the delta that made it.
+	Digest snapshot.Digest
+	// HeadDigest is that of the head, whose catalogue holds for the deltas behind it too.
 	HeadDigest snapshot.Digest
-	Index      *index.Index
-	// State is the state hash of the index.
+	// State is the state hash of the index: the same on every node that serves this generation.
 	State snapshot.Digest
+	Index *index.Index
 	// Keys verify this tenant's access tokens.
 	Keys     authn.TenantKeys
 	Hosts    []string
@@ -92,20 +97,24 @@ func (s *Server) Speaks(revision string) bool {
 	return false
 }
 
-// NewTenant joins a verified head with its opened shards. An index and a catalogue that do not fit each other are an
-// error: what is listed and what is decided must be the same things.
+// NewTenant joins a verified head with its opened shards. An index that does not come to the head's state hash is an error;
+// so are an index and a catalogue that do not fit each other: what is listed and what is decided must be the same things.
 func NewTenant(head *snapshotv1.Head, digest snapshot.Digest, x *index.Index, c *snapshotv1.Catalogue) (*Tenant, error) {
 	t := &Tenant{
 		ID:         snapshot.TenantID(head.GetTenantId()),
 		Name:       head.GetTenant(),
 		Version:    snapshot.VersionOf(head),
 		Revision:   head.GetRevision(),
+		Digest:     digest,
 		HeadDigest: digest,
-		Index:      x,
 		State:      x.StateHash(),
+		Index:      x,
 		Hosts:      c.GetHosts(),
 		Settings:   c.GetSettings(),
 		byName:     make(map[string]*Server, len(c.GetServers())),
+	}
+	if want := head.GetStateHash(); len(want) > 0 && string(want) != string(t.State[:]) {
+		return nil, fmt.Errorf("the index comes to state %s, the head says %x", t.State, want)
 	}
 	for _, cs := range c.GetServers() {
 		s, err := newServer(x, cs)
@@ -122,6 +131,23 @@ func NewTenant(head *snapshotv1.Head, digest snapshot.Digest, x *index.Index, c 
 	}
 	t.Keys = keys
 	return t, nil
+}
+
+// Next is the tenant at the generation that a verified delta makes, decided by the index that came of applying it. Servers,
+// keys and settings are those of the head: a delta changes none of them.
+func (t *Tenant) Next(d *snapshotv1.Delta, digest snapshot.Digest, x *index.Index) *Tenant {
+	next := *t
+	next.Version, next.Revision, next.Digest, next.Index = seal.DeltaVersion(d), d.GetRevision(), digest, x
+	copy(next.State[:], d.GetStateHash())
+	return &next
+}
+
+// AppliedHead is how a node tells others what it serves. It is for tenants that are live.
+func (t *Tenant) AppliedHead() *cellv1.AppliedHead {
+	return &cellv1.AppliedHead{
+		TenantId: string(t.ID), Epoch: uint64(t.Version.Epoch), Generation: uint64(t.Version.Generation),
+		StateHash: t.State[:], Digest: t.Digest[:], ConfirmedMs: t.ConfirmedMS(),
+	}
 }
 
 func newServer(x *index.Index, cs *snapshotv1.CatalogueServer) (*Server, error) {

@@ -22,7 +22,11 @@ import (
 // MaxShard bounds one shard that is read from a peer or from the control plane.
 const MaxShard = 512 << 20
 
-const chunkBytes = 256 << 10
+const (
+	chunkBytes = 256 << 10
+	// maxStatus bounds what one peer may answer: all heads of the cell and the deltas behind them.
+	maxStatus = 64 << 20
+)
 
 // Set is this node's view of the others.
 type Set struct {
@@ -36,7 +40,7 @@ func NewSet(addrs map[string]string, transport func(node string) http.RoundTripp
 	for node, addr := range addrs {
 		hc := &http.Client{Transport: transport(node)}
 		s.clients[node] = cellv1connect.NewPeerServiceClient(connect.NewClient(
-			connecthttp.NewTransport(hc, "https://"+addr, connecthttp.WithReadMaxBytes(4<<20))))
+			connecthttp.NewTransport(hc, "https://"+addr, connecthttp.WithReadMaxBytes(maxStatus))))
 		s.order = append(s.order, node)
 	}
 	return s

@@ -99,7 +99,7 @@ func (x *exchange) describeTenant() {
 	t := x.tenant
 	x.rec.TenantId, x.rec.Tenant = string(t.ID), t.Name
 	x.rec.Epoch, x.rec.Generation = uint64(t.Version.Epoch), uint64(t.Version.Generation)
-	x.rec.HeadSha256 = t.HeadDigest[:]
+	x.rec.HeadSha256 = t.Digest[:]
 }
 
 func (x *exchange) describeServer() {

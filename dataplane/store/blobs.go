@@ -124,7 +124,7 @@ func (s *Store) shardNames() map[string]bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	names := map[string]bool{}
-	for _, history := range s.mem.heads {
+	for _, history := range s.mem.generations {
 		for _, h := range history {
 			for _, d := range h.shards {
 				names[d.String()] = true

@@ -29,10 +29,15 @@ func TestCrashChild(t *testing.T) {
 	}
 	s, err := store.Open(store.Config{Dir: dir, Key: store.Key{9}})
 	must(t, err)
-	for g := uint64(s.Floor("acme").Generation) + 1; ; g++ {
+	for g := uint64(s.Floor(one).Generation) + 1; ; g++ {
 		body := []byte(strconv.FormatUint(g, 10))
 		must(t, s.PutBlob(snapshot.DigestOf(body), body))
-		must(t, s.PutUpdate(update(t, g, head(t, "acme", version{1, g}, g, body))))
+		// Every fifth generation is a head, the others are deltas on it.
+		if _, parent := s.FloorDigest(one); g%5 != 1 {
+			must(t, s.PutDeltas([]*snapshotv1.SignedDelta{delta(t, one, version{1, g}, parent[:], g)}))
+		} else {
+			must(t, s.PutUpdate(update(t, g, head(t, one, version{1, g}, g, body))))
+		}
 		_, err := s.AddKill(fmt.Sprintf("k%06d", g), envelope(t, &snapshotv1.Kill{Id: strconv.FormatUint(g, 10)}, "a"))
 		must(t, err)
 		fmt.Printf("written %d\n", g)
@@ -84,7 +89,7 @@ func checkAfterCrash(t *testing.T, dir string, written []uint64, round int) {
 	if len(s.Corrupt()) != 0 {
 		t.Fatalf("round %d: %v", round, s.Corrupt())
 	}
-	floor := uint64(s.Floor("acme").Generation)
+	floor := uint64(s.Floor(one).Generation)
 	if floor < last || floor > last+1 {
 		t.Fatalf("round %d: %d was written; floor %d", round, last, floor)
 	}
@@ -101,8 +106,12 @@ func checkAfterCrash(t *testing.T, dir string, written []uint64, round int) {
 			t.Fatalf("round %d: kill %d was written and is gone", round, g)
 		}
 	}
-	if got := s.History("acme")[0].Version.Generation; uint64(got) != floor {
-		t.Fatalf("round %d: head %d under floor %d", round, got, floor)
+	c := s.Chains()[one]
+	if uint64(c.Version.Generation) != floor || len(c.Deltas) != int((floor-1)%5) {
+		t.Fatalf("round %d: generation %s with %d deltas under floor %d", round, c.Version, len(c.Deltas), floor)
+	}
+	if _, want := s.FloorDigest(one); c.Digest != want {
+		t.Fatalf("round %d: generation %s is another one than was accepted", round, c.Version)
 	}
 	body := []byte(strconv.FormatUint(last, 10))
 	if _, err := s.GetBlob(snapshot.DigestOf(body), 100); err != nil {

@@ -23,7 +23,7 @@ func (s *Store) load() error {
 		return err
 	}
 	s.mem = memory{
-		heads: map[snapshot.TenantID][]Head{}, floors: floors{},
+		generations: map[snapshot.TenantID][]Generation{}, floors: floors{},
 		kills: map[string][]byte{}, keys: map[uint32]*cellv1.SessionKey{},
 	}
 	err := Guard(func() error { return s.db.View(s.loadRecords) })
@@ -47,11 +47,13 @@ func (s *Store) load() error {
 // prepare makes the buckets of a new database and proves the key of an old one.
 func (s *Store) prepare() error {
 	var sealed []byte
+	var whole bool
 	err := Guard(func() error {
 		return s.db.View(func(tx *bbolt.Tx) error {
 			if b := tx.Bucket(bucketMeta); b != nil {
 				sealed = bytes.Clone(b.Get(current))
 			}
+			whole = tx.Bucket(bucketDeltas) != nil
 			return nil
 		})
 	})
@@ -62,13 +64,23 @@ func (s *Store) prepare() error {
 		if plain, err := s.sealer.Open(bucketMeta, current, sealed); err != nil || !bytes.Equal(plain, canary) {
 			return ErrKey
 		}
-		return nil
+		if whole {
+			return nil
+		}
+	}
+	wanted := buckets()
+	if sealed != nil {
+		// A database of before there were deltas gets their bucket; any other that is missing is damage.
+		wanted = [][]byte{bucketDeltas}
 	}
 	return s.update(func(tx *bbolt.Tx) error {
-		for _, name := range buckets() {
+		for _, name := range wanted {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
+		}
+		if sealed != nil {
+			return nil
 		}
 		return s.put(tx, bucketMeta, current, canary)
 	})
@@ -76,7 +88,7 @@ func (s *Store) prepare() error {
 
 func buckets() [][]byte {
 	return [][]byte{
-		bucketMeta, bucketRoots, bucketManifest, bucketHeads, bucketFloor, bucketHeartbeat, bucketKills, bucketKeys, bucketClock,
+		bucketMeta, bucketRoots, bucketManifest, bucketHeads, bucketDeltas, bucketFloor, bucketHeartbeat, bucketKills, bucketKeys, bucketClock,
 	}
 }
 
@@ -94,11 +106,12 @@ func (s *Store) loadRecords(tx *bbolt.Tx) error {
 		}},
 		{bucketManifest, func(_, v []byte) error {
 			m, err := readManifest(v)
-			s.mem.manifest = v
+			s.mem.manifest, s.mem.refs = v, m.order
 			s.mem.floors.raise(floorManifest, m.mark)
 			return err
 		}},
 		{bucketHeads, s.loadHead},
+		{bucketDeltas, s.loadDelta},
 		{bucketHeartbeat, func(_, v []byte) error {
 			var h snapshotv1.Heartbeat
 			_, err := readEnvelope(v, &h)
@@ -144,8 +157,15 @@ func (s *Store) loadRecords(tx *bbolt.Tx) error {
 			return err
 		}
 	}
-	for _, history := range s.mem.heads {
+	for id, history := range s.mem.generations {
 		slices.SortFunc(history, newestFirst)
+		sound, lost := provable(history)
+		if s.mem.generations[id] = sound; len(sound) == 0 {
+			delete(s.mem.generations, id)
+		}
+		if lost > 0 {
+			s.damaged(fmt.Errorf("%w: %d deltas of tenant %s rest on a generation that is missing", ErrCorrupt, lost, id))
+		}
 	}
 	return nil
 }
@@ -164,10 +184,27 @@ func (s *Store) loadHead(_, v []byte) error {
 	if err != nil {
 		return err
 	}
-	s.mem.heads[h.Tenant] = append(s.mem.heads[h.Tenant], h)
-	// The floor may have been the damaged record.
-	s.mem.floors.raise(tenantFloor(h.Tenant), mark{h.Version, h.Digest})
+	s.loadGeneration(h)
 	return nil
+}
+
+func (s *Store) loadDelta(_, v []byte) error {
+	d := &snapshotv1.SignedDelta{}
+	if err := proto.Unmarshal(v, d); err != nil {
+		return err
+	}
+	g, err := readDelta(d)
+	if err != nil {
+		return err
+	}
+	s.loadGeneration(g)
+	return nil
+}
+
+func (s *Store) loadGeneration(g Generation) {
+	s.mem.generations[g.Tenant] = append(s.mem.generations[g.Tenant], g)
+	// The floor may have been the damaged record.
+	s.mem.floors.raise(tenantFloor(g.Tenant), g.mark())
 }
 
 // dropBelowFloor withdraws what an older copy of the database brought back. What is below the floor is not served again:
@@ -181,19 +218,19 @@ func (s *Store) dropBelowFloor() {
 	man, err := readManifest(s.mem.manifest)
 	if floor, ok := s.mem.floors[floorManifest]; ok && (err != nil || man.mark != floor) {
 		s.damaged(fmt.Errorf("%w: manifest %d is missing", ErrCorrupt, floor.version.Generation))
-		s.mem.manifest = nil
+		s.mem.manifest, s.mem.refs = nil, nil
 	}
 	for key, floor := range s.mem.floors {
 		name, isTenant := strings.CutPrefix(key, "t/")
 		id := snapshot.TenantID(name)
-		history := s.mem.heads[id]
+		history := s.mem.generations[id]
 		// A tenant that is homed elsewhere has a floor and no head.
 		if _, homed := man.refs[id]; !isTenant || len(history) == 0 && !homed {
 			continue
 		}
 		if len(history) == 0 || history[0].Version != floor.version {
-			s.damaged(fmt.Errorf("%w: head %s of tenant %s is missing", ErrCorrupt, floor.version, id))
-			delete(s.mem.heads, id)
+			s.damaged(fmt.Errorf("%w: generation %s of tenant %s is missing", ErrCorrupt, floor.version, id))
+			delete(s.mem.generations, id)
 		}
 	}
 }
@@ -204,7 +241,7 @@ func (s *Store) damaged(err error) {
 	s.log.Error("a record on disk is damaged and left out", "error", err)
 }
 
-func newestFirst(a, b Head) int {
+func newestFirst(a, b Generation) int {
 	switch {
 	case a.Version.Newer(b.Version):
 		return -1

@@ -8,6 +8,7 @@ import (
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/seal"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -39,24 +40,41 @@ func validName(s string) bool {
 	return s != "" && len(s) <= maxName && !strings.ContainsRune(s, 0)
 }
 
-func readHead(env []byte) (Head, error) {
+func readHead(env []byte) (Generation, error) {
 	var h snapshotv1.Head
 	digest, err := readEnvelope(env, &h)
 	if err != nil {
-		return Head{}, fmt.Errorf("head: %w", err)
+		return Generation{}, fmt.Errorf("head: %w", err)
 	}
 	if !validName(h.GetTenantId()) || h.GetGeneration() == 0 {
-		return Head{}, fmt.Errorf("head: %w: no tenant or generation", ErrInvalid)
+		return Generation{}, fmt.Errorf("head: %w: no tenant or generation", ErrInvalid)
 	}
-	head := Head{Tenant: snapshot.TenantID(h.GetTenantId()), Version: snapshot.VersionOf(&h), Digest: digest, Envelope: env}
+	head := Generation{Tenant: snapshot.TenantID(h.GetTenantId()), Version: snapshot.VersionOf(&h), Digest: digest, Envelope: env}
 	for _, sh := range h.GetShards() {
 		d, ok := snapshot.DigestFrom(sh.GetSha256())
 		if !ok {
-			return Head{}, fmt.Errorf("head: %w: a shard digest of %d bytes", ErrInvalid, len(sh.GetSha256()))
+			return Generation{}, fmt.Errorf("head: %w: a shard digest of %d bytes", ErrInvalid, len(sh.GetSha256()))
 		}
 		head.shards = append(head.shards, d)
 	}
 	return head, nil
+}
+
+// readDelta reads a delta's body without judging its signature.
+func readDelta(d *snapshotv1.SignedDelta) (Generation, error) {
+	if len(d.GetBody()) > seal.MaxDelta || len(d.GetSignature()) > maxName {
+		return Generation{}, fmt.Errorf("delta: %w: %d bytes", ErrInvalid, len(d.GetBody()))
+	}
+	var body snapshotv1.Delta
+	if err := proto.Unmarshal(d.GetBody(), &body); err != nil {
+		return Generation{}, fmt.Errorf("delta: %w: %w", ErrInvalid, err)
+	}
+	parent, ok := snapshot.DigestFrom(body.GetParent())
+	g := Generation{Tenant: seal.DeltaTenant(&body), Version: seal.DeltaVersion(&body), Digest: seal.DeltaDigest(d), Delta: d, parent: parent}
+	if !ok || g.Tenant == "" || g.Version.Generation < 2 {
+		return Generation{}, fmt.Errorf("delta: %w: no tenant, parent or generation", ErrInvalid)
+	}
+	return g, nil
 }
 
 // mark is a version together with the body that first carried it.
@@ -68,6 +86,7 @@ type mark struct {
 type manifest struct {
 	mark
 	refs     map[snapshot.TenantID]mark
+	order    []*snapshotv1.HeadRef
 	envelope []byte
 }
 
@@ -80,19 +99,24 @@ func readManifest(env []byte) (manifest, error) {
 	out := manifest{
 		mark:     mark{snapshot.Version{Generation: snapshot.Generation(m.GetSequence())}, digest},
 		refs:     make(map[snapshot.TenantID]mark, len(m.GetHeads())),
+		order:    m.GetHeads(),
 		envelope: env,
 	}
 	for _, ref := range m.GetHeads() {
 		id := snapshot.TenantID(ref.GetTenantId())
-		d, ok := snapshot.DigestFrom(ref.GetHeadSha256())
+		_, ok := snapshot.DigestFrom(ref.GetHeadSha256())
 		if _, twice := out.refs[id]; !ok || twice || !validName(string(id)) {
 			return manifest{}, fmt.Errorf("manifest: %w: the reference to tenant %q", ErrInvalid, id)
 		}
-		out.refs[id] = mark{snapshot.Version{
-			Epoch: snapshot.Epoch(ref.GetEpoch()), Generation: snapshot.Generation(ref.GetGeneration()),
-		}, d}
+		out.refs[id] = markOf(ref)
 	}
 	return out, nil
+}
+
+func markOf(ref *snapshotv1.HeadRef) mark {
+	m := mark{version: snapshot.Version{Epoch: snapshot.Epoch(ref.GetEpoch()), Generation: snapshot.Generation(ref.GetGeneration())}}
+	copy(m.digest[:], ref.GetHeadSha256())
+	return m
 }
 
 func readRoots(env []byte) (mark, error) {
@@ -111,8 +135,8 @@ func checkSessionKey(k *cellv1.SessionKey) error {
 	return nil
 }
 
-// headKey sorts a tenant's heads by version.
-func headKey(id snapshot.TenantID, v snapshot.Version) []byte {
+// generationKey sorts a tenant's generations by version.
+func generationKey(id snapshot.TenantID, v snapshot.Version) []byte {
 	k := append([]byte(id), 0)
 	k = binary.BigEndian.AppendUint64(k, uint64(v.Epoch))
 	return binary.BigEndian.AppendUint64(k, uint64(v.Generation))

@@ -1,5 +1,5 @@
 // Package store is one node's disk: what the node would serve after a restart with nobody else alive. It holds the newest
-// verified roots, manifest and heads, the version floor, the kills, the session keys, the newest heartbeat, the highest
+// verified roots, manifest, heads and deltas, the version floor, the kills, the session keys, the newest heartbeat, the highest
 // time ever seen, and the shards as files by digest.
 //
 // It promises that every value is sealed with AES-256-GCM under the node's own key, so that a flipped byte is an error and
@@ -22,6 +22,7 @@ import (
 	"time"
 
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"go.etcd.io/bbolt"
 )
@@ -46,14 +47,12 @@ var (
 	ErrInUse = errors.New("in use by another process")
 )
 
-// KeepHeads is how many generations of a tenant stay on disk.
-const KeepHeads = 8
-
 var (
 	bucketMeta      = []byte("meta")
 	bucketRoots     = []byte("roots")
 	bucketManifest  = []byte("manifest")
 	bucketHeads     = []byte("heads")
+	bucketDeltas    = []byte("deltas")
 	bucketFloor     = []byte("floor")
 	bucketHeartbeat = []byte("heartbeat")
 	bucketKills     = []byte("kills")
@@ -77,15 +76,6 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Head is one generation of one tenant as it lies on disk.
-type Head struct {
-	Tenant   snapshot.TenantID
-	Version  snapshot.Version
-	Digest   snapshot.Digest
-	Envelope []byte
-	shards   []snapshot.Digest
-}
-
 // Store is safe for concurrent use. Byte slices that it returns are shared: they must not be written to.
 type Store struct {
 	cfg    Config
@@ -106,13 +96,25 @@ type Store struct {
 // memory mirrors the database.
 type memory struct {
 	roots, manifest []byte
-	heads           map[snapshot.TenantID][]Head // newest first
-	floors          floors
-	heartbeat       []byte
-	heartbeatMS     int64
-	kills           map[string][]byte
-	keys            map[uint32]*cellv1.SessionKey
-	highWater       int64
+	// refs are the references of the manifest, in its order.
+	refs []*snapshotv1.HeadRef
+	// generations of a tenant are newest first and end with a head.
+	generations map[snapshot.TenantID][]Generation
+	floors      floors
+	heartbeat   []byte
+	heartbeatMS int64
+	kills       map[string][]byte
+	keys        map[uint32]*cellv1.SessionKey
+	highWater   int64
+}
+
+// refMarks are the manifest's references by tenant.
+func (m *memory) refMarks() map[snapshot.TenantID]mark {
+	refs := make(map[snapshot.TenantID]mark, len(m.refs))
+	for _, ref := range m.refs {
+		refs[snapshot.TenantID(ref.GetTenantId())] = markOf(ref)
+	}
+	return refs
 }
 
 // Open opens or makes the store. Records that do not open are left out, logged, and listed by Corrupt; the rest is
@@ -169,43 +171,70 @@ func (s *Store) Manifest() []byte {
 	return s.mem.manifest
 }
 
-// Heads is the envelope of each tenant's newest head.
-func (s *Store) Heads() map[snapshot.TenantID][]byte {
+// Chains is each tenant's newest generation.
+func (s *Store) Chains() map[snapshot.TenantID]Chain {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	all := make(map[snapshot.TenantID][]byte, len(s.mem.heads))
-	for id, history := range s.mem.heads {
-		if len(history) > 0 {
-			all[id] = history[0].Envelope
-		}
+	all := make(map[snapshot.TenantID]Chain, len(s.mem.generations))
+	for id, history := range s.mem.generations {
+		all[id] = chainOf(history)
 	}
 	return all
 }
 
-// History is what is kept of a tenant's generations, newest first, at most KeepHeads.
-func (s *Store) History(id snapshot.TenantID) []Head {
+// History is what is kept of a tenant's generations, newest first: KeepGenerations, and what the oldest of them is made of.
+func (s *Store) History(id snapshot.TenantID) []Generation {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return slices.Clone(s.mem.heads[id])
+	return slices.Clone(s.mem.generations[id])
 }
 
-// LastUpdate is all that a node needs in order to serve: roots, manifest and each tenant's newest head, sorted by tenant.
-// Its fields are empty on a node that never had any.
+// LastUpdate is all that a node needs in order to serve: roots, manifest and each tenant's newest generation, sorted by
+// tenant. Its fields are empty on a node that never had any.
 func (s *Store) LastUpdate() *cellv1.Update {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	u := &cellv1.Update{Roots: s.mem.roots, Manifest: s.mem.manifest}
-	for _, id := range slices.Sorted(maps.Keys(s.mem.heads)) {
-		u.Heads = append(u.Heads, s.mem.heads[id][0].Envelope)
+	for _, id := range slices.Sorted(maps.Keys(s.mem.generations)) {
+		c := chainOf(s.mem.generations[id])
+		u.Heads = append(u.Heads, c.Head)
+		u.Deltas = append(u.Deltas, c.Deltas...)
 	}
 	return u
 }
 
-// Floor is the highest version of a tenant that was ever accepted here; zero when none was.
-func (s *Store) Floor(id snapshot.TenantID) snapshot.Version {
+// Refs are the manifest's references, each advanced by the deltas that were accepted on top of its head: the root over them
+// is the one that a heartbeat confirms. They are nil without a manifest, and must not be written to.
+func (s *Store) Refs() []*snapshotv1.HeadRef {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.mem.floors[tenantFloor(id)].version
+	refs := slices.Clone(s.mem.refs)
+	for i, ref := range refs {
+		history := s.mem.generations[snapshot.TenantID(ref.GetTenantId())]
+		if len(history) == 0 || history[0].Delta == nil || string(history[base(history)].Digest[:]) != string(ref.GetHeadSha256()) {
+			continue
+		}
+		newest := history[0]
+		refs[i] = &snapshotv1.HeadRef{
+			TenantId: ref.GetTenantId(), HeadSha256: newest.Digest[:],
+			Epoch: uint64(newest.Version.Epoch), Generation: uint64(newest.Version.Generation),
+		}
+	}
+	return refs
+}
+
+// Floor is the highest version of a tenant that was ever accepted here; zero when none was.
+func (s *Store) Floor(id snapshot.TenantID) snapshot.Version {
+	v, _ := s.FloorDigest(id)
+	return v
+}
+
+// FloorDigest is the floor, and the digest of the head or delta that was accepted under it.
+func (s *Store) FloorDigest(id snapshot.TenantID) (snapshot.Version, snapshot.Digest) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	m := s.mem.floors[tenantFloor(id)]
+	return m.version, m.digest
 }
 
 // Heartbeat is the envelope of the newest heartbeat and its time in milliseconds; nil when there is none.

@@ -169,7 +169,7 @@ func TestTheFirstBodyOfAVersionStays(t *testing.T) {
 	must(t, s.PutUpdate(update(t, 10, first)))
 	refused(t, s.PutUpdate(update(t, 11, head(t, "acme", version{1, 2}, 2))), store.ErrEquivocation)
 	refused(t, s.PutUpdate(update(t, 10)), store.ErrEquivocation)
-	if !bytes.Equal(s.Heads()["acme"], first) {
+	if !bytes.Equal(s.Chains()["acme"].Head, first) {
 		t.Fatal("the first head did not stay")
 	}
 	must(t, s.PutUpdate(update(t, 10, first)))
@@ -198,7 +198,7 @@ func TestANewerSignatureOnTheSameBodyReplacesTheEnvelope(t *testing.T) {
 	must(t, s.PutUpdate(update(t, 10, envelope(t, h, "old"))))
 	resigned := envelope(t, h, "new")
 	must(t, s.PutUpdate(update(t, 10, resigned)))
-	if !bytes.Equal(s.Heads()["acme"], resigned) || len(s.History("acme")) != 1 {
+	if !bytes.Equal(s.Chains()["acme"].Head, resigned) || len(s.History("acme")) != 1 {
 		t.Fatal("the newer signature is not kept")
 	}
 }
@@ -228,12 +228,12 @@ func TestTheLastEightGenerationsAreKept(t *testing.T) {
 	must(t, s.Close())
 	s = open(t, dir, key)
 	got := s.History("acme")
-	if len(got) != store.KeepHeads || got[0].Version.Generation != 12 || got[7].Version.Generation != 5 {
+	if len(got) != store.KeepGenerations || got[0].Version.Generation != 12 || got[7].Version.Generation != 5 {
 		t.Fatalf("kept %v", got)
 	}
 	// Homed elsewhere: the heads go, the floor stays.
 	must(t, s.PutUpdate(update(t, 13)))
-	if len(s.Heads()) != 0 || s.Floor("acme").Generation != 12 {
+	if len(s.Chains()) != 0 || s.Floor("acme").Generation != 12 {
 		t.Fatal("heads of a tenant that left are kept, or its floor is not")
 	}
 }
@@ -253,7 +253,7 @@ func TestAnOlderDatabaseIsBeatenByTheFloorFile(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(dir, "state.db"), old, 0o600))
 
 	s = open(t, dir, key)
-	if len(s.Heads()) != 0 || s.Manifest() != nil || len(s.Corrupt()) == 0 {
+	if len(s.Chains()) != 0 || s.Manifest() != nil || len(s.Corrupt()) == 0 {
 		t.Fatal("an older copy of the database is served")
 	}
 	refused(t, s.PutUpdate(update(t, 1, head(t, "acme", version{1, 1}, 1))), store.ErrRollback)
@@ -278,7 +278,7 @@ func TestALostFloorFileIsMadeAgain(t *testing.T) {
 			must(t, s.Close())
 			must(t, spoil(filepath.Join(dir, "floor")))
 			s = open(t, dir, key)
-			if s.Floor("acme").Generation != 4 || len(s.Heads()) != 1 {
+			if s.Floor("acme").Generation != 4 || len(s.Chains()) != 1 {
 				t.Fatal("the database's own floor does not count")
 			}
 			if _, err := os.Stat(filepath.Join(dir, "floor")); err != nil {
@@ -308,7 +308,8 @@ func TestAFlippedByteIsAnErrorNeverAnotherAnswer(t *testing.T) {
 	t.Parallel()
 	dir, key := t.TempDir(), newKey(t)
 	s := open(t, dir, key)
-	u := update(t, 3, head(t, "acme", version{1, 2}, 1))
+	h := head(t, one, version{1, 2}, 1)
+	u := withDeltas(update(t, 3, h), run(t, one, h, version{1, 2}, 2)...)
 	must(t, s.PutUpdate(u))
 	must(t, s.Close())
 	good, err := os.ReadFile(filepath.Join(dir, "state.db"))

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -16,42 +17,47 @@ import (
 
 // change is what one update alters: nothing of it is visible before all of it is on disk.
 type change struct {
-	roots, manifest []byte
-	heads           []Head
-	floors          floors
-	gone            []Head // heads that are no longer kept
-	history         map[snapshot.TenantID][]Head
+	roots    []byte
+	manifest *manifest
+	fresh    []Generation // to be written
+	gone     []Generation // no longer kept
+	floors   floors
+	history  map[snapshot.TenantID][]Generation
 }
 
-// PutUpdate takes a verified update: roots, manifest and the heads that came with it, in one transaction. What is there
-// already changes nothing. The error wraps ErrRollback, ErrEquivocation or ErrInvalid, and then nothing has changed.
+func newChange() *change {
+	return &change{floors: floors{}, history: map[snapshot.TenantID][]Generation{}}
+}
+
+func (c *change) empty() bool {
+	return c.roots == nil && c.manifest == nil && len(c.fresh) == 0 && len(c.gone) == 0
+}
+
+// PutUpdate takes a verified update: roots, manifest and the heads and deltas that came with it, in one transaction. What is
+// there already changes nothing. The error wraps ErrRollback, ErrEquivocation or ErrInvalid, and then nothing has changed.
 // Roots older than those held are passed over, as an update is often made before newer roots arrive.
 func (s *Store) PutUpdate(u *cellv1.Update) error {
 	m, err := readManifest(u.GetManifest())
 	if err != nil {
 		return err
 	}
-	heads := make([]Head, 0, len(u.GetHeads()))
-	for _, env := range u.GetHeads() {
-		h, err := readHead(env)
-		if err != nil {
-			return err
-		}
-		heads = append(heads, h)
+	lines, err := readLines(u)
+	if err != nil {
+		return err
 	}
 	s.write.Lock()
 	defer s.write.Unlock()
-	c := &change{floors: floors{}, history: map[snapshot.TenantID][]Head{}}
+	c := newChange()
 	if len(u.GetRoots()) > 0 {
 		if err := s.judgeRoots(c, u.GetRoots(), true); err != nil {
 			return err
 		}
 	}
-	if err := s.judgeManifest(c, m); err != nil {
+	if err := s.judgeManifest(c, m, lines); err != nil {
 		return err
 	}
-	for _, h := range heads {
-		if err := s.judgeHead(c, m, h); err != nil {
+	for _, l := range lines {
+		if err := s.judgeLine(c, m.refs, l); err != nil {
 			return err
 		}
 	}
@@ -59,11 +65,51 @@ func (s *Store) PutUpdate(u *cellv1.Update) error {
 	return s.commit(c)
 }
 
+// PutDeltas takes verified deltas, of a tenant in order. Each makes the generation that follows the newest one of its
+// tenant; what is there already changes nothing. Tenants do not wait for each other: those whose deltas are in order go
+// forward also when the error, which wraps ErrRollback, ErrEquivocation or ErrInvalid, names others.
+func (s *Store) PutDeltas(deltas []*snapshotv1.SignedDelta) error {
+	lines, err := readLines(&cellv1.Update{Deltas: deltas})
+	if err != nil {
+		return err
+	}
+	s.write.Lock()
+	defer s.write.Unlock()
+	refs := s.mem.refMarks()
+	c := newChange()
+	var refused error
+	for _, l := range lines {
+		if err := s.judgeLine(c, refs, l); err != nil {
+			refused = errors.Join(refused, err)
+		}
+	}
+	return errors.Join(refused, s.commit(c))
+}
+
+// Mend takes back what the disk has lost: a verified head, and deltas behind it, that end at the very generation which the
+// floor says was accepted here. The error wraps ErrInvalid when they end elsewhere.
+func (s *Store) Mend(head []byte, deltas []*snapshotv1.SignedDelta) error {
+	lines, err := readLines(&cellv1.Update{Heads: [][]byte{head}, Deltas: deltas})
+	if err != nil {
+		return err
+	}
+	s.write.Lock()
+	defer s.write.Unlock()
+	if l := lines[0]; len(lines) != 1 || s.mem.floors[tenantFloor(l.tenant)] != l.end().mark() {
+		return fmt.Errorf("mend tenant %s: %w: not the generation that was accepted", l.tenant, ErrInvalid)
+	}
+	c := newChange()
+	if err := s.judgeLine(c, s.mem.refMarks(), lines[0]); err != nil {
+		return err
+	}
+	return s.commit(c)
+}
+
 // PutRoots takes verified roots that came by themselves. The error wraps ErrRollback or ErrEquivocation.
 func (s *Store) PutRoots(env []byte) error {
 	s.write.Lock()
 	defer s.write.Unlock()
-	c := &change{floors: floors{}}
+	c := newChange()
 	if err := s.judgeRoots(c, env, false); err != nil {
 		return err
 	}
@@ -91,75 +137,9 @@ func (s *Store) judgeRoots(c *change, env []byte, passOlder bool) error {
 	return nil
 }
 
-func (s *Store) judgeManifest(c *change, m manifest) error {
-	fresh, err := s.mem.floors.judge(floorManifest, m.mark)
-	if err != nil {
-		return err
-	}
-	if fresh {
-		c.floors[floorManifest] = m.mark
-	}
-	// The same body under a newer signature replaces the envelope: the older key may be withdrawn.
-	if fresh || !bytes.Equal(m.envelope, s.mem.manifest) {
-		c.manifest = m.envelope
-	}
-	for id, ref := range m.refs {
-		if _, err := s.mem.floors.judge(tenantFloor(id), ref); err != nil {
-			return fmt.Errorf("the manifest names %w", err)
-		}
-	}
-	return nil
-}
-
-// judgeHead wants a head of a tenant in the manifest. It may be older than the one named there: a tenant whose newest
-// generation does not build yet must not hold up the others, nor its own previous one.
-func (s *Store) judgeHead(c *change, m manifest, h Head) error {
-	ref, ok := m.refs[h.Tenant]
-	if !ok || h.Version.Newer(ref.version) || h.Version == ref.version && h.Digest != ref.digest {
-		return fmt.Errorf("%w: the manifest does not name head %s of tenant %s", ErrInvalid, h.Version, h.Tenant)
-	}
-	key, own := tenantFloor(h.Tenant), mark{h.Version, h.Digest}
-	if _, twice := c.history[h.Tenant]; twice {
-		return fmt.Errorf("%w: two heads of tenant %s", ErrInvalid, h.Tenant)
-	}
-	fresh, err := s.mem.floors.judge(key, own)
-	if err != nil {
-		return err
-	}
-	if fresh {
-		c.floors[key] = own
-	}
-	history := s.mem.heads[h.Tenant]
-	if !fresh && len(history) > 0 && bytes.Equal(history[0].Envelope, h.Envelope) {
-		return nil
-	}
-	rest := history
-	if len(rest) > 0 && rest[0].Version == h.Version {
-		rest = rest[1:]
-	}
-	next := append([]Head{h}, rest...)
-	if len(next) > KeepHeads {
-		c.gone = append(c.gone, next[KeepHeads:]...)
-		next = next[:KeepHeads]
-	}
-	c.heads = append(c.heads, h)
-	c.history[h.Tenant] = next
-	return nil
-}
-
-// prune forgets tenants that are homed elsewhere now; their floors stay.
-func (s *Store) prune(c *change, m manifest) {
-	for id, history := range s.mem.heads {
-		if _, ok := m.refs[id]; !ok {
-			c.gone = append(c.gone, history...)
-			c.history[id] = nil
-		}
-	}
-}
-
 // commit makes a change durable and then visible. write is held.
 func (s *Store) commit(c *change) error {
-	if c.roots == nil && c.manifest == nil && len(c.heads) == 0 && len(c.gone) == 0 {
+	if c.empty() {
 		if s.floorStale {
 			return s.writeFloorFile(s.mem.floors)
 		}
@@ -175,11 +155,11 @@ func (s *Store) commit(c *change) error {
 		s.mem.roots = c.roots
 	}
 	if c.manifest != nil {
-		s.mem.manifest = c.manifest
+		s.mem.manifest, s.mem.refs = c.manifest.envelope, c.manifest.order
 	}
 	for id, history := range c.history {
-		if s.mem.heads[id] = history; history == nil {
-			delete(s.mem.heads, id)
+		if s.mem.generations[id] = history; history == nil {
+			delete(s.mem.generations, id)
 		}
 	}
 	s.mem.floors = all
@@ -190,14 +170,31 @@ func (s *Store) commit(c *change) error {
 	return s.writeFloorFile(all)
 }
 
+// record is where a generation lies, and what of it when that is no envelope.
+func record(g *Generation) (bucket []byte, m proto.Message) {
+	if g.Delta != nil {
+		return bucketDeltas, g.Delta
+	}
+	return bucketHeads, nil
+}
+
 func (s *Store) writeChange(tx *bbolt.Tx, c *change) error {
-	for _, h := range c.gone {
-		if err := tx.Bucket(bucketHeads).Delete(headKey(h.Tenant, h.Version)); err != nil {
+	for _, g := range c.gone {
+		bucket, _ := record(&g)
+		if err := tx.Bucket(bucket).Delete(generationKey(g.Tenant, g.Version)); err != nil {
 			return err
 		}
 	}
-	for _, h := range c.heads {
-		if err := s.put(tx, bucketHeads, headKey(h.Tenant, h.Version), h.Envelope); err != nil {
+	for _, g := range c.fresh {
+		bucket, m := record(&g)
+		value := g.Envelope
+		if m != nil {
+			var err error
+			if value, err = proto.Marshal(m); err != nil {
+				return err
+			}
+		}
+		if err := s.put(tx, bucket, generationKey(g.Tenant, g.Version), value); err != nil {
 			return err
 		}
 	}
@@ -207,7 +204,7 @@ func (s *Store) writeChange(tx *bbolt.Tx, c *change) error {
 		}
 	}
 	if c.manifest != nil {
-		if err := s.put(tx, bucketManifest, current, c.manifest); err != nil {
+		if err := s.put(tx, bucketManifest, current, c.manifest.envelope); err != nil {
 			return err
 		}
 	}

@@ -3,7 +3,6 @@ package access
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"sync"
 
@@ -12,10 +11,8 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
-	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/index"
-	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
 
 // maxViews bounds how many indexes are kept open.
@@ -34,8 +31,8 @@ type view struct {
 type views struct {
 	store *store.Store
 
-	mu   sync.Mutex // guards open
-	open map[snapshot.Digest]*index.Index
+	mu   sync.Mutex                       // guards open
+	open map[snapshot.Digest]*index.Index // by generation
 }
 
 func newViews(st *store.Store) *views {
@@ -64,51 +61,42 @@ func (vs *views) load(ctx context.Context, tenant controlplane.TenantID, version
 
 // read opens a generation into v.
 func (vs *views) read(ctx context.Context, tx *store.Tx, v *view, version snapshot.Version) error {
-	g, err := tx.GenerationAt(ctx, version)
+	head, err := publish.Load(ctx, tx, version)
 	if errors.Is(err, store.ErrNotFound) && version == (snapshot.Version{}) {
 		return problem.New(problem.Unavailable, "nothing has been published for this tenant yet", "try again in a moment; `mcpvault doctor` says what is in the way")
 	}
 	if err != nil {
 		return err
 	}
-	v.epoch, v.generation, v.digest = g.Epoch, g.Generation, g.PayloadSHA256
-	head, err := publish.ReadHead(g.Envelope)
-	if err != nil {
-		return err
-	}
+	v.epoch, v.generation, v.digest = uint64(head.Version.Epoch), uint64(head.Version.Generation), head.Digest[:]
 	v.index, err = vs.indexOf(ctx, tx, head)
 	return err
 }
 
-func (vs *views) indexOf(ctx context.Context, tx *store.Tx, head *snapshotv1.Head) (*index.Index, error) {
-	digest, _, ok := seal.ShardOf(head, snapshotv1.ShardKind_SHARD_KIND_INDEX)
-	if !ok {
-		return nil, fmt.Errorf("generation %d has no index", head.GetGeneration())
-	}
-	vs.mu.Lock()
-	have := vs.open[digest]
-	vs.mu.Unlock()
-	if have != nil && have.Tenant() == snapshot.TenantID(tx.Tenant()) {
-		return have, nil
-	}
-	blob, err := tx.Blob(ctx, digest[:])
+func (vs *views) indexOf(ctx context.Context, tx *store.Tx, head *publish.Head) (*index.Index, error) {
+	x, err := head.Open(ctx, tx, vs.nearest(head))
 	if err != nil {
 		return nil, err
-	}
-	if snapshot.DigestOf(blob) != digest {
-		return nil, fmt.Errorf("stored shard %s has other bytes", digest)
-	}
-	x, err := index.Open(blob)
-	if err != nil {
-		return nil, fmt.Errorf("open generation %d: %w", head.GetGeneration(), err)
 	}
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
 	if len(vs.open) >= maxViews {
 		clear(vs.open)
 	}
-	vs.open[digest] = x
+	vs.open[head.Digest] = x
 	return x, nil
+}
+
+// nearest is what is open of the generations that one is made of, the newest.
+func (vs *views) nearest(head *publish.Head) publish.Opened {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	for i := len(head.Deltas) - 1; i >= 0; i-- {
+		if x := vs.open[head.Deltas[i].Digest]; x != nil {
+			return publish.Opened{Digest: head.Deltas[i].Digest, Index: x}
+		}
+	}
+	return publish.Opened{Digest: head.Base.Digest, Index: vs.open[head.Base.Digest]}
 }
 
 const arrow = " > "

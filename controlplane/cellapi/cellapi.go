@@ -20,6 +20,7 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 	"connectrpc.com/validate"
 
+	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
@@ -47,6 +48,8 @@ type Published interface {
 	View(cell string) (publish.View, <-chan struct{}, bool)
 	// MayFetch reports whether a shard belongs to a head homed in the cell.
 	MayFetch(cell string, shard snapshot.Digest) bool
+	// Rebase asks for a head in place of a delta that a node refused.
+	Rebase(tenant controlplane.TenantID, refused snapshot.Version)
 }
 
 // Witness takes audit records; sent twice they are stored once.

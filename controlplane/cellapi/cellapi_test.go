@@ -266,10 +266,7 @@ func TestWatchBringsTheCellsHeadsAndThenEveryChange(t *testing.T) {
 		t.Error(err)
 	}
 	rev := b.write(t, b.acme, "bob")
-	u = next(t, events, "the change", isUpdate).GetUpdate()
-	if h, err := b.auth.Trust.OpenHead(u.GetHeads()[0]); err != nil || h.GetRevision() < rev {
-		t.Errorf("got %v %v", h, err)
-	}
+	next(t, events, "the change", b.carries(t, rev))
 	b.kill(t, b.acme, "k2")
 	if k, err := b.auth.Trust.OpenKill(next(t, events, "the live kill", isKill).GetKill()); err != nil || k.GetId() != "k2" {
 		t.Errorf("got %v %v", k, err)
@@ -437,7 +434,7 @@ func TestWaitRevisionNamesTheNodesAndTheTime(t *testing.T) {
 		}
 	}
 	rev := b.write(t, b.acme, "bob")
-	h := b.published(t, b.acme, rev)
+	h := b.rebased(t, b.published(t, b.acme, rev))
 	ctx := controlplane.WithCaller(t.Context(), controlplane.Caller{TenantID: b.acme.ID, Tenant: "acme"})
 	ack := func(c cellv1connect.CellServiceClient, status cellv1.AckStatus) {
 		t.Helper()
@@ -461,12 +458,13 @@ func TestWaitRevisionNamesTheNodesAndTheTime(t *testing.T) {
 	if res, err = b.snaps.WaitRevision(ctx, &adminv1.WaitRevisionRequest{Revision: rev}); err != nil || !res.GetComplete() || res.GetElapsedMs() <= 0 {
 		t.Errorf("both: got %v %v", res, err)
 	}
-	list, err := b.snaps.ListGenerations(ctx, &adminv1.ListGenerationsRequest{Limit: 1})
-	if err != nil || len(list.GetGenerations()) != 1 || len(list.GetGenerations()[0].GetAcks()) != 2 {
+	list, err := b.snaps.ListGenerations(ctx, &adminv1.ListGenerationsRequest{})
+	if i := slices.IndexFunc(list.GetGenerations(), func(g *adminv1.Generation) bool { return g.GetGeneration() == uint64(h.Version.Generation) }); err != nil ||
+		i < 0 || len(list.GetGenerations()[i].GetAcks()) != 2 {
 		t.Errorf("got %v %v", list, err)
 	}
-	got, err := b.snaps.GetGeneration(ctx, &adminv1.GetGenerationRequest{IncludeShards: true})
-	if err != nil || len(got.GetShards()) != 2 || !bytes.Equal(got.GetEnvelope(), h.Envelope) || len(got.GetRoots()) == 0 {
+	got, err := b.snaps.GetGeneration(ctx, &adminv1.GetGenerationRequest{IncludeShards: true, Generation: uint64(h.Version.Generation)})
+	if err != nil || len(got.GetShards()) != 2 || len(got.GetDeltas()) != len(h.Deltas) || !bytes.Equal(got.GetEnvelope(), h.Envelope) || len(got.GetRoots()) == 0 {
 		t.Errorf("got %v", err)
 	}
 	leave()
@@ -521,14 +519,7 @@ func TestASlowNodeDelaysNobodyAndSkipsWhatWasReplaced(t *testing.T) {
 	for i := range 30 {
 		last = b.write(t, b.acme, fmt.Sprint("u", i))
 	}
-	holds := func(e *cellv1.WatchResponse) bool {
-		for _, env := range e.GetUpdate().GetHeads() {
-			if h, err := b.auth.Trust.OpenHead(env); err == nil && h.GetRevision() >= last {
-				return true
-			}
-		}
-		return false
-	}
+	holds := b.carries(t, last)
 	next(t, events, "the newest head", holds)
 	for deadline := time.Now().Add(limit); ; {
 		msg, err := slow.Receive()

@@ -17,8 +17,8 @@ import (
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
-// Watch sends what the cell should serve, at once and at every change. Between two sends only the newest state is kept:
-// whoever reads slowly skips what was replaced meanwhile.
+// Watch sends what the cell should serve, at once and at every change: deltas to whom they fit, else the head and the deltas
+// behind it. Between two sends only the newest state is kept: whoever reads slowly skips what was replaced meanwhile.
 func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv1connect.CellServiceWatchServerStream) error {
 	n := nodeFrom(ctx)
 	view, _, ok := s.cfg.Published.View(n.Cell)
@@ -34,6 +34,7 @@ func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv
 	for _, a := range req.GetApplied() {
 		w.sent[controlplane.TenantID(a.GetTenantId())] = snapshot.Version{Epoch: snapshot.Epoch(a.GetEpoch()), Generation: snapshot.Generation(a.GetGeneration())}
 	}
+	s.compare(ctx, n, view, req.GetApplied())
 	leave := s.cfg.Fleet.join(n, s.believed(ctx, n, view, w.sent), s.cfg.Now(), cancel)
 	defer leave()
 	s.cfg.Logger.InfoContext(ctx, "node connected", "cell", n.Cell, "node", n.Name)
@@ -115,6 +116,27 @@ func (s *Service) believed(ctx context.Context, n Node, view publish.View, appli
 	return out
 }
 
+// compare looks whether a node has made of a generation what everybody else has: one that has not is sent the next generation
+// as a head.
+func (s *Service) compare(ctx context.Context, n Node, view publish.View, applied []*cellv1.AppliedHead) {
+	heads := map[controlplane.TenantID]*publish.Head{}
+	for _, h := range view.Heads {
+		heads[h.TenantID] = h
+	}
+	for _, a := range applied {
+		h := heads[controlplane.TenantID(a.GetTenantId())]
+		if h == nil || len(a.GetStateHash()) == 0 {
+			continue
+		}
+		v := snapshot.Version{Epoch: snapshot.Epoch(a.GetEpoch()), Generation: snapshot.Generation(a.GetGeneration())}
+		if state, ok := h.StateOf(v); ok && string(state) != string(a.GetStateHash()) {
+			s.cfg.Logger.ErrorContext(ctx, "a node serves another policy under the same generation", "cell", n.Cell, "node", n.Name,
+				"tenant", h.TenantID, "generation", v.String())
+			s.cfg.Published.Rebase(h.TenantID, v)
+		}
+	}
+}
+
 // watcher is what one stream was sent.
 type watcher struct {
 	out                 cellv1connect.CellServiceWatchServerStream
@@ -152,18 +174,31 @@ func (w *watcher) send(v publish.View) error {
 	return w.out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Heartbeat{Heartbeat: v.Heartbeat}})
 }
 
+// update sends what is new of the policy: the heads that the node lacks, with the manifest that names them and the deltas
+// behind them, and to whom has the rest the deltas alone.
 func (w *watcher) update(v publish.View) error {
-	if bytes.Equal(v.Manifest, w.manifest) {
-		return nil
-	}
 	u := &cellv1.Update{Manifest: v.Manifest, Roots: v.Roots}
+	var next []publish.Delta
 	for _, h := range v.Heads {
-		if w.sent[h.TenantID] != h.Version {
-			u.Heads = append(u.Heads, h.Envelope)
+		deltas, ok := h.Behind(w.sent[h.TenantID])
+		if ok {
+			next = append(next, deltas...)
+			continue
+		}
+		u.Heads = append(u.Heads, h.Envelope)
+		for _, d := range h.Deltas {
+			u.Deltas = append(u.Deltas, d.Signed)
 		}
 	}
-	if err := w.out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Update{Update: u}}); err != nil {
-		return err
+	if len(u.GetHeads()) > 0 || !bytes.Equal(v.Manifest, w.manifest) {
+		if err := w.out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Update{Update: u}}); err != nil {
+			return err
+		}
+	}
+	for _, d := range next {
+		if err := w.out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Delta{Delta: d.Signed}}); err != nil {
+			return err
+		}
 	}
 	for _, h := range v.Heads {
 		w.sent[h.TenantID] = h.Version
@@ -203,6 +238,7 @@ func (s *Service) Acknowledge(ctx context.Context, req *cellv1.AcknowledgeReques
 	if a.Rejected {
 		s.cfg.Logger.WarnContext(ctx, "node rejected a generation", "cell", n.Cell, "node", n.Name, "tenant", head.TenantID,
 			"generation", version.String(), "reason", a.Reason)
+		s.cfg.Published.Rebase(tenant, version)
 	}
 	// Whoever waits is woken first: the row is for the history.
 	s.cfg.Fleet.answered(n, tenant, Answer{Version: version, Rejected: a.Rejected, Reason: a.Reason, At: at})

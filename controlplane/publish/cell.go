@@ -8,8 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/store"
@@ -18,19 +16,67 @@ import (
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
 
-// Head is a tenant's policy in force.
+// Head is a tenant's policy in force: a sealed head and the deltas on top of it.
 type Head struct {
 	TenantID controlplane.TenantID
+	// Version, Revision and Digest are those of the newest generation: of the head itself, or of the last delta.
 	Version  snapshot.Version
 	Revision uint64
-	// Digest is that of the payload, Envelope the sealed head.
 	Digest   snapshot.Digest
+	// Base names the head itself, Envelope is its sealed form.
+	Base     Ref
 	Envelope []byte
 	Shards   []snapshot.Digest
 	// Signers are the ids of the keys that signed it.
 	Signers []string
-	// CommittedAt is when the newest revision it holds was written, CreatedAt when it was sealed.
-	CommittedAt, CreatedAt time.Time
+	// State is the state hash of the head's index; empty for a head of before there were any.
+	State []byte
+	// Deltas lead from the head to the newest generation. The slice is never written to.
+	Deltas []Delta
+	// CommittedAt is when the newest revision it holds was written, CreatedAt when it was sealed, SealedAt when the head was.
+	CommittedAt, CreatedAt, SealedAt time.Time
+}
+
+// Ref names a generation.
+type Ref struct {
+	Version snapshot.Version
+	// Digest is that of the head's payload or the delta's body.
+	Digest snapshot.Digest
+}
+
+// Delta is one generation that was made without a new shard.
+type Delta struct {
+	Ref
+	// State is the state hash after it.
+	State  []byte
+	Signed *snapshotv1.SignedDelta
+}
+
+// StateOf is the state hash of a version of this policy; ok is false when that is not known.
+func (h *Head) StateOf(v snapshot.Version) (state []byte, ok bool) {
+	if v == h.Base.Version {
+		return h.State, len(h.State) > 0
+	}
+	for _, d := range h.Deltas {
+		if d.Version == v {
+			return d.State, true
+		}
+	}
+	return nil, false
+}
+
+// Behind is what leads from a version of this policy to the newest one. ok is false when the version is neither the head nor
+// one of its deltas: then the head is needed.
+func (h *Head) Behind(v snapshot.Version) (deltas []Delta, ok bool) {
+	if v == h.Base.Version {
+		return h.Deltas, true
+	}
+	for i, d := range h.Deltas {
+		if d.Version == v {
+			return h.Deltas[i+1:], true
+		}
+	}
+	return nil, false
 }
 
 // View is what a cell should know. It is read-only.
@@ -140,23 +186,88 @@ func (p *Publisher) install(ctx context.Context, id controlplane.TenantID, w wor
 	if w.tenant.Name != "" {
 		t.name = w.tenant.Name
 	}
-	newer := w.head != nil && (t.head == nil || w.head.Version.Newer(t.head.Version))
-	if newer {
-		t.head = w.head
-		p.owe(t.name)
+	newer := p.enforce(t, w.head)
+	if newer && w.index != nil {
+		p.keep(id, Opened{w.head.Digest, w.index})
 	}
 	t.failure = nil
-	name := t.name
 	p.mu.Unlock()
 	p.showKills(id, w.kills)
 	if !newer {
 		return nil
 	}
+	return p.show(ctx, id, w.sequences)
+}
+
+// enforce puts a newer policy in force and reports whether it is. A new head is owed to the tenant's cells. p.mu is held.
+func (p *Publisher) enforce(t *tenantState, h *Head) (newer bool) {
+	if h == nil || t.head != nil && !h.Version.Newer(t.head.Version) {
+		return false
+	}
+	if t.head == nil || h.Base != t.head.Base {
+		t.rebase = false
+		p.owe(t.name)
+	}
+	t.head = h
+	return true
+}
+
+// show brings what is in force for a tenant before its cells: a new head by a new manifest, deltas without one. sequences
+// are numbers that were taken for the manifests.
+func (p *Publisher) show(ctx context.Context, id controlplane.TenantID, sequences map[string]uint64) error {
+	p.mu.Lock()
+	name := p.tenant(id).name
+	p.mu.Unlock()
 	var errs []error
 	for _, cell := range p.Homes(name) {
-		errs = append(errs, p.manifest(ctx, cell, w.sequences[cell]))
+		done, err := p.advance(cell, id, sequences[cell])
+		if !done && err == nil {
+			err = p.manifest(ctx, cell, sequences[cell])
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// advance shows a cell the newest deltas of a tenant whose head its manifest names, together with a heartbeat over them, so
+// that no node sees one without the other. It reports false when a manifest is needed. number is what the round took.
+func (p *Publisher) advance(cell string, id controlplane.TenantID, number uint64) (done bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c, h := p.cells[cell], p.tenant(id).head
+	at := slices.IndexFunc(c.view.Heads, func(shown *Head) bool { return shown.TenantID == id })
+	if c.owed || at < 0 || c.view.Heads[at].Base != h.Base {
+		return false, nil
+	}
+	heads := slices.Clone(c.view.Heads)
+	heads[at] = h
+	root, err := seal.ManifestRoot(refs(heads))
+	if err != nil {
+		return true, err
+	}
+	beat, err := p.beat(p.cfg.Keys.Current(), cell, root, c.sequence)
+	if err != nil {
+		return true, err
+	}
+	c.root, c.view.Heads, c.view.Heartbeat = root, heads, beat
+	c.number = max(c.number, number)
+	c.announce()
+	return true, nil
+}
+
+// refs names the newest generations, in the order of heads.
+func refs(heads []*Head) []*snapshotv1.HeadRef {
+	out := make([]*snapshotv1.HeadRef, 0, len(heads))
+	for _, h := range heads {
+		out = append(out, headRef(h.TenantID, Ref{h.Version, h.Digest}))
+	}
+	return out
+}
+
+func headRef(id controlplane.TenantID, r Ref) *snapshotv1.HeadRef {
+	return &snapshotv1.HeadRef{
+		TenantId: string(id), Epoch: uint64(r.Version.Epoch), Generation: uint64(r.Version.Generation), HeadSha256: r.Digest[:],
+	}
 }
 
 // owe notes that the tenant's cells need a new manifest. p.mu is held.
@@ -209,18 +320,21 @@ func (p *Publisher) showManifest(c *cellState, sequence uint64) error {
 		return 1
 	})
 	for _, h := range heads {
-		m.Heads = append(m.Heads, &snapshotv1.HeadRef{
-			TenantId: string(h.TenantID), Epoch: uint64(h.Version.Epoch), Generation: uint64(h.Version.Generation), HeadSha256: h.Digest[:],
-		})
+		m.Heads = append(m.Heads, headRef(h.TenantID, h.Base))
 		for _, s := range h.Shards {
 			c.recent[s] = sequence
 		}
 	}
-	root, err := seal.ManifestRoot(m.GetHeads())
+	named, err := seal.ManifestRoot(m.GetHeads())
 	if err != nil {
 		return err
 	}
-	m.Root = root[:]
+	m.Root = named[:]
+	// What deltas add to the heads is confirmed by the heartbeat alone.
+	root, err := seal.ManifestRoot(refs(heads))
+	if err != nil {
+		return err
+	}
 	keys := p.cfg.Keys.Current()
 	env, err := seal.SignManifest(m, keys.Head)
 	if err != nil {
@@ -285,19 +399,4 @@ func (p *Publisher) heartbeats() {
 		c.view.Heartbeat = beat
 		c.announce()
 	}
-}
-
-// ReadHead reads a head that this control plane sealed and stored: the signature is not checked.
-func ReadHead(envelope []byte) (*snapshotv1.Head, error) {
-	env, head := &snapshotv1.Envelope{}, &snapshotv1.Head{}
-	if err := proto.Unmarshal(envelope, env); err != nil {
-		return nil, fmt.Errorf("stored envelope: %w", err)
-	}
-	if env.GetPayloadType() != seal.TypeHead {
-		return nil, fmt.Errorf("stored envelope is a %q", env.GetPayloadType())
-	}
-	if err := proto.Unmarshal(env.GetPayload(), head); err != nil {
-		return nil, fmt.Errorf("stored head: %w", err)
-	}
-	return head, nil
 }

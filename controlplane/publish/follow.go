@@ -75,13 +75,8 @@ func (p *Publisher) reload(ctx context.Context, id controlplane.TenantID) bool {
 	if !newer {
 		return true
 	}
-	p.mu.Lock()
-	name := p.tenant(id).name
-	p.mu.Unlock()
-	for _, cell := range p.Homes(name) {
-		if err := p.manifest(ctx, cell, 0); err != nil {
-			p.log.WarnContext(ctx, "manifest cannot be made", "cell", cell, "error", err)
-		}
+	if err := p.show(ctx, id, nil); err != nil {
+		p.log.WarnContext(ctx, "generation of another control plane cannot be shown", "error", err)
 	}
 	return true
 }
@@ -98,15 +93,9 @@ func (p *Publisher) reloadTenant(ctx context.Context, id controlplane.TenantID) 
 		if kills, err = readKills(ctx, tx); err != nil {
 			return err
 		}
-		head = nil
-		g, err := tx.Generation(ctx, 0)
-		if errors.Is(err, store.ErrNotFound) {
-			return nil
+		if head, err = Load(ctx, tx, snapshot.Version{}); errors.Is(err, store.ErrNotFound) {
+			head, err = nil, nil
 		}
-		if err != nil {
-			return err
-		}
-		head, err = headOf(id, g)
 		return err
 	})
 	if err != nil {
@@ -115,10 +104,7 @@ func (p *Publisher) reloadTenant(ctx context.Context, id controlplane.TenantID) 
 	p.mu.Lock()
 	t := p.tenant(id)
 	t.name = self.Name
-	if newer = head != nil && (t.head == nil || head.Version.Newer(t.head.Version)); newer {
-		t.head = head
-		p.owe(t.name)
-	}
+	newer = p.enforce(t, head)
 	p.mu.Unlock()
 	p.showKills(id, kills)
 	return newer, nil

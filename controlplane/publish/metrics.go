@@ -9,6 +9,7 @@ import (
 // metrics counts what was published. None of it is by tenant: there may be many.
 type metrics struct {
 	generations prometheus.Counter
+	deltas      prometheus.Counter
 	failures    *prometheus.CounterVec
 	took        prometheus.Histogram
 }
@@ -24,6 +25,9 @@ func newMetrics(reg prometheus.Registerer, p *Publisher) *metrics {
 	m := &metrics{
 		generations: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mcpvault_publish_generations_total", Help: "Generations that this control plane sealed and announced.",
+		}),
+		deltas: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "mcpvault_publish_deltas_total", Help: "Those of the generations that were deltas, without a shard of their own.",
 		}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mcpvault_publish_failures_total",
@@ -43,7 +47,7 @@ func newMetrics(reg prometheus.Registerer, p *Publisher) *metrics {
 	gauge := func(name, help string, read func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read)
 	}
-	reg.MustRegister(m.generations, m.failures, m.took,
+	reg.MustRegister(m.generations, m.deltas, m.failures, m.took,
 		gauge("mcpvault_publish_outbox_lag_seconds", "Age of the oldest committed write that no generation holds; 0 for none.", p.lag),
 		gauge("mcpvault_publish_tenants_failing", "Tenants whose newest writes are not in force.",
 			func() float64 { return float64(len(p.Status().Failures)) }))
@@ -51,8 +55,11 @@ func newMetrics(reg prometheus.Registerer, p *Publisher) *metrics {
 }
 
 // published counts a generation. One that only renews an old head says nothing about how long a write takes.
-func (m *metrics) published(took time.Duration, renewal bool) {
+func (m *metrics) published(took time.Duration, renewal, delta bool) {
 	m.generations.Inc()
+	if delta {
+		m.deltas.Inc()
+	}
 	if !renewal {
 		m.took.Observe(took.Seconds())
 	}

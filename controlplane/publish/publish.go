@@ -6,8 +6,9 @@
 // delays nobody else, and its last good generation stays in force. A heartbeat is signed only while PostgreSQL was heard
 // from in the last seconds: without it nobody here knows that a root is still the newest.
 //
-// Every revision leads to a new generation, also one that changes no byte of the shards. That costs a head and an entry in
-// the cells' logs, no shard is sent twice, and "which generation holds this revision" has one plain answer.
+// Every revision leads to a new generation, also one that changes nothing that decides, and "which generation holds this
+// revision" has one plain answer. Every revision is compiled afresh; what is sent is the difference to the generation before,
+// a delta, when that is small and fits, and else a head with new shards.
 package publish
 
 import (
@@ -33,10 +34,18 @@ const (
 	HeartbeatEvery = 2 * time.Second
 	// HeadLife is how long a head is in force. It is renewed after half of that.
 	HeadLife = 30 * 24 * time.Hour
-	// KeepGenerations is how many generations of a tenant are kept however old they are, KeepFor how long all are: for as
-	// long a recorded decision can be made again.
+	// KeepGenerations is how many generations of a tenant are kept however old they are, KeepFor how long all are, and what
+	// they rest on: for as long a recorded decision can be made again.
 	KeepGenerations = 64
 	KeepFor         = 90 * 24 * time.Hour
+	// MaxDeltas is how many deltas are made of one head, maxDeltaBytes how long they are together.
+	MaxDeltas     = 64
+	maxDeltaBytes = 1 << 20
+	// A head follows when deltas have replaced one record in replacedPart, if those are more than replacedFree.
+	replacedPart = 20
+	replacedFree = 256
+	// maxOpen bounds how many indexes are kept open.
+	maxOpen = 256
 
 	clockSkew     = 5 * time.Minute
 	contactLimit  = 10 * time.Second
@@ -92,6 +101,8 @@ type Publisher struct {
 	id      string
 	sem     chan struct{}
 	running sync.WaitGroup
+	// asked wakes the loop for tenants that owe a head.
+	asked chan struct{}
 
 	mu sync.Mutex // guards all below
 	// loaded is true once the stored heads were read.
@@ -106,6 +117,8 @@ type Publisher struct {
 	cells   map[string]*cellState
 	// busy are the tenants being published; true asks for another round afterwards.
 	busy map[controlplane.TenantID]bool
+	// open are indexes of newest generations, so that the next one is compared without reading it again.
+	open map[controlplane.TenantID]Opened
 }
 
 // tenantState is what is in force for a tenant.
@@ -114,6 +127,8 @@ type tenantState struct {
 	head    *Head
 	kills   []store.Kill
 	failure *Failure
+	// rebase is set while a head is owed to nodes that a delta did not fit.
+	rebase bool
 }
 
 // Failure says why a tenant's newest revisions are not in force.
@@ -140,6 +155,8 @@ func New(cfg Config) *Publisher {
 		tenants: map[controlplane.TenantID]*tenantState{},
 		cells:   map[string]*cellState{},
 		busy:    map[controlplane.TenantID]bool{},
+		open:    map[controlplane.TenantID]Opened{},
+		asked:   make(chan struct{}, 1),
 	}
 	for name := range cfg.Cells {
 		p.cells[name] = newCell(name)
@@ -176,6 +193,8 @@ func (p *Publisher) Run(ctx context.Context) error {
 			p.hint(ctx, tenant)
 		case who := <-published:
 			p.follow(ctx, who)
+		case <-p.asked:
+			p.renew(ctx)
 		case <-poll.C:
 			p.poll(ctx)
 		case <-keys:

@@ -154,9 +154,8 @@ func TestACommitBecomesASealedGenerationThatACellCanOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	beat, err := trust.OpenHeartbeat(v.Heartbeat, "local")
-	if err != nil || !bytes.Equal(beat.GetRoot(), m.GetRoot()) {
-		t.Fatalf("heartbeat of another root than the manifest's: %v", err)
+	if beat, err := trust.OpenHeartbeat(v.Heartbeat, "local"); err != nil || !bytes.Equal(beat.GetRoot(), rootOf(t, m, v)) {
+		t.Fatalf("heartbeat of another root than that of what is in force: %v", err)
 	}
 	head, err := trust.OpenHead(v.Heads[0].Envelope)
 	if err != nil {
@@ -175,7 +174,7 @@ func TestACommitBecomesASealedGenerationThatACellCanOpen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := x.Principal("alice"); !ok || cat.GetTenant() != "acme" {
+	if _, ok := applied(t, trust, x, v.Heads[0]).Principal("alice"); !ok || cat.GetTenant() != "acme" {
 		t.Error("alice is missing")
 	}
 	if far, _, _ := b.p.View("far"); len(far.Heads) != 0 {
@@ -197,12 +196,8 @@ func TestGenerationsCountUpByOneAndNameTheirParent(t *testing.T) {
 	}
 	for i, g := range list[:len(list)-1] {
 		before := list[i+1]
-		head, err := publish.ReadHead(g.Envelope)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if g.Generation != before.Generation+1 || !bytes.Equal(head.GetParent(), before.PayloadSHA256) {
-			t.Errorf("generation %d after %d has parent %x", g.Generation, before.Generation, head.GetParent())
+		if parent := parentOf(t, g); g.Generation != before.Generation+1 || !bytes.Equal(parent, before.PayloadSHA256) {
+			t.Errorf("generation %d after %d has parent %x", g.Generation, before.Generation, parent)
 		}
 	}
 }

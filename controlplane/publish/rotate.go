@@ -27,7 +27,7 @@ func (p *Publisher) rotate(ctx context.Context) {
 	p.catchUp(ctx, nil)
 }
 
-// renew publishes anew what is half through its life, of an older epoch than the roots', or signed by a key that is not the
+// renew makes heads that are owed, and publishes anew what is half through its life, of an older epoch than the roots', or signed by a key that is not the
 // newest any more: when the roots drop that key, no node may hold anything that only it has signed.
 func (p *Publisher) renew(ctx context.Context) {
 	keys := p.cfg.Keys.Current()
@@ -41,7 +41,7 @@ func (p *Publisher) renew(ctx context.Context) {
 		if _, busy := p.busy[id]; busy || t.failure != nil && p.now().Before(t.failure.retryAt) {
 			continue
 		}
-		if t.head != nil && (p.now().Sub(t.head.CreatedAt) > HeadLife/2 || t.head.Version.Epoch < keys.Trust.Epoch() ||
+		if t.head != nil && (t.rebase || p.now().Sub(t.head.SealedAt) > HeadLife/2 || t.head.Version.Epoch < keys.Trust.Epoch() ||
 			keys.Outdated(snapshotv1.KeyRole_KEY_ROLE_HEAD, t.head.Signers)) {
 			heads = append(heads, id)
 		}

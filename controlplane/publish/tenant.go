@@ -8,10 +8,10 @@ import (
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/compile"
+	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
-	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
@@ -20,11 +20,15 @@ import (
 type work struct {
 	tenant controlplane.Tenant
 	head   *Head
-	kills  killLists
+	// index is the head's, deltas applied.
+	index *index.Index
+	kills killLists
 	// rows is the newest outbox row that was looked at.
 	rows int64
 	// unfit is true when it is the rows that cannot be published, and not PostgreSQL that failed.
 	unfit bool
+	// why says why the generation is a head; empty for a delta.
+	why rebase
 	// sequences are the new manifests' numbers by cell.
 	sequences map[string]uint64
 }
@@ -50,9 +54,15 @@ func (p *Publisher) publish(ctx context.Context, tenant controlplane.TenantID, f
 		return
 	}
 	if w.head != nil {
-		p.m.published(p.now().Sub(w.head.CommittedAt), force)
-		p.log.InfoContext(ctx, "generation published", "tenant", w.tenant.Name, "generation", w.head.Version.String(),
-			"revision", w.head.Revision, "duration", p.now().Sub(w.head.CommittedAt))
+		p.m.published(p.now().Sub(w.head.CommittedAt), force, w.why == "")
+		attrs := []any{
+			"tenant", w.tenant.Name, "generation", w.head.Version.String(), "revision", w.head.Revision,
+			"duration", p.now().Sub(w.head.CommittedAt),
+		}
+		if w.why != "" {
+			attrs = append(attrs, "rebase", string(w.why))
+		}
+		p.log.InfoContext(ctx, "generation published", attrs...)
 	}
 }
 
@@ -94,11 +104,11 @@ func (p *Publisher) round(ctx context.Context, tx *store.Tx, w *work, force bool
 		w.tenant, err = tx.Self(ctx)
 		return err
 	}
-	return p.generation(ctx, tx, w)
+	return p.generation(ctx, tx, w, force)
 }
 
 // generation compiles one consistent view and stores what came out.
-func (p *Publisher) generation(ctx context.Context, tx *store.Tx, w *work) error {
+func (p *Publisher) generation(ctx context.Context, tx *store.Tx, w *work, force bool) error {
 	// The view is taken after the lock, on a connection of its own: it holds everything that anybody published before.
 	in, err := p.read(ctx, tx.Tenant())
 	if err != nil {
@@ -109,15 +119,16 @@ func (p *Publisher) generation(ctx context.Context, tx *store.Tx, w *work) error
 	if err != nil {
 		return err
 	}
-	if _, err := index.Open(out.Index); err != nil {
+	fresh, err := index.Open(out.Index)
+	if err != nil {
 		return fmt.Errorf("the compiled index does not open: %w", err)
 	}
 	w.unfit = false
 	for _, n := range out.Report.Notes {
 		p.log.WarnContext(ctx, "grant needs attention", "tenant", in.Tenant.Name, "grant", n.Grant, "problem", n.Problem)
 	}
-	last, err := tx.Generation(ctx, 0)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
+	last, err := newest(ctx, tx)
+	if err != nil {
 		return err
 	}
 	committed, err := tx.CommittedAt(ctx, in.Tenant.Revision)
@@ -127,7 +138,14 @@ func (p *Publisher) generation(ctx context.Context, tx *store.Tx, w *work) error
 	if committed.IsZero() {
 		committed = tx.Now()
 	}
-	g, err := p.seal(in.Tenant, last, out)
+	next := candidate{
+		tenant: in.Tenant, last: last, out: out, keys: p.cfg.Keys.Current(), index: fresh, force: force || p.rebaseAsked(tx.Tenant()),
+	}
+	g, err := p.difference(ctx, tx, &next)
+	var why rebase
+	if errors.As(err, &why) {
+		g, err = p.seal(&next)
+	}
 	if err != nil {
 		return err
 	}
@@ -148,30 +166,75 @@ func (p *Publisher) generation(ctx context.Context, tx *store.Tx, w *work) error
 	if err := p.home(ctx, tx, in.Tenant, w.sequences); err != nil {
 		return err
 	}
-	if w.head, err = headOf(tx.Tenant(), g); err != nil {
+	w.index, w.why = next.index, why
+	if w.head, err = headOf(tx.Tenant(), append(next.last, g)); err != nil {
 		return err
 	}
 	return tx.AnnounceGeneration(ctx, p.id)
 }
 
-// seal numbers and signs: one up within an epoch, from 1 in a new one.
-func (p *Publisher) seal(t controlplane.Tenant, last store.Generation, out *compile.Output) (store.Generation, error) {
-	keys := p.cfg.Keys.Current()
-	g := store.Generation{Epoch: uint64(keys.Trust.Epoch()), Generation: 1, Revision: t.Revision}
-	if known := max(last.Epoch, t.Epoch); known > g.Epoch {
+// newest is what the newest generation is made of; nil when there is none.
+func newest(ctx context.Context, tx *store.Tx) ([]store.Generation, error) {
+	g, err := tx.Generation(ctx, 0)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return tx.Chain(ctx, g)
+}
+
+// candidate is a tenant's next generation on its way.
+type candidate struct {
+	tenant controlplane.Tenant
+	// last is what the generation before is made of; nil when there is none.
+	last []store.Generation
+	out  *compile.Output
+	keys *keyring.Set
+	// index is what was compiled; when it is sent as a delta, the one before with that delta applied.
+	index *index.Index
+	force bool
+}
+
+// number is one up within an epoch, from 1 in a new one.
+func (c *candidate) number() (store.Generation, error) {
+	g := store.Generation{Epoch: uint64(c.keys.Trust.Epoch()), Generation: 1, Revision: c.tenant.Revision}
+	var newest store.Generation
+	if len(c.last) > 0 {
+		newest = c.last[len(c.last)-1]
+	}
+	if known := max(newest.Epoch, c.tenant.Epoch); known > g.Epoch {
 		return g, problem.Newf(problem.Conflict, "install the newest roots in keys_dir",
-			"tenant %s was published in epoch %d, and the roots here know %d only", t.Name, known, g.Epoch)
+			"tenant %s was published in epoch %d, and the roots here know %d only", c.tenant.Name, known, g.Epoch)
 	}
-	if last.Epoch == g.Epoch {
-		g.Generation = last.Generation + 1
+	if newest.Epoch == g.Epoch {
+		g.Generation = newest.Generation + 1
 	}
-	now := p.now()
+	return g, nil
+}
+
+// parent is the digest of the generation before; empty for the first.
+func (c *candidate) parent() []byte {
+	if len(c.last) == 0 {
+		return nil
+	}
+	return c.last[len(c.last)-1].PayloadSHA256
+}
+
+// seal numbers and signs a head.
+func (p *Publisher) seal(c *candidate) (store.Generation, error) {
+	g, err := c.number()
+	if err != nil {
+		return g, err
+	}
+	now, state := p.now(), c.index.StateHash()
 	head := &snapshotv1.Head{
-		TenantId: string(t.ID), Tenant: t.Name, Epoch: g.Epoch, Generation: g.Generation, Revision: g.Revision,
-		Parent: last.PayloadSHA256, NotBeforeMs: now.Add(-clockSkew).UnixMilli(), NotAfterMs: now.Add(HeadLife).UnixMilli(),
-		Compiler: compile.ID, Shards: out.Shards,
+		TenantId: string(c.tenant.ID), Tenant: c.tenant.Name, Epoch: g.Epoch, Generation: g.Generation, Revision: g.Revision,
+		Parent: c.parent(), NotBeforeMs: now.Add(-clockSkew).UnixMilli(), NotAfterMs: now.Add(HeadLife).UnixMilli(),
+		Compiler: compile.ID, Shards: c.out.Shards, StateHash: state[:],
 	}
-	env, err := seal.SignHead(head, keys.Head)
+	env, err := seal.SignHead(head, c.keys.Head)
 	if err != nil {
 		return g, err
 	}
@@ -179,10 +242,11 @@ func (p *Publisher) seal(t controlplane.Tenant, last store.Generation, out *comp
 	if err != nil {
 		return g, err
 	}
-	g.Envelope, g.PayloadSHA256 = env, digest[:]
-	for _, s := range out.Shards {
+	g.Base, g.Envelope, g.PayloadSHA256 = g.Generation, env, digest[:]
+	for _, s := range c.out.Shards {
 		g.Size += s.GetSize()
 	}
+	c.last = nil
 	return g, nil
 }
 
@@ -361,25 +425,4 @@ func nodes(list []store.PolicyNode) []compile.Node {
 		out[i] = compile.Node(n)
 	}
 	return out
-}
-
-func headOf(id controlplane.TenantID, g store.Generation) (*Head, error) {
-	env := &Head{
-		TenantID: id, Version: snapshot.Version{Epoch: snapshot.Epoch(g.Epoch), Generation: snapshot.Generation(g.Generation)},
-		Revision: g.Revision, Envelope: g.Envelope, CreatedAt: g.CreatedAt, CommittedAt: g.CommittedAt, Signers: seal.Signers(g.Envelope),
-	}
-	var ok bool
-	if env.Digest, ok = snapshot.DigestFrom(g.PayloadSHA256); !ok {
-		return nil, fmt.Errorf("stored generation %d has a digest of %d bytes", g.Generation, len(g.PayloadSHA256))
-	}
-	head, err := ReadHead(g.Envelope)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range head.GetShards() {
-		if d, ok := snapshot.DigestFrom(s.GetSha256()); ok {
-			env.Shards = append(env.Shards, d)
-		}
-	}
-	return env, nil
 }

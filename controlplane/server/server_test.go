@@ -226,11 +226,11 @@ func serve(ctx context.Context, t *testing.T, node cellv1connect.CellServiceClie
 		if err != nil {
 			return
 		}
-		u := msg.GetUpdate()
-		if u == nil {
-			continue
+		u, deltas := msg.GetUpdate(), msg.GetUpdate().GetDeltas()
+		if d := msg.GetDelta(); d != nil {
+			deltas = append(deltas, d)
 		}
-		if trust == nil {
+		if trust == nil && u != nil {
 			pin, err := seal.RootsDigest(u.GetRoots())
 			if err != nil {
 				t.Error(err)
@@ -241,16 +241,28 @@ func serve(ctx context.Context, t *testing.T, node cellv1connect.CellServiceClie
 				return
 			}
 		}
+		var acks []*cellv1.AcknowledgeRequest
 		for _, env := range u.GetHeads() {
 			h, err := trust.OpenHead(env)
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			_, err = node.Acknowledge(ctx, &cellv1.AcknowledgeRequest{
-				TenantId: h.GetTenantId(), Epoch: h.GetEpoch(), Generation: h.GetGeneration(), Revision: h.GetRevision(), Status: cellv1.AckStatus_ACK_STATUS_APPLIED,
+			acks = append(acks, &cellv1.AcknowledgeRequest{TenantId: h.GetTenantId(), Epoch: h.GetEpoch(), Generation: h.GetGeneration(), Revision: h.GetRevision()})
+		}
+		for _, signed := range deltas {
+			d, err := trust.OpenDelta(signed)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			acks = append(acks, &cellv1.AcknowledgeRequest{
+				TenantId: string(seal.DeltaTenant(d)), Epoch: d.GetEpoch(), Generation: d.GetGeneration(), Revision: d.GetRevision(),
 			})
-			if err != nil && ctx.Err() == nil {
+		}
+		for _, ack := range acks {
+			ack.Status = cellv1.AckStatus_ACK_STATUS_APPLIED
+			if _, err := node.Acknowledge(ctx, ack); err != nil && ctx.Err() == nil {
 				t.Error(err)
 			}
 		}

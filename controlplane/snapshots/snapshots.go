@@ -6,7 +6,10 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/cellapi"
@@ -15,6 +18,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
@@ -92,7 +96,8 @@ func (s *Service) ListGenerations(ctx context.Context, req *adminv1.ListGenerati
 	return res, err
 }
 
-// GetGeneration returns the sealed head, the roots and, when asked, the shards, so that anybody can verify them offline.
+// GetGeneration returns the sealed head, the deltas on it, the roots and, when asked, the shards, so that anybody can verify
+// them offline.
 func (s *Service) GetGeneration(ctx context.Context, req *adminv1.GetGenerationRequest) (*adminv1.GetGenerationResponse, error) {
 	caller := controlplane.CallerFrom(ctx)
 	res := &adminv1.GetGenerationResponse{}
@@ -101,15 +106,22 @@ func (s *Service) GetGeneration(ctx context.Context, req *adminv1.GetGenerationR
 		if err != nil {
 			return err
 		}
+		chain, err := tx.Chain(ctx, g)
+		if err != nil {
+			return err
+		}
 		acks, err := tx.Acks(ctx, g.Epoch, g.Generation)
 		if err != nil {
 			return err
 		}
-		res.Generation, res.Envelope, res.Roots, res.Shards = show(caller.Tenant, g, acks), g.Envelope, s.cfg.Keys.Current().Roots, nil
+		res.Generation, res.Envelope, res.Roots, res.Shards = show(caller.Tenant, g, acks), chain[0].Envelope, s.cfg.Keys.Current().Roots, nil
+		if res.Deltas, err = deltasOf(chain); err != nil {
+			return err
+		}
 		if !req.GetIncludeShards() {
 			return nil
 		}
-		head, err := publish.ReadHead(g.Envelope)
+		head, err := publish.ReadHead(chain[0].Envelope)
 		if err != nil {
 			return err
 		}
@@ -125,10 +137,31 @@ func (s *Service) GetGeneration(ctx context.Context, req *adminv1.GetGenerationR
 	return res, err
 }
 
+func deltasOf(chain []store.Generation) ([]*snapshotv1.SignedDelta, error) {
+	var all []*snapshotv1.SignedDelta
+	for _, g := range chain[1:] {
+		d := &snapshotv1.SignedDelta{}
+		if err := proto.Unmarshal(g.Delta, d); err != nil {
+			return nil, fmt.Errorf("stored delta %d: %w", g.Generation, err)
+		}
+		all = append(all, d)
+	}
+	return all, nil
+}
+
+// The kinds of generations.
+const (
+	kindHead  = "head"
+	kindDelta = "delta"
+)
+
 func show(tenant string, g store.Generation, acks []store.Ack) *adminv1.Generation {
 	out := &adminv1.Generation{
 		Tenant: tenant, Epoch: g.Epoch, Generation: g.Generation, Revision: g.Revision,
-		Digest: hex.EncodeToString(g.PayloadSHA256), CreatedMs: g.CreatedAt.UnixMilli(), Bytes: g.Size,
+		Digest: hex.EncodeToString(g.PayloadSHA256), CreatedMs: g.CreatedAt.UnixMilli(), Bytes: g.Size, Kind: kindHead, Base: g.Base,
+	}
+	if g.Delta != nil {
+		out.Kind = kindDelta
 	}
 	for _, a := range acks {
 		if a.Epoch != g.Epoch || a.Generation != g.Generation {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,9 +14,13 @@ import (
 // Generation is one published policy of a tenant.
 type Generation struct {
 	Epoch, Generation, Revision uint64
-	// Envelope is the DSSE envelope of the head, PayloadSHA256 the digest of its payload.
-	Envelope, PayloadSHA256 []byte
-	// Size is that of the shards together, in bytes.
+	// Base is the generation of the head: its own, or the one that its deltas rest on.
+	Base uint64
+	// Envelope is the DSSE envelope of a head, Delta an encoded snapshot.v1.SignedDelta: a generation has one of them.
+	Envelope, Delta []byte
+	// PayloadSHA256 is the digest of the head's payload, or of the delta's body.
+	PayloadSHA256 []byte
+	// Size is that of the shards together, or of the delta, in bytes.
 	Size uint64
 	// Error is why a revision after this one could not be published, "" when there is none.
 	Error     string
@@ -35,22 +40,32 @@ type Blob struct {
 const (
 	sqlLockPublish = `SELECT pg_advisory_xact_lock(hashtextextended('mcpvault publish ' || $1, 0))`
 
-	generationColumns = `epoch, generation, revision, envelope, payload_sha256, size, error, created_at, committed_at`
+	generationColumns = `epoch, generation, coalesce(base, generation), revision, envelope, delta, payload_sha256, size, error, created_at, committed_at`
 	sqlGenerations    = `SELECT ` + generationColumns + ` FROM generations WHERE tenant_id = $1 ORDER BY epoch DESC, generation DESC LIMIT $2`
 	sqlGeneration     = `SELECT ` + generationColumns + ` FROM generations WHERE tenant_id = $1 AND generation = $2 ORDER BY epoch DESC LIMIT 1`
+	sqlChain          = `SELECT ` + generationColumns + ` FROM generations
+		WHERE tenant_id = $1 AND epoch = $2 AND generation BETWEEN $3 AND $4 ORDER BY generation`
 
 	sqlGenerationAt = `SELECT ` + generationColumns + ` FROM generations WHERE tenant_id = $1 AND epoch = $2 AND generation = $3`
 
-	sqlInsertGeneration = `INSERT INTO generations (tenant_id, epoch, generation, revision, envelope, payload_sha256, size, created_at, committed_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`
+	sqlInsertGeneration = `INSERT INTO generations
+		(tenant_id, epoch, generation, base, revision, envelope, delta, payload_sha256, size, created_at, committed_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`
+	// A delta rests on the shards of its head: they stay for as long as it does.
+	sqlInheritShards = `INSERT INTO generation_shards (tenant_id, epoch, generation, sha256)
+		SELECT tenant_id, epoch, $3, sha256 FROM generation_shards WHERE tenant_id = $1 AND epoch = $2 AND generation = $4`
 	// A shard that is there already is written to all the same, which locks it: SweepBlobs must not take it away meanwhile.
 	sqlInsertBlob  = `INSERT INTO blobs (sha256, bytes, size) VALUES ($1, $2, $3) ON CONFLICT (sha256) DO UPDATE SET size = excluded.size`
 	sqlInsertShard = `INSERT INTO generation_shards (tenant_id, epoch, generation, sha256) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING`
 	sqlBlob        = `SELECT bytes FROM blobs WHERE sha256 = $1`
 	sqlSetError    = `UPDATE generations SET error = $2 WHERE tenant_id = $1 AND (epoch, generation) =
 		(SELECT epoch, generation FROM generations WHERE tenant_id = $1 ORDER BY epoch DESC, generation DESC LIMIT 1)`
-	sqlForget = `DELETE FROM generations WHERE tenant_id = $1 AND created_at < $3 AND (epoch, generation) IN
-		(SELECT epoch, generation FROM generations WHERE tenant_id = $1 ORDER BY epoch DESC, generation DESC OFFSET $2)`
+	// created_at rises with the generations: what is older than the oldest one that stays, and nothing that stays rests on it,
+	// goes.
+	sqlForget = `DELETE FROM generations WHERE tenant_id = $1 AND (epoch, generation) <
+		(SELECT k.epoch, coalesce(k.base, k.generation) FROM generations k WHERE k.tenant_id = $1 AND (k.created_at >= $3 OR (k.epoch, k.generation) IN
+			(SELECT epoch, generation FROM generations WHERE tenant_id = $1 ORDER BY epoch DESC, generation DESC LIMIT $2))
+		ORDER BY k.epoch, k.generation LIMIT 1)`
 	sqlForgetAcks = `DELETE FROM acks a WHERE a.tenant_id = $1 AND NOT EXISTS
 		(SELECT 1 FROM generations g WHERE g.tenant_id = $1 AND g.epoch = a.epoch AND g.generation = a.generation)`
 	// The shards' rows are the only ones of generations that a platform transaction sees.
@@ -93,6 +108,18 @@ func (tx *Tx) GenerationAt(ctx context.Context, v snapshot.Version) (Generation,
 	return g, missing(err, "generation %s does not exist, or is no longer kept", v)
 }
 
+// Chain is what a generation is made of: its head, and the deltas up to it in order.
+func (tx *Tx) Chain(ctx context.Context, g Generation) ([]Generation, error) {
+	if g.Delta == nil {
+		return []Generation{g}, nil
+	}
+	chain, err := all(ctx, tx, scanGeneration, sqlChain, tx.tenant, int64(g.Epoch), int64(g.Base), int64(g.Generation))
+	if err == nil && (len(chain) == 0 || chain[0].Delta != nil || uint64(len(chain)) != g.Generation-g.Base+1) {
+		err = fmt.Errorf("generation %d rests on %d, and some of the %d between are missing", g.Generation, g.Base, len(chain))
+	}
+	return chain, err
+}
+
 // Newest is the version of each tenant's newest generation, for a platform transaction.
 func (tx *Tx) Newest(ctx context.Context) (map[controlplane.TenantID]snapshot.Version, error) {
 	newest := map[controlplane.TenantID]snapshot.Version{}
@@ -106,11 +133,20 @@ func (tx *Tx) Newest(ctx context.Context) (map[controlplane.TenantID]snapshot.Ve
 	return newest, err
 }
 
-// InsertGeneration stores a generation and its shards.
+// InsertGeneration stores a generation and its shards. A delta has none of its own.
 func (tx *Tx) InsertGeneration(ctx context.Context, g Generation, shards []Blob) error {
-	_, err := tx.exec(ctx, sqlInsertGeneration, tx.tenant, int64(g.Epoch), int64(g.Generation), int64(g.Revision),
-		g.Envelope, g.PayloadSHA256, int64(g.Size), tx.now, g.CommittedAt)
+	var base *int64
+	if g.Delta != nil {
+		n := int64(g.Base)
+		base = &n
+	}
+	_, err := tx.exec(ctx, sqlInsertGeneration, tx.tenant, int64(g.Epoch), int64(g.Generation), base, int64(g.Revision),
+		append([]byte{}, g.Envelope...), g.Delta, g.PayloadSHA256, int64(g.Size), tx.now, g.CommittedAt)
 	if err != nil {
+		return err
+	}
+	if g.Delta != nil {
+		_, err := tx.exec(ctx, sqlInheritShards, tx.tenant, int64(g.Epoch), int64(g.Generation), int64(g.Base))
 		return err
 	}
 	for _, b := range shards {
@@ -136,7 +172,7 @@ func (tx *Tx) NotePublishError(ctx context.Context, message string) error {
 	return err
 }
 
-// ForgetGenerations drops what was made before a time, but for the newest ones, and the acknowledgements of what it drops.
+// ForgetGenerations drops what was made before a time, but for the newest ones and what those that stay rest on, and the acknowledgements of what it drops.
 func (tx *Tx) ForgetGenerations(ctx context.Context, keep int, before time.Time) error {
 	n, err := tx.exec(ctx, sqlForget, tx.tenant, keep, before)
 	if err != nil || n == 0 {
@@ -184,8 +220,8 @@ func (tx *Tx) outboxTime(ctx context.Context, sql string, revision uint64) (time
 
 func scanGeneration(row pgx.CollectableRow) (Generation, error) {
 	var g Generation
-	var epoch, gen, rev, size int64
-	err := row.Scan(&epoch, &gen, &rev, &g.Envelope, &g.PayloadSHA256, &size, &g.Error, &g.CreatedAt, &g.CommittedAt)
-	g.Epoch, g.Generation, g.Revision, g.Size = uint64(epoch), uint64(gen), uint64(rev), uint64(size)
+	var epoch, gen, base, rev, size int64
+	err := row.Scan(&epoch, &gen, &base, &rev, &g.Envelope, &g.Delta, &g.PayloadSHA256, &size, &g.Error, &g.CreatedAt, &g.CommittedAt)
+	g.Epoch, g.Generation, g.Base, g.Revision, g.Size = uint64(epoch), uint64(gen), uint64(base), uint64(rev), uint64(size)
 	return g, err
 }

@@ -204,7 +204,9 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 	var err error
 	switch e := ev.GetEvent().(type) {
 	case *cellv1.WatchResponse_Update:
-		err = f.takeUpdate(e.Update)
+		if err = f.takeUpdate(e.Update); err == nil && len(e.Update.GetHeads()) > 0 {
+			f.note(ctx, kindDelta, nil) // a head takes the place of a delta that was refused
+		}
 	case *cellv1.WatchResponse_Heartbeat:
 		if err = f.TakeHeartbeat(e.Heartbeat); err == nil {
 			f.setComplete()

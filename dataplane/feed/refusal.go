@@ -10,6 +10,8 @@ import (
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 )
 
+const kindDelta = "delta"
+
 // kindOf names an event, so that what is said of it can be taken back when one of its kind is good again.
 func kindOf(ev *cellv1.WatchResponse) string {
 	switch ev.GetEvent().(type) {
@@ -20,7 +22,7 @@ func kindOf(ev *cellv1.WatchResponse) string {
 	case *cellv1.WatchResponse_Kill:
 		return "kill"
 	case *cellv1.WatchResponse_Delta:
-		return "delta"
+		return kindDelta
 	}
 	return "unknown event"
 }

@@ -136,10 +136,12 @@ func NewTenant(head *snapshotv1.Head, digest snapshot.Digest, x *index.Index, c 
 // Next is the tenant at the generation that a verified delta makes, decided by the index that came of applying it. Servers,
 // keys and settings are those of the head: a delta changes none of them.
 func (t *Tenant) Next(d *snapshotv1.Delta, digest snapshot.Digest, x *index.Index) *Tenant {
-	next := *t
-	next.Version, next.Revision, next.Digest, next.Index = seal.DeltaVersion(d), d.GetRevision(), digest, x
+	next := &Tenant{
+		ID: t.ID, Name: t.Name, Version: seal.DeltaVersion(d), Revision: d.GetRevision(), Digest: digest, HeadDigest: t.HeadDigest,
+		Index: x, Keys: t.Keys, Hosts: t.Hosts, Settings: t.Settings, Servers: t.Servers, byName: t.byName,
+	}
 	copy(next.State[:], d.GetStateHash())
-	return &next
+	return next
 }
 
 // AppliedHead is how a node tells others what it serves. It is for tenants that are live.

@@ -2,6 +2,7 @@ package observe
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"strings"
@@ -28,6 +29,7 @@ type nodeView struct {
 	Raft      string            `json:"raft_state"`
 	Leader    string            `json:"leader"`
 	Applied   map[string]string `json:"applied"`
+	States    map[string]string `json:"state_hashes"`
 	Heartbeat string            `json:"heartbeat,omitempty"`
 	// Confirmed is when each tenant's generation was last confirmed: its staleness bounds count from then.
 	Confirmed map[string]string `json:"confirmed"`
@@ -49,13 +51,14 @@ func viewCell(c *adminv1.Cell) cellView {
 
 func viewNode(c *adminv1.Cell, n *adminv1.CellNode) nodeView {
 	s := n.GetStatus()
-	applied, confirmed := map[string]string{}, map[string]string{}
+	applied, states, confirmed := map[string]string{}, map[string]string{}, map[string]string{}
 	for _, h := range s.GetApplied() {
+		states[h.GetTenantId()] = hex.EncodeToString(h.GetStateHash())
 		confirmed[h.GetTenantId()] = output.Time(h.GetConfirmedMs())
 		applied[h.GetTenantId()] = fmt.Sprintf("%d.%d", h.GetEpoch(), h.GetGeneration())
 	}
 	return nodeView{
-		Cell: c.GetName(), Node: s.GetNode(), Connected: n.GetConnected(), Raft: s.GetRaftState(), Leader: s.GetLeader(), Applied: applied,
+		Cell: c.GetName(), Node: s.GetNode(), Connected: n.GetConnected(), Raft: s.GetRaftState(), Leader: s.GetLeader(), Applied: applied, States: states,
 		Heartbeat: output.Time(s.GetHeartbeatMs()), Confirmed: confirmed, Roots: s.GetRootsVersion(), Seen: output.Time(n.GetSeenMs()), Audit: s.GetAuditSize(), Delivered: s.GetAuditDelivered(),
 		Sessions: s.GetSessions(), MCPURL: s.GetMcpUrl(), Version: s.GetVersion(), Started: output.Time(s.GetStartedMs()),
 		SVIDUntil: output.Time(s.GetSvidNotAfterMs()), Problems: append([]string{}, s.GetProblems()...),
@@ -130,6 +133,16 @@ func cellCommand(a *cli.App) *cobra.Command {
 	return a.Group("cell", "Cells: the places where calls are decided.", "  mcpvault cell status", list, status)
 }
 
+// states are the beginnings of the state hashes: nodes that serve one generation have the same.
+func (n nodeView) states() string {
+	var all []string
+	for _, t := range output.Keys(n.States) {
+		h := n.States[t]
+		all = append(all, h[:min(len(h), 12)])
+	}
+	return strings.Join(all, ",")
+}
+
 func nodeColumns() []output.Column[nodeView] {
 	text := func(f func(nodeView) string) func(nodeView) string { return f }
 	return []output.Column[nodeView]{
@@ -148,6 +161,7 @@ func nodeColumns() []output.Column[nodeView] {
 		{Head: "ROOTS", Cell: func(v nodeView) string { return fmt.Sprint(v.Roots) }, Wide: true},
 		{Head: "AUDIT", Cell: func(v nodeView) string { return fmt.Sprintf("%d/%d", v.Delivered, v.Audit) }},
 		{Head: "PROBLEMS", Cell: func(v nodeView) string { return strings.Join(v.Problems, "; ") }},
+		{Head: "STATES", Cell: nodeView.states, Wide: true},
 		{Head: "SESSIONS", Cell: func(v nodeView) string { return fmt.Sprint(v.Sessions) }, Wide: true},
 		{Head: "MCP", Cell: func(v nodeView) string { return v.MCPURL }, Wide: true},
 		{Head: "SEEN", Cell: func(v nodeView) string { return v.Seen }, Wide: true},
@@ -162,6 +176,8 @@ type generationView struct {
 	Generation uint64    `json:"generation"`
 	Revision   uint64    `json:"revision"`
 	Digest     string    `json:"digest"`
+	Kind       string    `json:"kind"`
+	Base       uint64    `json:"base"`
 	Bytes      uint64    `json:"bytes"`
 	Created    string    `json:"created"`
 	Acks       []ackView `json:"acks"`
@@ -176,7 +192,7 @@ type ackView struct {
 
 func viewGeneration(g *adminv1.Generation) generationView {
 	return generationView{
-		g.GetTenant(), g.GetEpoch(), g.GetGeneration(), g.GetRevision(), g.GetDigest(), g.GetBytes(), output.Time(g.GetCreatedMs()),
+		g.GetTenant(), g.GetEpoch(), g.GetGeneration(), g.GetRevision(), g.GetDigest(), g.GetKind(), g.GetBase(), g.GetBytes(), output.Time(g.GetCreatedMs()),
 		output.Map(g.GetAcks(), func(k *adminv1.NodeAck) ackView {
 			return ackView{k.GetCell() + "/" + k.GetNode(), k.GetStatus(), k.GetReason(), output.Time(k.GetAtMs())}
 		}),
@@ -193,14 +209,23 @@ func (g generationView) applied() string {
 	return fmt.Sprintf("%d of %d", n, len(g.Acks))
 }
 
+// kind says of a delta on which head it rests.
+func (g generationView) kind() string {
+	if g.Base == g.Generation {
+		return g.Kind
+	}
+	return fmt.Sprintf("%s on %d", g.Kind, g.Base)
+}
+
 func generationColumns() []output.Column[generationView] {
 	return []output.Column[generationView]{
 		{Head: "SNAPSHOT", Cell: func(v generationView) string { return fmt.Sprintf("%d.%d", v.Epoch, v.Generation) }},
 		{Head: "ORG", Cell: func(v generationView) string { return v.Org }},
 		{Head: "REVISION", Cell: func(v generationView) string { return fmt.Sprint(v.Revision) }},
+		{Head: "KIND", Cell: generationView.kind},
+		{Head: "BYTES", Cell: func(v generationView) string { return fmt.Sprint(v.Bytes) }},
 		{Head: "CREATED", Cell: func(v generationView) string { return v.Created }},
 		{Head: "APPLIED", Cell: generationView.applied},
-		{Head: "BYTES", Cell: func(v generationView) string { return fmt.Sprint(v.Bytes) }, Wide: true},
 		{Head: "DIGEST", Cell: func(v generationView) string { return v.Digest }, Wide: true},
 	}
 }

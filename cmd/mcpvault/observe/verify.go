@@ -25,6 +25,8 @@ type verifiedSnapshot struct {
 	Snapshot string `json:"snapshot"`
 	Org      string `json:"org"`
 	Digest   string `json:"digest"`
+	State    string `json:"state_hash"`
+	Deltas   int    `json:"deltas"`
 	Roots    uint64 `json:"roots_version"`
 	Servers  int    `json:"servers"`
 	Tools    int    `json:"tools"`
@@ -72,7 +74,7 @@ func verifySnapshot(a *cli.App) *cobra.Command {
 func printVerified(a *cli.App, s *proof.Snapshot) error {
 	h := s.Head
 	v := verifiedSnapshot{
-		fmt.Sprintf("%d.%d", h.GetEpoch(), h.GetGeneration()), h.GetTenant(), s.Digest.String(), s.Roots,
+		s.Version.String(), h.GetTenant(), s.Digest.String(), s.State.String(), s.Deltas, s.Roots,
 		s.Servers, s.Tools, output.Time(h.GetNotAfterMs()), s.InForce == nil,
 	}
 	a.Notef("verified: signed by a known key, and every part is what was signed")
@@ -81,7 +83,9 @@ func printVerified(a *cli.App, s *proof.Snapshot) error {
 		output.Column[verifiedSnapshot]{Head: "ORG", Cell: func(v verifiedSnapshot) string { return v.Org }},
 		output.Column[verifiedSnapshot]{Head: "DIGEST", Cell: func(v verifiedSnapshot) string { return v.Digest }},
 		output.Column[verifiedSnapshot]{Head: "CONTENT", Cell: func(v verifiedSnapshot) string { return fmt.Sprintf("%d servers, %d tools", v.Servers, v.Tools) }},
+		output.Column[verifiedSnapshot]{Head: "DELTAS", Cell: func(v verifiedSnapshot) string { return fmt.Sprint(v.Deltas) }},
 		output.Column[verifiedSnapshot]{Head: "VALID UNTIL", Cell: func(v verifiedSnapshot) string { return v.Until }},
+		output.Column[verifiedSnapshot]{Head: "STATE", Cell: func(v verifiedSnapshot) string { return v.State }, Wide: true},
 		output.Column[verifiedSnapshot]{Head: "ROOTS", Cell: func(v verifiedSnapshot) string { return fmt.Sprint(v.Roots) }, Wide: true})
 }
 

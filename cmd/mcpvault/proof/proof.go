@@ -16,6 +16,7 @@ import (
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 	"github.com/mcpvault/mcpvault/snapshot/shard"
 )
@@ -23,8 +24,12 @@ import (
 // Snapshot is what a verified generation says.
 type Snapshot struct {
 	Head *snapshotv1.Head
-	// Digest is the SHA-256 of the head's payload.
-	Digest snapshot.Digest
+	// Version and Digest are those of the generation: the head's, or of the last of Deltas deltas on it.
+	Version snapshot.Version
+	Digest  snapshot.Digest
+	Deltas  int
+	// State is the state hash of the decision index: on every node that serves the generation it is the same.
+	State snapshot.Digest
 	// Roots is the version of the roots that it was checked against.
 	Roots   uint64
 	Servers int
@@ -33,9 +38,9 @@ type Snapshot struct {
 	InForce error
 }
 
-// CheckSnapshot verifies a generation and its shards against root keys that the reader has from elsewhere: the head's
-// signature, that every shard is what the head names, and that a cell could serve from them. A failure is
-// problem.Denied: nobody should act on such a snapshot.
+// CheckSnapshot verifies a generation against root keys that the reader has from elsewhere: the signatures of its head and of
+// the deltas on it, that every shard is what the head names, that each delta follows and applies, and that a cell could serve
+// from what comes of it. A failure is problem.Denied: nobody should act on such a snapshot.
 func CheckSnapshot(g *adminv1.GetGenerationResponse, roots []byte, now time.Time) (*Snapshot, error) {
 	trust, err := openRoots(roots, g.GetRoots())
 	if err != nil {
@@ -49,15 +54,11 @@ func CheckSnapshot(g *adminv1.GetGenerationResponse, roots []byte, now time.Time
 	if err != nil {
 		return nil, refused("its head is not to be read", err)
 	}
-	said := g.GetGeneration()
-	if said.GetDigest() != digest.String() || said.GetGeneration() != head.GetGeneration() || said.GetEpoch() != head.GetEpoch() {
-		return nil, refused("the control plane shows it as another one", fmt.Errorf("signed %s, shown %d.%d", snapshot.VersionOf(head), said.GetEpoch(), said.GetGeneration()))
-	}
 	blobs := map[snapshot.Digest][]byte{}
 	for _, b := range g.GetShards() {
 		blobs[snapshot.DigestOf(b)] = b
 	}
-	_, catalogue, err := shard.OpenTenant(head, func(d snapshot.Digest, _ uint64) ([]byte, error) {
+	x, catalogue, err := shard.OpenTenant(head, func(d snapshot.Digest, _ uint64) ([]byte, error) {
 		if b, ok := blobs[d]; ok {
 			return b, nil
 		}
@@ -66,7 +67,20 @@ func CheckSnapshot(g *adminv1.GetGenerationResponse, roots []byte, now time.Time
 	if err != nil {
 		return nil, refused("its content is not what was signed", err)
 	}
-	s := &Snapshot{Head: head, Digest: digest, Roots: trust.Version(), Servers: len(catalogue.GetServers()), InForce: seal.CheckTime(head, now)}
+	s := &Snapshot{
+		Head: head, Version: snapshot.VersionOf(head), Digest: digest, State: x.StateHash(), Roots: trust.Version(),
+		Servers: len(catalogue.GetServers()), InForce: seal.CheckTime(head, now),
+	}
+	if want := head.GetStateHash(); len(want) > 0 && string(want) != string(s.State[:]) {
+		return nil, refused("its content is not what was signed", index.ErrState)
+	}
+	if err := s.apply(trust, x, g.GetDeltas()); err != nil {
+		return nil, refused("a delta of it is not good", err)
+	}
+	said := g.GetGeneration()
+	if said.GetDigest() != s.Digest.String() || said.GetGeneration() != uint64(s.Version.Generation) || said.GetEpoch() != uint64(s.Version.Epoch) {
+		return nil, refused("the control plane shows it as another one", fmt.Errorf("signed %s, shown %d.%d", s.Version, said.GetEpoch(), said.GetGeneration()))
+	}
 	for _, server := range catalogue.GetServers() {
 		s.Tools += len(server.GetTools())
 	}
@@ -84,6 +98,27 @@ func Trust(roots []byte) (*seal.Trust, error) {
 
 // Follows opens newer root keys that the known ones vouch for.
 func Follows(known, newest []byte) (*seal.Trust, error) { return openRoots(known, newest) }
+
+// apply goes from the head to the generation, as a cell does.
+func (s *Snapshot) apply(trust *seal.Trust, x *index.Index, deltas []*snapshotv1.SignedDelta) error {
+	for _, signed := range deltas {
+		d, err := trust.OpenDelta(signed)
+		if err != nil {
+			return err
+		}
+		next := seal.DeltaVersion(d)
+		if string(d.GetParent()) != string(s.Digest[:]) || next.Epoch != s.Version.Epoch || next.Generation != s.Version.Generation+1 ||
+			string(seal.DeltaTenant(d)) != s.Head.GetTenantId() {
+			return fmt.Errorf("delta %s does not follow %s", next, s.Version)
+		}
+		if x, err = index.Apply(x, d); err != nil {
+			return fmt.Errorf("delta %s: %w", next, err)
+		}
+		s.Version, s.Digest, s.State = next, seal.DeltaDigest(signed), snapshot.Digest(d.GetStateHash())
+		s.Deltas++
+	}
+	return nil
+}
 
 // openRoots believes the known roots, and newer ones that they vouch for.
 func openRoots(known, newest []byte) (*seal.Trust, error) {

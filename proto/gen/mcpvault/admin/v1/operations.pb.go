@@ -8,7 +8,8 @@ package adminv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
-	v1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	v11 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	v1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -30,11 +31,16 @@ type Generation struct {
 	Epoch      uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Generation uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
 	Revision   uint64                 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
-	// SHA-256 of the head's payload, hex.
-	Digest        string     `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
-	CreatedMs     int64      `protobuf:"varint,6,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
-	Bytes         uint64     `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	Acks          []*NodeAck `protobuf:"bytes,8,rep,name=acks,proto3" json:"acks,omitempty"`
+	// SHA-256 of the head's payload or of the delta's body, hex.
+	Digest    string `protobuf:"bytes,5,opt,name=digest,proto3" json:"digest,omitempty"`
+	CreatedMs int64  `protobuf:"varint,6,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	// Of the shards of a head, or of a delta with its signature.
+	Bytes uint64     `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Acks  []*NodeAck `protobuf:"bytes,8,rep,name=acks,proto3" json:"acks,omitempty"`
+	// head or delta.
+	Kind string `protobuf:"bytes,9,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Generation of the head that a delta rests on; a head's own.
+	Base          uint64 `protobuf:"varint,10,opt,name=base,proto3" json:"base,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -123,6 +129,20 @@ func (x *Generation) GetAcks() []*NodeAck {
 		return x.Acks
 	}
 	return nil
+}
+
+func (x *Generation) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Generation) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
 }
 
 type NodeAck struct {
@@ -369,11 +389,15 @@ func (x *GetGenerationRequest) GetIncludeShards() bool {
 }
 
 type GetGenerationResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Generation    *Generation            `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"`
-	Envelope      []byte                 `protobuf:"bytes,2,opt,name=envelope,proto3" json:"envelope,omitempty"`
-	Roots         []byte                 `protobuf:"bytes,3,opt,name=roots,proto3" json:"roots,omitempty"`
-	Shards        [][]byte               `protobuf:"bytes,4,rep,name=shards,proto3" json:"shards,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Generation *Generation            `protobuf:"bytes,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Of the generation's head.
+	Envelope []byte `protobuf:"bytes,2,opt,name=envelope,proto3" json:"envelope,omitempty"`
+	Roots    []byte `protobuf:"bytes,3,opt,name=roots,proto3" json:"roots,omitempty"`
+	// Of that head.
+	Shards [][]byte `protobuf:"bytes,4,rep,name=shards,proto3" json:"shards,omitempty"`
+	// What makes the generation out of its head, in order; none for a head.
+	Deltas        []*v1.SignedDelta `protobuf:"bytes,5,rep,name=deltas,proto3" json:"deltas,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -432,6 +456,13 @@ func (x *GetGenerationResponse) GetRoots() []byte {
 func (x *GetGenerationResponse) GetShards() [][]byte {
 	if x != nil {
 		return x.Shards
+	}
+	return nil
+}
+
+func (x *GetGenerationResponse) GetDeltas() []*v1.SignedDelta {
+	if x != nil {
+		return x.Deltas
 	}
 	return nil
 }
@@ -709,7 +740,7 @@ func (x *Cell) GetNodes() []*CellNode {
 
 type CellNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Status        *v1.NodeStatus         `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	Status        *v11.NodeStatus        `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
 	Connected     bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
 	SeenMs        int64                  `protobuf:"varint,3,opt,name=seen_ms,json=seenMs,proto3" json:"seen_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -746,7 +777,7 @@ func (*CellNode) Descriptor() ([]byte, []int) {
 	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{11}
 }
 
-func (x *CellNode) GetStatus() *v1.NodeStatus {
+func (x *CellNode) GetStatus() *v11.NodeStatus {
 	if x != nil {
 		return x.Status
 	}
@@ -2103,7 +2134,7 @@ var File_mcpvault_admin_v1_operations_proto protoreflect.FileDescriptor
 
 const file_mcpvault_admin_v1_operations_proto_rawDesc = "" +
 	"\n" +
-	"\"mcpvault/admin/v1/operations.proto\x12\x11mcpvault.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bmcpvault/cell/v1/cell.proto\"\xf3\x01\n" +
+	"\"mcpvault/admin/v1/operations.proto\x12\x11mcpvault.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bmcpvault/cell/v1/cell.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\x9b\x02\n" +
 	"\n" +
 	"Generation\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x14\n" +
@@ -2116,7 +2147,10 @@ const file_mcpvault_admin_v1_operations_proto_rawDesc = "" +
 	"\n" +
 	"created_ms\x18\x06 \x01(\x03R\tcreatedMs\x12\x14\n" +
 	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12.\n" +
-	"\x04acks\x18\b \x03(\v2\x1a.mcpvault.admin.v1.NodeAckR\x04acks\"\x96\x01\n" +
+	"\x04acks\x18\b \x03(\v2\x1a.mcpvault.admin.v1.NodeAckR\x04acks\x12\x12\n" +
+	"\x04kind\x18\t \x01(\tR\x04kind\x12\x12\n" +
+	"\x04base\x18\n" +
+	" \x01(\x04R\x04base\"\x96\x01\n" +
 	"\aNodeAck\x12\x12\n" +
 	"\x04cell\x18\x01 \x01(\tR\x04cell\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x16\n" +
@@ -2136,14 +2170,15 @@ const file_mcpvault_admin_v1_operations_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x02 \x01(\x04R\n" +
 	"generation\x12%\n" +
-	"\x0einclude_shards\x18\x03 \x01(\bR\rincludeShards\"\xa0\x01\n" +
+	"\x0einclude_shards\x18\x03 \x01(\bR\rincludeShards\"\xdb\x01\n" +
 	"\x15GetGenerationResponse\x12=\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\v2\x1d.mcpvault.admin.v1.GenerationR\n" +
 	"generation\x12\x1a\n" +
 	"\benvelope\x18\x02 \x01(\fR\benvelope\x12\x14\n" +
 	"\x05roots\x18\x03 \x01(\fR\x05roots\x12\x16\n" +
-	"\x06shards\x18\x04 \x03(\fR\x06shards\"\x87\x01\n" +
+	"\x06shards\x18\x04 \x03(\fR\x06shards\x129\n" +
+	"\x06deltas\x18\x05 \x03(\v2!.mcpvault.snapshot.v1.SignedDeltaR\x06deltas\"\x87\x01\n" +
 	"\x13WaitRevisionRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x123\n" +
@@ -2323,56 +2358,58 @@ var file_mcpvault_admin_v1_operations_proto_goTypes = []any{
 	(*CheckHealthRequest)(nil),      // 32: mcpvault.admin.v1.CheckHealthRequest
 	(*CheckHealthResponse)(nil),     // 33: mcpvault.admin.v1.CheckHealthResponse
 	(*HealthCheck)(nil),             // 34: mcpvault.admin.v1.HealthCheck
-	(*durationpb.Duration)(nil),     // 35: google.protobuf.Duration
-	(*v1.NodeStatus)(nil),           // 36: mcpvault.cell.v1.NodeStatus
+	(*v1.SignedDelta)(nil),          // 35: mcpvault.snapshot.v1.SignedDelta
+	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
+	(*v11.NodeStatus)(nil),          // 37: mcpvault.cell.v1.NodeStatus
 }
 var file_mcpvault_admin_v1_operations_proto_depIdxs = []int32{
 	1,  // 0: mcpvault.admin.v1.Generation.acks:type_name -> mcpvault.admin.v1.NodeAck
 	0,  // 1: mcpvault.admin.v1.ListGenerationsResponse.generations:type_name -> mcpvault.admin.v1.Generation
 	0,  // 2: mcpvault.admin.v1.GetGenerationResponse.generation:type_name -> mcpvault.admin.v1.Generation
-	35, // 3: mcpvault.admin.v1.WaitRevisionRequest.timeout:type_name -> google.protobuf.Duration
-	1,  // 4: mcpvault.admin.v1.WaitRevisionResponse.acks:type_name -> mcpvault.admin.v1.NodeAck
-	10, // 5: mcpvault.admin.v1.ListCellsResponse.cells:type_name -> mcpvault.admin.v1.Cell
-	11, // 6: mcpvault.admin.v1.Cell.nodes:type_name -> mcpvault.admin.v1.CellNode
-	36, // 7: mcpvault.admin.v1.CellNode.status:type_name -> mcpvault.cell.v1.NodeStatus
-	12, // 8: mcpvault.admin.v1.SearchRecordsResponse.records:type_name -> mcpvault.admin.v1.AuditRecord
-	18, // 9: mcpvault.admin.v1.GetRecordResponse.records:type_name -> mcpvault.admin.v1.ProvenRecord
-	12, // 10: mcpvault.admin.v1.ProvenRecord.record:type_name -> mcpvault.admin.v1.AuditRecord
-	13, // 11: mcpvault.admin.v1.ProvenRecord.log:type_name -> mcpvault.admin.v1.AuditLog
-	13, // 12: mcpvault.admin.v1.ListLogsResponse.logs:type_name -> mcpvault.admin.v1.AuditLog
-	25, // 13: mcpvault.admin.v1.ListChangesResponse.changes:type_name -> mcpvault.admin.v1.Change
-	34, // 14: mcpvault.admin.v1.CheckHealthResponse.checks:type_name -> mcpvault.admin.v1.HealthCheck
-	2,  // 15: mcpvault.admin.v1.SnapshotService.ListGenerations:input_type -> mcpvault.admin.v1.ListGenerationsRequest
-	4,  // 16: mcpvault.admin.v1.SnapshotService.GetGeneration:input_type -> mcpvault.admin.v1.GetGenerationRequest
-	6,  // 17: mcpvault.admin.v1.SnapshotService.WaitRevision:input_type -> mcpvault.admin.v1.WaitRevisionRequest
-	8,  // 18: mcpvault.admin.v1.CellAdminService.ListCells:input_type -> mcpvault.admin.v1.ListCellsRequest
-	14, // 19: mcpvault.admin.v1.AuditService.SearchRecords:input_type -> mcpvault.admin.v1.SearchRecordsRequest
-	16, // 20: mcpvault.admin.v1.AuditService.GetRecord:input_type -> mcpvault.admin.v1.GetRecordRequest
-	19, // 21: mcpvault.admin.v1.AuditService.ListLogs:input_type -> mcpvault.admin.v1.ListLogsRequest
-	21, // 22: mcpvault.admin.v1.AuditService.ReadLog:input_type -> mcpvault.admin.v1.ReadLogRequest
-	23, // 23: mcpvault.admin.v1.AuditService.ListChanges:input_type -> mcpvault.admin.v1.ListChangesRequest
-	30, // 24: mcpvault.admin.v1.SystemService.Whoami:input_type -> mcpvault.admin.v1.WhoamiRequest
-	32, // 25: mcpvault.admin.v1.SystemService.CheckHealth:input_type -> mcpvault.admin.v1.CheckHealthRequest
-	26, // 26: mcpvault.admin.v1.SystemService.GetRoots:input_type -> mcpvault.admin.v1.GetRootsRequest
-	28, // 27: mcpvault.admin.v1.SystemService.InstallRoots:input_type -> mcpvault.admin.v1.InstallRootsRequest
-	3,  // 28: mcpvault.admin.v1.SnapshotService.ListGenerations:output_type -> mcpvault.admin.v1.ListGenerationsResponse
-	5,  // 29: mcpvault.admin.v1.SnapshotService.GetGeneration:output_type -> mcpvault.admin.v1.GetGenerationResponse
-	7,  // 30: mcpvault.admin.v1.SnapshotService.WaitRevision:output_type -> mcpvault.admin.v1.WaitRevisionResponse
-	9,  // 31: mcpvault.admin.v1.CellAdminService.ListCells:output_type -> mcpvault.admin.v1.ListCellsResponse
-	15, // 32: mcpvault.admin.v1.AuditService.SearchRecords:output_type -> mcpvault.admin.v1.SearchRecordsResponse
-	17, // 33: mcpvault.admin.v1.AuditService.GetRecord:output_type -> mcpvault.admin.v1.GetRecordResponse
-	20, // 34: mcpvault.admin.v1.AuditService.ListLogs:output_type -> mcpvault.admin.v1.ListLogsResponse
-	22, // 35: mcpvault.admin.v1.AuditService.ReadLog:output_type -> mcpvault.admin.v1.ReadLogResponse
-	24, // 36: mcpvault.admin.v1.AuditService.ListChanges:output_type -> mcpvault.admin.v1.ListChangesResponse
-	31, // 37: mcpvault.admin.v1.SystemService.Whoami:output_type -> mcpvault.admin.v1.WhoamiResponse
-	33, // 38: mcpvault.admin.v1.SystemService.CheckHealth:output_type -> mcpvault.admin.v1.CheckHealthResponse
-	27, // 39: mcpvault.admin.v1.SystemService.GetRoots:output_type -> mcpvault.admin.v1.GetRootsResponse
-	29, // 40: mcpvault.admin.v1.SystemService.InstallRoots:output_type -> mcpvault.admin.v1.InstallRootsResponse
-	28, // [28:41] is the sub-list for method output_type
-	15, // [15:28] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	35, // 3: mcpvault.admin.v1.GetGenerationResponse.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	36, // 4: mcpvault.admin.v1.WaitRevisionRequest.timeout:type_name -> google.protobuf.Duration
+	1,  // 5: mcpvault.admin.v1.WaitRevisionResponse.acks:type_name -> mcpvault.admin.v1.NodeAck
+	10, // 6: mcpvault.admin.v1.ListCellsResponse.cells:type_name -> mcpvault.admin.v1.Cell
+	11, // 7: mcpvault.admin.v1.Cell.nodes:type_name -> mcpvault.admin.v1.CellNode
+	37, // 8: mcpvault.admin.v1.CellNode.status:type_name -> mcpvault.cell.v1.NodeStatus
+	12, // 9: mcpvault.admin.v1.SearchRecordsResponse.records:type_name -> mcpvault.admin.v1.AuditRecord
+	18, // 10: mcpvault.admin.v1.GetRecordResponse.records:type_name -> mcpvault.admin.v1.ProvenRecord
+	12, // 11: mcpvault.admin.v1.ProvenRecord.record:type_name -> mcpvault.admin.v1.AuditRecord
+	13, // 12: mcpvault.admin.v1.ProvenRecord.log:type_name -> mcpvault.admin.v1.AuditLog
+	13, // 13: mcpvault.admin.v1.ListLogsResponse.logs:type_name -> mcpvault.admin.v1.AuditLog
+	25, // 14: mcpvault.admin.v1.ListChangesResponse.changes:type_name -> mcpvault.admin.v1.Change
+	34, // 15: mcpvault.admin.v1.CheckHealthResponse.checks:type_name -> mcpvault.admin.v1.HealthCheck
+	2,  // 16: mcpvault.admin.v1.SnapshotService.ListGenerations:input_type -> mcpvault.admin.v1.ListGenerationsRequest
+	4,  // 17: mcpvault.admin.v1.SnapshotService.GetGeneration:input_type -> mcpvault.admin.v1.GetGenerationRequest
+	6,  // 18: mcpvault.admin.v1.SnapshotService.WaitRevision:input_type -> mcpvault.admin.v1.WaitRevisionRequest
+	8,  // 19: mcpvault.admin.v1.CellAdminService.ListCells:input_type -> mcpvault.admin.v1.ListCellsRequest
+	14, // 20: mcpvault.admin.v1.AuditService.SearchRecords:input_type -> mcpvault.admin.v1.SearchRecordsRequest
+	16, // 21: mcpvault.admin.v1.AuditService.GetRecord:input_type -> mcpvault.admin.v1.GetRecordRequest
+	19, // 22: mcpvault.admin.v1.AuditService.ListLogs:input_type -> mcpvault.admin.v1.ListLogsRequest
+	21, // 23: mcpvault.admin.v1.AuditService.ReadLog:input_type -> mcpvault.admin.v1.ReadLogRequest
+	23, // 24: mcpvault.admin.v1.AuditService.ListChanges:input_type -> mcpvault.admin.v1.ListChangesRequest
+	30, // 25: mcpvault.admin.v1.SystemService.Whoami:input_type -> mcpvault.admin.v1.WhoamiRequest
+	32, // 26: mcpvault.admin.v1.SystemService.CheckHealth:input_type -> mcpvault.admin.v1.CheckHealthRequest
+	26, // 27: mcpvault.admin.v1.SystemService.GetRoots:input_type -> mcpvault.admin.v1.GetRootsRequest
+	28, // 28: mcpvault.admin.v1.SystemService.InstallRoots:input_type -> mcpvault.admin.v1.InstallRootsRequest
+	3,  // 29: mcpvault.admin.v1.SnapshotService.ListGenerations:output_type -> mcpvault.admin.v1.ListGenerationsResponse
+	5,  // 30: mcpvault.admin.v1.SnapshotService.GetGeneration:output_type -> mcpvault.admin.v1.GetGenerationResponse
+	7,  // 31: mcpvault.admin.v1.SnapshotService.WaitRevision:output_type -> mcpvault.admin.v1.WaitRevisionResponse
+	9,  // 32: mcpvault.admin.v1.CellAdminService.ListCells:output_type -> mcpvault.admin.v1.ListCellsResponse
+	15, // 33: mcpvault.admin.v1.AuditService.SearchRecords:output_type -> mcpvault.admin.v1.SearchRecordsResponse
+	17, // 34: mcpvault.admin.v1.AuditService.GetRecord:output_type -> mcpvault.admin.v1.GetRecordResponse
+	20, // 35: mcpvault.admin.v1.AuditService.ListLogs:output_type -> mcpvault.admin.v1.ListLogsResponse
+	22, // 36: mcpvault.admin.v1.AuditService.ReadLog:output_type -> mcpvault.admin.v1.ReadLogResponse
+	24, // 37: mcpvault.admin.v1.AuditService.ListChanges:output_type -> mcpvault.admin.v1.ListChangesResponse
+	31, // 38: mcpvault.admin.v1.SystemService.Whoami:output_type -> mcpvault.admin.v1.WhoamiResponse
+	33, // 39: mcpvault.admin.v1.SystemService.CheckHealth:output_type -> mcpvault.admin.v1.CheckHealthResponse
+	27, // 40: mcpvault.admin.v1.SystemService.GetRoots:output_type -> mcpvault.admin.v1.GetRootsResponse
+	29, // 41: mcpvault.admin.v1.SystemService.InstallRoots:output_type -> mcpvault.admin.v1.InstallRootsResponse
+	29, // [29:42] is the sub-list for method output_type
+	16, // [16:29] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_admin_v1_operations_proto_init() }

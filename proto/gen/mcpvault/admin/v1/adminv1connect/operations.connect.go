@@ -90,7 +90,8 @@ var (
 // SnapshotServiceClient is a client for the mcpvault.admin.v1.SnapshotService service.
 type SnapshotServiceClient interface {
 	ListGenerations(context.Context, *v1.ListGenerationsRequest) (*v1.ListGenerationsResponse, error)
-	// GetGeneration returns the envelope and its shards, so that anybody with the roots can verify them offline.
+	// GetGeneration returns the sealed head with its shards and the deltas up to the generation, so that anybody with the roots
+	// can verify them offline.
 	GetGeneration(context.Context, *v1.GetGenerationRequest) (*v1.GetGenerationResponse, error)
 	// WaitRevision returns when every connected node applied a generation that holds the revision, or at the timeout.
 	WaitRevision(context.Context, *v1.WaitRevisionRequest) (*v1.WaitRevisionResponse, error)
@@ -105,7 +106,8 @@ func NewSnapshotServiceClient(client *connect.Client) SnapshotServiceClient {
 // SnapshotServiceHandler is an implementation of the mcpvault.admin.v1.SnapshotService service.
 type SnapshotServiceHandler interface {
 	ListGenerations(context.Context, *v1.ListGenerationsRequest) (*v1.ListGenerationsResponse, error)
-	// GetGeneration returns the envelope and its shards, so that anybody with the roots can verify them offline.
+	// GetGeneration returns the sealed head with its shards and the deltas up to the generation, so that anybody with the roots
+	// can verify them offline.
 	GetGeneration(context.Context, *v1.GetGenerationRequest) (*v1.GetGenerationResponse, error)
 	// WaitRevision returns when every connected node applied a generation that holds the revision, or at the timeout.
 	WaitRevision(context.Context, *v1.WaitRevisionRequest) (*v1.WaitRevisionResponse, error)

@@ -15,12 +15,14 @@ import (
 type Surface struct {
 	Instructions string
 	Tools        []SurfaceTool
+	// Prompts by name, Resources by URI, Templates by URI template.
+	Prompts, Resources, Templates []SurfaceTool
 }
 
-// SurfaceTool is one tool as the server sent it.
+// SurfaceTool is one tool, prompt, resource or resource template as the server sent it.
 type SurfaceTool struct {
 	Name string
-	// Raw is the whole tool object.
+	// Raw is the whole object.
 	Raw []byte
 }
 
@@ -28,25 +30,49 @@ type SurfaceTool struct {
 const MaxSurfaceTool = 1 << 20
 
 // Digest hashes the content of a surface. The order of tools, the order of members, white space and the way strings are
-// escaped do not matter; anything else does, the text of a number included. A tool whose object is not strict JSON (a
-// name twice, invalid UTF-8) or that is there twice is an error.
+// escaped do not matter; anything else does, the text of a number included. Something whose object is not strict JSON (a
+// name twice, invalid UTF-8) or that is there twice is an error. A surface of tools only has the digest that it had before
+// there was anything else.
 func (s Surface) Digest() (Digest, error) {
-	tools := slices.SortedFunc(slices.Values(s.Tools), func(a, b SurfaceTool) int { return cmp.Compare(a.Name, b.Name) })
 	h := sha256.New()
 	field(h, []byte("mcpvault surface v1"))
 	field(h, []byte(s.Instructions))
-	for i, t := range tools {
-		if i > 0 && tools[i-1].Name == t.Name {
-			return Digest{}, fmt.Errorf("surface: tool %.64q twice", t.Name)
+	if err := hashAll(h, "tool", s.Tools); err != nil {
+		return Digest{}, err
+	}
+	for _, list := range []struct {
+		noun string
+		of   []SurfaceTool
+	}{{"prompt", s.Prompts}, {"resource", s.Resources}, {"resource template", s.Templates}} {
+		if len(list.of) == 0 {
+			continue
+		}
+		// No tool's name begins with a star, so that no list is taken for the end of another.
+		field(h, fmt.Appendf(nil, "*%s %d", list.noun, len(list.of)))
+		if err := hashAll(h, list.noun, list.of); err != nil {
+			return Digest{}, err
+		}
+	}
+	return Digest(h.Sum(nil)), nil
+}
+
+func hashAll(h hash.Hash, noun string, list []SurfaceTool) error {
+	list = slices.SortedFunc(slices.Values(list), func(a, b SurfaceTool) int { return cmp.Compare(a.Name, b.Name) })
+	for i, t := range list {
+		if i > 0 && list[i-1].Name == t.Name {
+			return fmt.Errorf("surface: %s %.64q twice", noun, t.Name)
+		}
+		if noun == "tool" && IsSurface(t.Name) {
+			return fmt.Errorf("surface: tool %.64q: no tool's name begins with a star", t.Name)
 		}
 		raw, err := canonical(t.Raw)
 		if err != nil {
-			return Digest{}, fmt.Errorf("surface: tool %.64q: %w", t.Name, err)
+			return fmt.Errorf("surface: %s %.64q: %w", noun, t.Name, err)
 		}
 		field(h, []byte(t.Name))
 		field(h, raw)
 	}
-	return Digest(h.Sum(nil)), nil
+	return nil
 }
 
 // ToolDigest hashes the content of one raw tool object, with the same freedom of form as Surface.Digest.

@@ -61,6 +61,43 @@ func TestSurfaceDigestSeesEveryChange(t *testing.T) {
 	}
 }
 
+// A version is found again by its digest: those that were approved before prompts were pinned must keep theirs.
+func TestSurfaceDigestOfToolsAloneStaysWhatItWas(t *testing.T) {
+	t.Parallel()
+	const before = "3db4f7746dbeb8511d92301ac1d95dcaea4c3676e211037f9e90e8fcc667281d"
+	if got := digest(t, surface(`{"name":"a","n":1}`, `{"name":"b"}`)).String(); got != before {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestSurfaceDigestSeesPromptsAndResources(t *testing.T) {
+	t.Parallel()
+	entry := func(name string) []snapshot.SurfaceTool {
+		return []snapshot.SurfaceTool{{Name: name, Raw: []byte(`{"name":"` + name + `"}`)}}
+	}
+	seen := map[snapshot.Digest]string{digest(t, surface()): "nothing"}
+	for name, s := range map[string]snapshot.Surface{
+		"tool": {Tools: entry("a")}, "prompt": {Prompts: entry("a")}, "resource": {Resources: entry("a")}, "template": {Templates: entry("a")},
+		"another prompt": {Prompts: entry("b")}, "two lists": {Prompts: entry("a"), Resources: entry("a")},
+		"tool and prompt": {Tools: entry("a"), Prompts: entry("a")}, "two prompts": {Prompts: append(entry("a"), entry("b")...)},
+	} {
+		s.Instructions = "be kind"
+		d := digest(t, s)
+		if twin, ok := seen[d]; ok {
+			t.Errorf("%s is the same as %s", name, twin)
+		}
+		seen[d] = name
+	}
+	twice := snapshot.Surface{Prompts: append(entry("a"), entry("a")...)}
+	if _, err := twice.Digest(); err == nil {
+		t.Error("a prompt twice accepted")
+	}
+	star := snapshot.Surface{Tools: entry("*prompt 1")}
+	if _, err := star.Digest(); err == nil {
+		t.Error("a tool that looks like the beginning of another list accepted")
+	}
+}
+
 func TestSurfaceDigestRefusesAmbiguousTools(t *testing.T) {
 	t.Parallel()
 	for name, raw := range map[string]string{

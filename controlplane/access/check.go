@@ -13,7 +13,6 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
-	"github.com/mcpvault/mcpvault/snapshot"
 )
 
 // validity is from when to when a grant counts; zero times are no bound.
@@ -125,52 +124,12 @@ func nodeNames(list []store.PolicyNode) []string {
 	return out
 }
 
-// checkTarget finds the surface that the grant is about: the published one, else the newest. nil for every server.
+// checkTarget finds the surface that the grant is about; nil for every server, and for one that was never scanned.
 func checkTarget(ctx context.Context, tx *store.Tx, t controlplane.Target) (*registry.Surface, error) {
 	if t.Server == "*" {
 		return nil, checkTerms(ctx, tx, t)
 	}
-	srv, err := registry.Find(ctx, tx, t.Server)
-	if err != nil {
-		return nil, err
-	}
-	numbers := []uint32{srv.PublishedVersion, srv.LatestVersion}
-	if t.Version != 0 {
-		numbers = []uint32{t.Version}
-	}
-	kind, name := snapshot.KindOf(t.Item)
-	whole := t.Item == "" || t.Item == controlplane.AllTools || t.Item == controlplane.AllPrompts || kind == snapshot.ItemResource
-	var names []string
-	for _, number := range numbers {
-		if number == 0 {
-			continue
-		}
-		v, err := tx.Version(ctx, srv, number)
-		if err != nil {
-			return nil, err
-		}
-		surface, err := registry.DecodeSurface(v.Surface)
-		if err != nil {
-			return nil, err
-		}
-		have := surface.Names(kind)
-		if whole || slices.Contains(have, name) {
-			return surface, nil
-		}
-		names = append(names, have...)
-	}
-	if whole {
-		return nil, nil // never scanned with success: the grant waits for its server
-	}
-	fix := "see `mcpvault server get " + t.Server + "`"
-	if near := policy.Nearest(name, names); near != "" {
-		t.Item = near
-		if kind == snapshot.ItemPrompt {
-			t.Item = snapshot.PromptItem(near)
-		}
-		fix = "did you mean " + t.String() + "?"
-	}
-	return nil, problem.Newf(problem.NotFound, fix, "server %s has no %s %s", t.Server, kind, name)
+	return registry.SurfaceWith(ctx, tx, t)
 }
 
 // checkTerms refuses an endpoint that does not exist. Labels and hints may come later.

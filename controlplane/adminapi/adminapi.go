@@ -45,6 +45,8 @@ type Services struct {
 	Directory    adminv1connect.DirectoryServiceHandler
 	Tokens       adminv1connect.TokenServiceHandler
 	Registry     adminv1connect.RegistryServiceHandler
+	Endpoints    adminv1connect.EndpointServiceHandler
+	Settings     adminv1connect.SettingsServiceHandler
 	Access       adminv1connect.AccessServiceHandler
 	Policies     adminv1connect.PolicyServiceHandler
 	Snapshots    adminv1connect.SnapshotServiceHandler
@@ -128,6 +130,12 @@ func register(server *connect.Server, s Services) {
 	}
 	if s.Registry != nil {
 		adminv1connect.RegisterRegistryServiceHandler(server, s.Registry)
+	}
+	if s.Endpoints != nil {
+		adminv1connect.RegisterEndpointServiceHandler(server, s.Endpoints)
+	}
+	if s.Settings != nil {
+		adminv1connect.RegisterSettingsServiceHandler(server, s.Settings)
 	}
 	if s.Access != nil {
 		adminv1connect.RegisterAccessServiceHandler(server, s.Access)

@@ -85,6 +85,16 @@ func permissions() map[string]rule {
 		rpc.RegistryServiceListVersionsProcedure:   read,
 		rpc.RegistryServiceApproveVersionProcedure: write,
 		rpc.RegistryServiceRemoveServerProcedure:   write,
+		rpc.RegistryServiceSetLabelsProcedure:      write,
+
+		rpc.EndpointServiceCreateEndpointProcedure: write,
+		rpc.EndpointServiceListEndpointsProcedure:  read,
+		rpc.EndpointServiceUpdateEndpointProcedure: write,
+		rpc.EndpointServiceDeleteEndpointProcedure: write,
+		rpc.EndpointServiceSetLinkProcedure:        write,
+
+		rpc.SettingsServiceGetSettingsProcedure:    read,
+		rpc.SettingsServiceUpdateSettingsProcedure: write,
 
 		rpc.AccessServiceCreateGrantProcedure:  write,
 		rpc.AccessServiceDeleteGrantsProcedure: write,

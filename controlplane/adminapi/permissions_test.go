@@ -15,6 +15,7 @@ func everything() *connect.Server {
 	register(server, Services{
 		Organisation: rpc.UnimplementedOrganisationServiceHandler{}, Directory: rpc.UnimplementedDirectoryServiceHandler{},
 		Tokens: rpc.UnimplementedTokenServiceHandler{}, Registry: rpc.UnimplementedRegistryServiceHandler{},
+		Endpoints: rpc.UnimplementedEndpointServiceHandler{}, Settings: rpc.UnimplementedSettingsServiceHandler{},
 		Access: rpc.UnimplementedAccessServiceHandler{}, Policies: rpc.UnimplementedPolicyServiceHandler{}, Snapshots: rpc.UnimplementedSnapshotServiceHandler{},
 		Cells: rpc.UnimplementedCellAdminServiceHandler{}, Audit: rpc.UnimplementedAuditServiceHandler{}, System: rpc.UnimplementedSystemServiceHandler{},
 	})

@@ -253,3 +253,78 @@ func TestAScanDoesNotEndUpWithAnotherServerOfTheSameName(t *testing.T) {
 		t.Errorf("got %v %v", list, err)
 	}
 }
+
+func TestPromptsAndResourcesArePartOfAVersion(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.mcp.AddPrompt(mcp.NewPrompt("review", mcp.WithPromptDescription("reads a change")), nil)
+	b.mcp.AddResource(mcp.NewResource("file:///pub/a", "a"), nil)
+	b.mcp.AddResourceTemplate(mcp.NewResourceTemplate("file:///pub/{id}", "by id"), nil)
+	v := b.add(t).GetVersion()
+	if len(v.GetPrompts()) != 1 || v.GetPrompts()[0].GetName() != "review" || v.GetPrompts()[0].GetDescription() != "reads a change" {
+		t.Errorf("prompts: %v", v.GetPrompts())
+	}
+	if len(v.GetResources()) != 1 || v.GetResources()[0].GetName() != "file:///pub/a" || len(v.GetResourceTemplates()) != 1 {
+		t.Errorf("resources: %v, templates: %v", v.GetResources(), v.GetResourceTemplates())
+	}
+	if _, err := b.reg.ApproveVersion(b.ctx, &adminv1.ApproveVersionRequest{Name: "pay"}); err != nil {
+		t.Fatal(err)
+	}
+	b.mcp.DeletePrompts("review")
+	b.mcp.AddPrompt(mcp.NewPrompt("brief"), nil)
+	next, err := b.reg.ScanServer(b.ctx, &adminv1.ScanServerRequest{Name: "pay"})
+	if err != nil || !next.GetIsNew() {
+		t.Fatalf("a server with other prompts is no new version: %v, %v", next, err)
+	}
+	changes := map[string]string{}
+	for _, p := range next.GetVersion().GetPrompts() {
+		changes[p.GetName()] = p.GetChange()
+	}
+	if changes["review"] != "removed" || changes["brief"] != "added" || next.GetVersion().GetResources()[0].GetChange() != "" {
+		t.Errorf("got %v, %v", changes, next.GetVersion().GetResources())
+	}
+}
+
+func TestLabelsAreOfServersAndTheirTools(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.add(t)
+	first, err := b.reg.SetLabels(b.ctx, &adminv1.SetLabelsRequest{Name: "pay", Set: map[string]string{"env": "prod", "pci": "false"}})
+	if err != nil || !slices.Equal(first.GetServer().GetLabels(), []string{"env=prod", "pci=false"}) {
+		t.Fatalf("got %v, %v", first, err)
+	}
+	again, err := b.reg.SetLabels(b.ctx, &adminv1.SetLabelsRequest{Name: "pay", Set: map[string]string{"env": "prod"}})
+	if err != nil || again.GetRevision() != first.GetRevision() {
+		t.Errorf("what is so already made revision %d, %v", again.GetRevision(), err)
+	}
+	if _, err := b.reg.SetLabels(b.ctx, &adminv1.SetLabelsRequest{Name: "pay", Tool: "refund", Set: map[string]string{"pci": "true"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.reg.SetLabels(b.ctx, &adminv1.SetLabelsRequest{Name: "pay", Remove: []string{"env", "never"}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.reg.SetLabels(b.ctx, &adminv1.SetLabelsRequest{Name: "pay", Tool: "refnd", Set: map[string]string{"pci": "true"}})
+	if problem.CodeOf(err) != problem.NotFound || !strings.Contains(err.Error(), "did you mean server:pay/refund?") {
+		t.Errorf("got %v", err)
+	}
+	got, err := b.reg.GetServer(b.ctx, &adminv1.GetServerRequest{Name: "pay"})
+	if err != nil || !slices.Equal(got.GetServer().GetLabels(), []string{"pci=false"}) {
+		t.Errorf("got %v, %v", got.GetServer(), err)
+	}
+	for _, tool := range got.GetVersion().GetTools() {
+		if want := tool.GetName() == "refund"; slices.Equal(tool.GetLabels(), []string{"pci=true"}) != want {
+			t.Errorf("%s has %v", tool.GetName(), tool.GetLabels())
+		}
+	}
+	globex := storetest.Tenant(t, b.st, "globex")
+	err = b.st.Read(t.Context(), globex.ID, func(tx *store.Tx) error {
+		list, err := tx.Labels(t.Context())
+		if len(list) != 0 {
+			t.Errorf("another tenant sees %v", list)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -25,6 +25,7 @@ import (
 // The bounds of one scan.
 const (
 	MaxTools     = 1000
+	MaxEntries   = 1000 // of prompts, of resources, and of resource templates
 	MaxScanBytes = 8 << 20
 	ScanTimeout  = 10 * time.Second
 )
@@ -51,12 +52,13 @@ func NewScanner(rt http.RoundTripper, version string, log *slog.Logger) *Scanner
 }
 
 // Scan asks the server what it speaks and what it offers. It takes at most ScanTimeout, and 5 s more for a server that
-// does not answer when its sessions are ended, MaxTools and MaxScanBytes. Errors are problems: unavailable when the server does not answer, invalid when its answer cannot be used.
+// does not answer when its sessions are ended, MaxTools, MaxEntries
+// and MaxScanBytes. Errors are problems: unavailable when the server does not answer, invalid when its answer cannot be used.
 func (s *Scanner) Scan(ctx context.Context, url string) (*Surface, error) {
 	ctx, cancel := context.WithTimeout(ctx, ScanTimeout)
 	defer cancel()
 	sc := &scan{
-		url: url, log: s.log, version: s.version, surface: &Surface{URL: url},
+		url: url, log: s.log, version: s.version, surface: &Surface{URL: url}, asked: 1,
 		client: &http.Client{
 			Transport:     &bounded{next: s.transport},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -77,6 +79,7 @@ type scan struct {
 	client       *http.Client
 	log          *slog.Logger
 	surface      *Surface
+	asked        int // number of the newest request for a list
 	sessions     []*transport.StreamableHTTP
 }
 
@@ -89,7 +92,7 @@ func (sc *scan) close() {
 	wg.Wait()
 }
 
-// run finds every revision that the server speaks and reads the tools in the newest of them.
+// run finds every revision that the server speaks and reads its lists in the newest of them.
 func (sc *scan) run(ctx context.Context) error {
 	modern, modernErr := sc.discover(ctx)
 	best := modern
@@ -126,7 +129,7 @@ func (sc *scan) run(ctx context.Context) error {
 			return badSurface("its description of itself is not one clear JSON object")
 		}
 	}
-	return sc.tools(ctx, best)
+	return sc.lists(ctx, best)
 }
 
 // discover asks in the stateless form; nil when the server does not speak it.
@@ -201,46 +204,68 @@ func (sc *scan) describe(info, capabilities json.RawMessage, instructions string
 	sc.surface.ServerInfo, sc.surface.Capabilities, sc.surface.Instructions = info, capabilities, instructions
 }
 
-// tools reads every page.
-func (sc *scan) tools(ctx context.Context, c *transport.StreamableHTTP) error {
+// lists reads the tools, and whatever else the server says it has.
+func (sc *scan) lists(ctx context.Context, c *transport.StreamableHTTP) error {
 	var caps map[string]json.RawMessage
-	if json.Unmarshal(sc.surface.Capabilities, &caps) == nil && caps["tools"] == nil {
-		return nil
+	told := json.Unmarshal(sc.surface.Capabilities, &caps) == nil
+	if !told || caps["tools"] != nil {
+		if err := sc.list(ctx, c, "tools/list", "tools", "tool", MaxTools, sc.surface.addTool); err != nil {
+			return err
+		}
 	}
+	for _, k := range kinds() {
+		if caps[k.capability] == nil {
+			continue
+		}
+		err := sc.list(ctx, c, k.method, k.member, k.noun, MaxEntries, func(raw json.RawMessage) error { return k.add(sc.surface, raw) })
+		var r *refusal
+		if errors.As(err, &r) && r.code == mcp.METHOD_NOT_FOUND && k.noun == "resource template" {
+			continue // the capability does not promise templates
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// list reads every page of a list.
+func (sc *scan) list(ctx context.Context, c *transport.StreamableHTTP, method, member, noun string, most int, add func(json.RawMessage) error) error {
 	modern := slices.Contains(sc.surface.ProtocolVersions, modernRevision)
-	cursor, seen := "", map[string]bool{}
-	for page := 2; ; page++ {
+	cursor, seen, n := "", map[string]bool{}, 0
+	for {
 		params := map[string]any{}
 		if cursor != "" {
 			params["cursor"] = cursor
 		}
-		raw, err := sc.call(ctx, c, page, "tools/list", params, modern)
+		sc.asked++
+		raw, err := sc.call(ctx, c, sc.asked, method, params, modern)
 		if err != nil {
 			return err
 		}
-		var res struct {
-			Tools      []json.RawMessage `json:"tools"`
-			NextCursor string            `json:"nextCursor"`
+		var res map[string]json.RawMessage
+		var page []json.RawMessage
+		var next string
+		if json.Unmarshal(raw, &res) != nil || json.Unmarshal(res[member], &page) != nil ||
+			res["nextCursor"] != nil && json.Unmarshal(res["nextCursor"], &next) != nil {
+			return badSurface("its " + noun + " list does not parse")
 		}
-		if err := json.Unmarshal(raw, &res); err != nil {
-			return badSurface("its tool list does not parse")
+		if n += len(page); n > most {
+			return badSurface(fmt.Sprintf("it lists more than %d %ss", most, noun))
 		}
-		if len(sc.surface.Tools)+len(res.Tools) > MaxTools {
-			return badSurface(fmt.Sprintf("it lists more than %d tools", MaxTools))
-		}
-		for _, t := range res.Tools {
-			if err := sc.surface.addTool(t); err != nil {
+		for _, element := range page {
+			if err := add(element); err != nil {
 				return err
 			}
 		}
-		if res.NextCursor == "" {
+		if next == "" {
 			return nil
 		}
-		if seen[res.NextCursor] || len(seen) >= MaxTools {
-			return badSurface("its tool list never ends")
+		if seen[next] || len(seen) >= most {
+			return badSurface("its " + noun + " list never ends")
 		}
-		seen[res.NextCursor] = true
-		cursor = res.NextCursor
+		seen[next] = true
+		cursor = next
 	}
 }
 

@@ -30,6 +30,8 @@ type upstream struct {
 	modern    bool
 	// pages of tools/list: the text of each tools array.
 	pages []string
+	// lists are pages of other methods, each the text of a whole result.
+	lists map[string][]string
 	sse   bool
 	caps  string
 
@@ -97,6 +99,17 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			next = fmt.Sprintf(`,"nextCursor":"%d"`, page+1)
 		}
 		u.answer(w, req.ID, `{"tools":`+u.pages[page]+next+`}`)
+	default:
+		pages := u.lists[req.Method]
+		if pages == nil {
+			u.answerError(w, req.ID, -32601)
+			return
+		}
+		page := 0
+		if req.Params.Cursor != "" {
+			fmt.Sscan(req.Params.Cursor, &page)
+		}
+		u.answer(w, req.ID, pages[page])
 	}
 }
 
@@ -133,6 +146,99 @@ func TestScanKeepsToolsByteForByte(t *testing.T) {
 		}
 		if len(s.Tools) != 2 || s.Tools[0].Name != "balance" || string(s.Tools[1].Raw) != awkward {
 			t.Errorf("got %s", s.Tools)
+		}
+	}
+}
+
+func TestScanKeepsPromptsAndResourcesByteForByte(t *testing.T) {
+	t.Parallel()
+	const review, brief = `{"name": "review", "arguments":[{"name":"pr","required":true}]}`, `{"name":"brief", "x":1.50}`
+	const page, template = `{"uri": "file:///pub/a", "name":"a"}`, `{"uriTemplate":"file:///pub/{id}","name":"t"}`
+	for _, u := range []*upstream{{revisions: []string{"2025-11-25"}}, {modern: true, sse: true}} {
+		u.pages, u.caps = []string{`[]`}, `{"tools":{},"prompts":{},"resources":{}}`
+		u.lists = map[string][]string{
+			"prompts/list":             {`{"prompts":[` + review + `],"nextCursor":"1"}`, `{"prompts":[` + brief + `]}`},
+			"resources/list":           {`{"resources":[` + page + `]}`},
+			"resources/templates/list": {`{"resourceTemplates":[` + template + `]}`},
+		}
+		srv := httptest.NewServer(u)
+		defer srv.Close()
+		s, err := newScanner().Scan(t.Context(), srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Prompts) != 2 || s.Prompts[0].Name != "brief" || string(s.Prompts[0].Raw) != brief || string(s.Prompts[1].Raw) != review {
+			t.Errorf("prompts: %s", s.Prompts)
+		}
+		if len(s.Resources) != 1 || s.Resources[0].Name != "file:///pub/a" || string(s.Resources[0].Raw) != page {
+			t.Errorf("resources: %s", s.Resources)
+		}
+		if len(s.Templates) != 1 || s.Templates[0].Name != "file:///pub/{id}" || string(s.Templates[0].Raw) != template {
+			t.Errorf("templates: %s", s.Templates)
+		}
+		b, err := s.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := DecodeSurface(b); err != nil || digestOf(t, again) != digestOf(t, s) || len(again.Prompts) != 2 {
+			t.Errorf("decoded %+v, %v", again, err)
+		}
+	}
+}
+
+func TestScanAsksForWhatTheServerSaysItHasOnly(t *testing.T) {
+	t.Parallel()
+	u := &upstream{modern: true, pages: []string{`[]`}}
+	srv := httptest.NewServer(u)
+	defer srv.Close()
+	if _, err := newScanner().Scan(t.Context(), srv.URL); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range u.requests {
+		if strings.HasPrefix(r, "prompts/") || strings.HasPrefix(r, "resources/") {
+			t.Errorf("asked %s", r)
+		}
+	}
+	// Resources do not promise templates; prompts that were promised must be there.
+	bare := &upstream{modern: true, pages: []string{`[]`}, caps: `{"tools":{},"resources":{}}`, lists: map[string][]string{"resources/list": {`{"resources":[]}`}}}
+	srv2 := httptest.NewServer(bare)
+	defer srv2.Close()
+	if _, err := newScanner().Scan(t.Context(), srv2.URL); err != nil {
+		t.Errorf("without templates: %v", err)
+	}
+	broken := &upstream{modern: true, pages: []string{`[]`}, caps: `{"tools":{},"prompts":{}}`}
+	srv3 := httptest.NewServer(broken)
+	defer srv3.Close()
+	if _, err := newScanner().Scan(t.Context(), srv3.URL); problem.CodeOf(err) != problem.Invalid || !strings.Contains(err.Error(), "prompts/list") {
+		t.Errorf("promised prompts that are not there: %v", err)
+	}
+}
+
+func TestScanRefusesPromptsAndResourcesThatCannotBeApproved(t *testing.T) {
+	t.Parallel()
+	many := strings.TrimSuffix(strings.Repeat(`{"name":"p"},`, MaxEntries+1), ",")
+	for _, c := range []struct{ method, result, want string }{
+		{"prompts/list", `{"prompts":[{"name":"a"},{"name":"a"}]}`, "lists the prompt a twice"},
+		{"prompts/list", `{"prompts":[{"title":"a"}]}`, "a prompt has no name"},
+		{"prompts/list", `{"prompts":[{"name":"*other"}]}`, "not accepted"},
+		{"prompts/list", `{"prompts":[{"name":"a","Description":"x"}]}`, `some clients read as "description"`},
+		{"prompts/list", `{"prompts":[` + many + `]}`, "more than 1000 prompts"},
+		{"prompts/list", `{"prompts":{}}`, "prompt list does not parse"},
+		{"prompts/list", `{"prompts":[],"nextCursor":"0"}`, "never ends"},
+		{"resources/list", `{"resources":[{"name":"a"}]}`, "a resource has no uri"},
+		{"resources/list", `{"resources":[{"uri":"a:\u0007"}]}`, "a resource has no uri"},
+		{"resources/templates/list", `{"resourceTemplates":[{"uri":"a:b"}]}`, "has no uriTemplate"},
+		{"resources/templates/list", `{}`, "resource template list does not parse"},
+	} {
+		u := &upstream{modern: true, pages: []string{`[]`}, caps: `{"tools":{},"prompts":{},"resources":{}}`, lists: map[string][]string{
+			"prompts/list": {`{"prompts":[]}`}, "resources/list": {`{"resources":[]}`}, "resources/templates/list": {`{"resourceTemplates":[]}`},
+		}}
+		u.lists[c.method] = []string{c.result}
+		srv := httptest.NewServer(u)
+		_, err := newScanner().Scan(t.Context(), srv.URL)
+		srv.Close()
+		if problem.CodeOf(err) != problem.Invalid || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s %.60s: got %.200v, want %q", c.method, c.result, err, c.want)
 		}
 	}
 }
@@ -265,6 +371,9 @@ func TestDigestCoversWhatAModelIsShown(t *testing.T) {
 		"instructions": func(s *Surface) { s.Instructions = "" },
 		"tool":         func(s *Surface) { s.Tools = []Tool{{"a", []byte(`{"name":"a","title":"x"}`)}} },
 		"tools":        func(s *Surface) { s.Tools = nil },
+		"prompts":      func(s *Surface) { s.Prompts = []Entry{{"a", []byte(`{"name":"a"}`)}} },
+		"resources":    func(s *Surface) { s.Resources = []Entry{{"a", []byte(`{"name":"a"}`)}} },
+		"templates":    func(s *Surface) { s.Templates = []Entry{{"a", []byte(`{"name":"a"}`)}} },
 	} {
 		s := base
 		change(&s)
@@ -301,5 +410,24 @@ func FuzzAddTool(f *testing.F) {
 		}
 		hint(raw)
 		description(raw)
+	})
+}
+
+func FuzzAddEntry(f *testing.F) {
+	f.Add(0, []byte(`{"name":"a","Name":"b"}`))
+	f.Add(1, []byte(`{"uri":"file:///a"}`))
+	f.Add(2, []byte(`{"uriTemplate":"file:///{a}"}`))
+	f.Fuzz(func(t *testing.T, i int, raw []byte) {
+		k := kinds()[uint(i)%3]
+		s := &Surface{}
+		if k.add(s, raw) != nil {
+			return
+		}
+		if e := (*k.of(s))[0]; !json.Valid(e.Raw) || e.Name == "" {
+			t.Fatalf("accepted %q as %q", raw, e.Name)
+		}
+		if k.add(s, raw) == nil {
+			t.Fatalf("accepted %q twice", raw)
+		}
 	})
 }

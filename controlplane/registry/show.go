@@ -21,7 +21,12 @@ func fill(ctx context.Context, tx *store.Tx, name string, number uint32, server 
 	if err != nil {
 		return err
 	}
+	labels, err := tx.ServerLabels(ctx, srv.ID)
+	if err != nil {
+		return err
+	}
 	*server = showServer(srv)
+	(*server).Labels = labelWords(labels, "")
 	if number == 0 {
 		return nil
 	}
@@ -33,8 +38,13 @@ func fill(ctx context.Context, tx *store.Tx, name string, number uint32, server 
 	if err != nil {
 		return err
 	}
-	*version, err = showVersion(v, published)
-	return err
+	if *version, err = showVersion(v, published); err != nil {
+		return err
+	}
+	for _, t := range (*version).GetTools() {
+		t.Labels = labelWords(labels, t.GetName())
+	}
+	return nil
 }
 
 // publishedSurface is nil while nothing is published.
@@ -93,6 +103,9 @@ func showVersion(v store.ServerVersion, published *Surface) (*adminv1.ServerVers
 	for _, name := range gone {
 		out.Tools = append(out.Tools, &adminv1.Tool{Name: name, Change: diff[name]})
 	}
+	out.Prompts = showEntries(surface.Prompts, published, func(s *Surface) *[]Entry { return &s.Prompts })
+	out.Resources = showEntries(surface.Resources, published, func(s *Surface) *[]Entry { return &s.Resources })
+	out.ResourceTemplates = showEntries(surface.Templates, published, func(s *Surface) *[]Entry { return &s.Templates })
 	return out, nil
 }
 

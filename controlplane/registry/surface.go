@@ -26,6 +26,8 @@ type Surface struct {
 	URL string
 	// Tools are sorted by name; each raw object is what the server sent, byte for byte.
 	Tools []Tool
+	// Prompts by name, Resources by URI, Templates by URI template, sorted too.
+	Prompts, Resources, Templates []Entry
 	// ServerInfo and Capabilities are raw JSON objects.
 	ServerInfo, Capabilities []byte
 	Instructions             string
@@ -40,6 +42,12 @@ type Tool struct {
 	Raw  []byte
 }
 
+// Entry is a prompt, a resource or a resource template of a surface.
+type Entry struct {
+	Name string
+	Raw  []byte
+}
+
 // Digest identifies the version: what a model is shown, whatever the order and the white space of its JSON. The address is
 // that of the server's row and never changes; the server's own name and number change without any change of its tools.
 func (s *Surface) Digest() (snapshot.Digest, error) {
@@ -47,6 +55,7 @@ func (s *Surface) Digest() (snapshot.Digest, error) {
 	for _, t := range s.Tools {
 		shown.Tools = append(shown.Tools, snapshot.SurfaceTool{Name: t.Name, Raw: t.Raw})
 	}
+	shown.Prompts, shown.Resources, shown.Templates = pinned(s.Prompts), pinned(s.Resources), pinned(s.Templates)
 	d, err := shown.Digest()
 	if err != nil {
 		return d, badSurface(err.Error())
@@ -60,6 +69,7 @@ func (s *Surface) Encode() ([]byte, error) {
 	for _, t := range s.Tools {
 		m.Tools = append(m.Tools, &snapshotv1.CatalogueTool{Name: t.Name, Raw: t.Raw})
 	}
+	m.Prompts, m.Resources, m.ResourceTemplates = catalogued(s.Prompts), catalogued(s.Resources), catalogued(s.Templates)
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
 		return nil, fmt.Errorf("encode surface: %w", err)
@@ -77,16 +87,21 @@ func DecodeSurface(b []byte) (*Surface, error) {
 	for _, t := range m.GetTools() {
 		s.Tools = append(s.Tools, Tool{t.GetName(), t.GetRaw()})
 	}
+	s.Prompts, s.Resources, s.Templates = entries(m.GetPrompts()), entries(m.GetResources()), entries(m.GetResourceTemplates())
 	return s, nil
 }
 
 // Names lists the tools, or the prompts.
 func (s *Surface) Names(kind snapshot.ItemKind) []string {
 	var names []string
-	for _, t := range s.Tools {
-		if kind == snapshot.ItemTool {
-			names = append(names, t.Name)
+	if kind == snapshot.ItemPrompt {
+		for _, p := range s.Prompts {
+			names = append(names, p.Name)
 		}
+		return names
+	}
+	for _, t := range s.Tools {
+		names = append(names, t.Name)
 	}
 	return names
 }
@@ -100,30 +115,11 @@ func (s *Surface) Schemas(server string) map[string]policy.Schema {
 	return out
 }
 
-// addTool reads one element of a tools/list answer. What two JSON parsers would read differently is refused: it would be
-// approved as one thing and shown as another.
+// addTool reads one element of a tools/list answer.
 func (s *Surface) addTool(raw json.RawMessage) error {
-	raw = bytes.TrimSpace(raw)
-	if len(raw) > shard.MaxTool {
-		// A cell would refuse it, and with it everything else of the tenant that is published.
-		return badSurface(fmt.Sprintf("a tool's description is %d bytes long; at most %d are accepted", len(raw), shard.MaxTool))
-	}
-	if len(raw) == 0 || raw[0] != '{' {
-		return badSurface("an element of its tool list is not an object")
-	}
-	if err := policy.StrictJSON(raw); err != nil {
-		return badSurface("a tool's description is ambiguous: " + err.Error())
-	}
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &members); err != nil {
-		return badSurface("a tool's description does not parse")
-	}
-	for m := range members {
-		for _, known := range []string{"name", "description", "inputSchema", "outputSchema", "annotations"} {
-			if m != known && strings.EqualFold(m, known) {
-				return badSurface(fmt.Sprintf("a tool's description has a member %q, which some clients read as %q", m, known))
-			}
-		}
+	raw, members, err := readObject("tool", raw, "name", "description", "inputSchema", "outputSchema", "annotations")
+	if err != nil {
+		return err
 	}
 	var name string
 	if err := json.Unmarshal(members["name"], &name); err != nil {
@@ -138,6 +134,34 @@ func (s *Surface) addTool(raw json.RawMessage) error {
 	}
 	s.Tools = slices.Insert(s.Tools, at, Tool{Name: name, Raw: bytes.Clone(raw)})
 	return nil
+}
+
+// readObject reads an element of a list. What two JSON parsers would read differently is refused: it would be approved as
+// one thing and shown as another.
+func readObject(noun string, raw json.RawMessage, known ...string) (json.RawMessage, map[string]json.RawMessage, error) {
+	raw = bytes.TrimSpace(raw)
+	if len(raw) > shard.MaxTool {
+		// A cell would refuse it, and with it everything else of the tenant that is published.
+		return nil, nil, badSurface(fmt.Sprintf("a %s's description is %d bytes long; at most %d are accepted", noun, len(raw), shard.MaxTool))
+	}
+	if len(raw) == 0 || raw[0] != '{' {
+		return nil, nil, badSurface("an element of its " + noun + " list is not an object")
+	}
+	if err := policy.StrictJSON(raw); err != nil {
+		return nil, nil, badSurface("a " + noun + "'s description is ambiguous: " + err.Error())
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &members); err != nil {
+		return nil, nil, badSurface("a " + noun + "'s description does not parse")
+	}
+	for m := range members {
+		for _, k := range known {
+			if m != k && strings.EqualFold(m, k) {
+				return nil, nil, badSurface(fmt.Sprintf("a %s's description has a member %q, which some clients read as %q", noun, m, k))
+			}
+		}
+	}
+	return raw, members, nil
 }
 
 func checkToolName(name string) error {
@@ -186,23 +210,33 @@ func description(raw []byte) string {
 
 // Differences says for each tool how next differs from before: added, changed or removed.
 func Differences(before, next *Surface) map[string]string {
-	diff := map[string]string{}
-	old := map[string][]byte{}
-	if before != nil {
-		for _, t := range before.Tools {
-			old[t.Name] = t.Raw
-		}
+	if before == nil {
+		before = &Surface{}
+	}
+	diff, old := map[string]string{}, map[string][]byte{}
+	for _, t := range before.Tools {
+		old[t.Name] = t.Raw
 	}
 	for _, t := range next.Tools {
-		raw, ok := old[t.Name]
-		switch {
-		case !ok:
-			diff[t.Name] = "added"
-		case !bytes.Equal(raw, t.Raw):
-			diff[t.Name] = "changed"
-		}
-		delete(old, t.Name)
+		compare(diff, old, t.Name, t.Raw)
 	}
+	return removed(diff, old)
+}
+
+// compare notes how one thing differs, and takes it from the old ones.
+func compare(diff map[string]string, old map[string][]byte, name string, raw []byte) {
+	before, ok := old[name]
+	switch {
+	case !ok:
+		diff[name] = "added"
+	case !bytes.Equal(before, raw):
+		diff[name] = "changed"
+	}
+	delete(old, name)
+}
+
+// removed notes what is left of the old ones.
+func removed(diff map[string]string, old map[string][]byte) map[string]string {
 	for name := range old {
 		diff[name] = "removed"
 	}

@@ -21,11 +21,13 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/adminapi"
 	"github.com/mcpvault/mcpvault/controlplane/cellapi"
 	"github.com/mcpvault/mcpvault/controlplane/directory"
+	"github.com/mcpvault/mcpvault/controlplane/endpoint"
 	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/ledger"
 	"github.com/mcpvault/mcpvault/controlplane/policies"
 	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/registry"
+	"github.com/mcpvault/mcpvault/controlplane/settings"
 	"github.com/mcpvault/mcpvault/controlplane/snapshots"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/controlplane/tokens"
@@ -208,6 +210,7 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 			Organisation: people, Directory: people, Tokens: issuer, Access: grants, Audit: audit,
 			Policies:  policies.New(policies.Config{Store: st}),
 			Registry:  registry.New(st, registry.NewScanner(transport, run.Version().Version, s.log), s.log),
+			Endpoints: endpoint.New(st), Settings: settings.New(st),
 			Snapshots: status, Cells: status, System: status,
 		},
 		Auth: issuer, Tenants: st, Logger: s.log, Ready: s.checks(st, publisher), Build: run.Version(),

@@ -31,6 +31,8 @@ type Client struct {
 	Organisations adminv1connect.OrganisationServiceClient
 	Directory     adminv1connect.DirectoryServiceClient
 	Registry      adminv1connect.RegistryServiceClient
+	Endpoints     adminv1connect.EndpointServiceClient
+	Settings      adminv1connect.SettingsServiceClient
 	Access        adminv1connect.AccessServiceClient
 	Policies      adminv1connect.PolicyServiceClient
 	Tokens        adminv1connect.TokenServiceClient
@@ -69,6 +71,8 @@ func Dial(cfg Config) (*Client, error) {
 		Organisations: adminv1connect.NewOrganisationServiceClient(c),
 		Directory:     adminv1connect.NewDirectoryServiceClient(c),
 		Registry:      adminv1connect.NewRegistryServiceClient(c),
+		Endpoints:     adminv1connect.NewEndpointServiceClient(c),
+		Settings:      adminv1connect.NewSettingsServiceClient(c),
 		Access:        adminv1connect.NewAccessServiceClient(c),
 		Policies:      adminv1connect.NewPolicyServiceClient(c),
 		Tokens:        adminv1connect.NewTokenServiceClient(c),

@@ -1,5 +1,5 @@
-// Package manage holds the commands that change what is law: people, what they are granted, and the servers that they are
-// granted. A change that cells have to enforce is reported only when they do.
+// Package manage holds the commands that change what is law: people, what they are granted, the servers that they are
+// granted and the data behind these. A change that cells have to enforce is reported only when they do.
 package manage
 
 import (
@@ -12,6 +12,6 @@ import (
 func Commands() []func(*cli.App) *cobra.Command {
 	return []func(*cli.App) *cobra.Command{
 		orgCommand, unitCommand, teamCommand, groupCommand, userCommand, workloadCommand, roleCommand,
-		grantCommand, revokeCommand, grantsCommand, accessCommand, killCommand, serverCommand,
+		grantCommand, revokeCommand, grantsCommand, accessCommand, killCommand, serverCommand, endpointCommand, settingsCommand,
 	}
 }

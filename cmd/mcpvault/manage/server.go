@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,6 +27,7 @@ type serverView struct {
 	Latest      uint32       `json:"latest_version"`
 	LastError   string       `json:"last_error,omitempty"`
 	Scanned     string       `json:"scanned,omitempty"`
+	Labels      []string     `json:"labels,omitempty"`
 	Version     *versionView `json:"version,omitempty"`
 }
 
@@ -39,20 +41,31 @@ type versionView struct {
 	Approved  string     `json:"approved,omitempty"`
 	Approver  string     `json:"approved_by,omitempty"`
 	Tools     []toolView `json:"tools"`
+	Prompts   []toolView `json:"prompts,omitempty"`
+	Resources []toolView `json:"resources,omitempty"`
+	Templates []toolView `json:"resource_templates,omitempty"`
+}
+
+// all are the tools and whatever else a version has, as one list of what can be granted.
+func (v versionView) all() []toolView {
+	return slices.Concat(v.Tools, v.Prompts, v.Resources, v.Templates)
 }
 
 type toolView struct {
 	Name        string          `json:"name"`
-	Effect      string          `json:"effect"`
+	Effect      string          `json:"effect,omitempty"`
+	Labels      []string        `json:"labels,omitempty"`
 	Change      string          `json:"change,omitempty"`
 	Description string          `json:"description,omitempty"`
 	Raw         json.RawMessage `json:"raw,omitempty"`
+	// kind goes before the name of what is no tool.
+	kind string
 }
 
 func viewServer(s *adminv1.Server, v *adminv1.ServerVersion) serverView {
 	view := serverView{
 		s.GetName(), s.GetId(), s.GetUrl(), s.GetDescription(), s.GetPublishedVersion(), s.GetLatestVersion(),
-		s.GetLastError(), output.Time(s.GetScannedMs()), nil,
+		s.GetLastError(), output.Time(s.GetScannedMs()), s.GetLabels(), nil,
 	}
 	if v != nil {
 		version := viewVersion(v)
@@ -67,13 +80,23 @@ func viewVersion(v *adminv1.ServerVersion) versionView {
 		strings.TrimSpace(v.GetServerName() + " " + v.GetServerVersion()), append([]string{}, v.GetProtocolVersions()...),
 		output.Time(v.GetCreatedMs()), output.Time(v.GetApprovedMs()), v.GetApprovedBy(),
 		output.Map(v.GetTools(), func(t *adminv1.Tool) toolView {
-			raw := json.RawMessage(t.GetRaw())
-			if !json.Valid(raw) {
-				raw = nil
-			}
-			return toolView{t.GetName(), output.Word(t.GetEffect().String(), "EFFECT_"), t.GetChange(), t.GetDescription(), raw}
+			return toolView{t.GetName(), output.Word(t.GetEffect().String(), "EFFECT_"), t.GetLabels(), t.GetChange(), t.GetDescription(), rawOf(t.GetRaw()), ""}
 		}),
+		viewEntries("prompt:", v.GetPrompts()), viewEntries("resource:", v.GetResources()), viewEntries("template:", v.GetResourceTemplates()),
 	}
+}
+
+func viewEntries(kind string, list []*adminv1.SurfaceEntry) []toolView {
+	return output.Map(list, func(e *adminv1.SurfaceEntry) toolView {
+		return toolView{e.GetName(), "", nil, e.GetChange(), e.GetDescription(), rawOf(e.GetRaw()), kind}
+	})
+}
+
+func rawOf(b []byte) json.RawMessage {
+	if !json.Valid(b) {
+		return nil
+	}
+	return b
 }
 
 func schemaOf(v *adminv1.ServerVersion, tool string) json.RawMessage {
@@ -96,6 +119,7 @@ func serverColumns() []output.Column[serverView] {
 		{Head: "PUBLISHED", Cell: func(v serverView) string { return number(v.Published) }},
 		{Head: "LATEST", Cell: func(v serverView) string { return number(v.Latest) }},
 		{Head: "PROBLEM", Cell: func(v serverView) string { return v.LastError }},
+		{Head: "LABELS", Cell: func(v serverView) string { return strings.Join(v.Labels, ",") }, Wide: true},
 		{Head: "SCANNED", Cell: func(v serverView) string { return v.Scanned }, Wide: true},
 		{Head: "DESCRIPTION", Cell: func(v serverView) string { return v.Description }, Wide: true},
 		{Head: "ID", Cell: func(v serverView) string { return v.ID }, Wide: true},
@@ -111,9 +135,10 @@ func number(n uint32) string {
 
 func toolColumns() []output.Column[toolView] {
 	return []output.Column[toolView]{
-		{Head: "TOOL", Cell: func(t toolView) string { return t.Name }},
+		{Head: "TOOL", Cell: func(t toolView) string { return t.kind + t.Name }},
 		{Head: "EFFECT", Cell: func(t toolView) string { return t.Effect }},
 		{Head: "CHANGE", Cell: func(t toolView) string { return t.Change }},
+		{Head: "LABELS", Cell: func(t toolView) string { return strings.Join(t.Labels, ",") }, Wide: true},
 		{Head: "DESCRIPTION", Cell: func(t toolView) string { return t.Description }},
 	}
 }
@@ -127,13 +152,13 @@ func printServer(a *cli.App, s *adminv1.Server, v *adminv1.ServerVersion) error 
 	if _, err := fmt.Fprintf(a.World().Stdout, "\nversion %d (%s), %s\n", view.Version.Number, view.Version.State, view.Version.Digest); err != nil {
 		return err
 	}
-	return cli.PrintList(a, view.Version.Tools, toolColumns()...)
+	return cli.PrintList(a, view.Version.all(), toolColumns()...)
 }
 
 func serverCommand(a *cli.App) *cobra.Command {
 	return a.Group("server", "MCP servers behind the vault, and the versions of them that were approved.", "  mcpvault server list",
 		addServer(a), listServers(a),
-		completed(a, a.AdminLeaf("get NAME", "Shows a server and the tools of its published version.", "  mcpvault server get payments", cli.Args("NAME"),
+		completed(a, a.AdminLeaf("get NAME", "Shows a server and what its published version offers.", "  mcpvault server get payments", cli.Args("NAME"),
 			func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 				resp, err := c.Registry.GetServer(ctx, &adminv1.GetServerRequest{Tenant: tenant, Name: args[0]})
 				if err != nil {
@@ -141,7 +166,7 @@ func serverCommand(a *cli.App) *cobra.Command {
 				}
 				return printServer(a, resp.GetServer(), resp.GetVersion())
 			})),
-		completed(a, serverVersions(a)), completed(a, scanServer(a)), completed(a, approveServer(a)), completed(a, removeServer(a)))
+		completed(a, serverVersions(a)), completed(a, scanServer(a)), completed(a, approveServer(a)), completed(a, labelServer(a)), completed(a, removeServer(a)))
 }
 
 func completed(a *cli.App, cmd *cobra.Command) *cobra.Command {

@@ -136,8 +136,10 @@ type Server struct {
 	PublishedVersion uint32 `protobuf:"varint,5,opt,name=published_version,json=publishedVersion,proto3" json:"published_version,omitempty"`
 	LatestVersion    uint32 `protobuf:"varint,6,opt,name=latest_version,json=latestVersion,proto3" json:"latest_version,omitempty"`
 	// The newest scan's problem, "" when it went well.
-	LastError     string `protobuf:"bytes,7,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
-	ScannedMs     int64  `protobuf:"varint,8,opt,name=scanned_ms,json=scannedMs,proto3" json:"scanned_ms,omitempty"`
+	LastError string `protobuf:"bytes,7,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	ScannedMs int64  `protobuf:"varint,8,opt,name=scanned_ms,json=scannedMs,proto3" json:"scanned_ms,omitempty"`
+	// "key=value", sorted.
+	Labels        []string `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -228,22 +230,32 @@ func (x *Server) GetScannedMs() int64 {
 	return 0
 }
 
+func (x *Server) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 // ServerVersion is the content hash of a tool surface; it never changes.
 type ServerVersion struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Number uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
 	// SHA-256 over the canonical surface, hex.
-	Digest           string       `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
-	State            VersionState `protobuf:"varint,3,opt,name=state,proto3,enum=mcpvault.admin.v1.VersionState" json:"state,omitempty"`
-	Tools            []*Tool      `protobuf:"bytes,4,rep,name=tools,proto3" json:"tools,omitempty"`
-	ProtocolVersions []string     `protobuf:"bytes,5,rep,name=protocol_versions,json=protocolVersions,proto3" json:"protocol_versions,omitempty"`
-	ServerName       string       `protobuf:"bytes,6,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
-	ServerVersion    string       `protobuf:"bytes,7,opt,name=server_version,json=serverVersion,proto3" json:"server_version,omitempty"`
-	CreatedMs        int64        `protobuf:"varint,8,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
-	ApprovedBy       string       `protobuf:"bytes,9,opt,name=approved_by,json=approvedBy,proto3" json:"approved_by,omitempty"`
-	ApprovedMs       int64        `protobuf:"varint,10,opt,name=approved_ms,json=approvedMs,proto3" json:"approved_ms,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	Digest            string          `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	State             VersionState    `protobuf:"varint,3,opt,name=state,proto3,enum=mcpvault.admin.v1.VersionState" json:"state,omitempty"`
+	Tools             []*Tool         `protobuf:"bytes,4,rep,name=tools,proto3" json:"tools,omitempty"`
+	ProtocolVersions  []string        `protobuf:"bytes,5,rep,name=protocol_versions,json=protocolVersions,proto3" json:"protocol_versions,omitempty"`
+	ServerName        string          `protobuf:"bytes,6,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	ServerVersion     string          `protobuf:"bytes,7,opt,name=server_version,json=serverVersion,proto3" json:"server_version,omitempty"`
+	CreatedMs         int64           `protobuf:"varint,8,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	ApprovedBy        string          `protobuf:"bytes,9,opt,name=approved_by,json=approvedBy,proto3" json:"approved_by,omitempty"`
+	ApprovedMs        int64           `protobuf:"varint,10,opt,name=approved_ms,json=approvedMs,proto3" json:"approved_ms,omitempty"`
+	Prompts           []*SurfaceEntry `protobuf:"bytes,11,rep,name=prompts,proto3" json:"prompts,omitempty"`
+	Resources         []*SurfaceEntry `protobuf:"bytes,12,rep,name=resources,proto3" json:"resources,omitempty"`
+	ResourceTemplates []*SurfaceEntry `protobuf:"bytes,13,rep,name=resource_templates,json=resourceTemplates,proto3" json:"resource_templates,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ServerVersion) Reset() {
@@ -346,6 +358,99 @@ func (x *ServerVersion) GetApprovedMs() int64 {
 	return 0
 }
 
+func (x *ServerVersion) GetPrompts() []*SurfaceEntry {
+	if x != nil {
+		return x.Prompts
+	}
+	return nil
+}
+
+func (x *ServerVersion) GetResources() []*SurfaceEntry {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *ServerVersion) GetResourceTemplates() []*SurfaceEntry {
+	if x != nil {
+		return x.ResourceTemplates
+	}
+	return nil
+}
+
+// SurfaceEntry is a prompt, a resource or a resource template.
+type SurfaceEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of a prompt, URI of a resource, URI template of a template.
+	Name        string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
+	// The object exactly as the upstream sent it.
+	Raw []byte `protobuf:"bytes,3,opt,name=raw,proto3" json:"raw,omitempty"`
+	// Against the version published before: "added", "changed", "removed" or "".
+	Change        string `protobuf:"bytes,4,opt,name=change,proto3" json:"change,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SurfaceEntry) Reset() {
+	*x = SurfaceEntry{}
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SurfaceEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SurfaceEntry) ProtoMessage() {}
+
+func (x *SurfaceEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SurfaceEntry.ProtoReflect.Descriptor instead.
+func (*SurfaceEntry) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SurfaceEntry) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SurfaceEntry) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *SurfaceEntry) GetRaw() []byte {
+	if x != nil {
+		return x.Raw
+	}
+	return nil
+}
+
+func (x *SurfaceEntry) GetChange() string {
+	if x != nil {
+		return x.Change
+	}
+	return ""
+}
+
 type Tool struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -355,14 +460,16 @@ type Tool struct {
 	// The tool object exactly as the upstream sent it.
 	Raw []byte `protobuf:"bytes,4,opt,name=raw,proto3" json:"raw,omitempty"`
 	// Against the version published before: "added", "changed", "removed" or "".
-	Change        string `protobuf:"bytes,5,opt,name=change,proto3" json:"change,omitempty"`
+	Change string `protobuf:"bytes,5,opt,name=change,proto3" json:"change,omitempty"`
+	// Its own labels, "key=value", sorted; they count more than the server's.
+	Labels        []string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Tool) Reset() {
 	*x = Tool{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[2]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -374,7 +481,7 @@ func (x *Tool) String() string {
 func (*Tool) ProtoMessage() {}
 
 func (x *Tool) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[2]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -387,7 +494,7 @@ func (x *Tool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tool.ProtoReflect.Descriptor instead.
 func (*Tool) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{2}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Tool) GetName() string {
@@ -425,6 +532,13 @@ func (x *Tool) GetChange() string {
 	return ""
 }
 
+func (x *Tool) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 type AddServerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -437,7 +551,7 @@ type AddServerRequest struct {
 
 func (x *AddServerRequest) Reset() {
 	*x = AddServerRequest{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[3]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +563,7 @@ func (x *AddServerRequest) String() string {
 func (*AddServerRequest) ProtoMessage() {}
 
 func (x *AddServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[3]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +576,7 @@ func (x *AddServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddServerRequest.ProtoReflect.Descriptor instead.
 func (*AddServerRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{3}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AddServerRequest) GetTenant() string {
@@ -504,7 +618,7 @@ type AddServerResponse struct {
 
 func (x *AddServerResponse) Reset() {
 	*x = AddServerResponse{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[4]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -516,7 +630,7 @@ func (x *AddServerResponse) String() string {
 func (*AddServerResponse) ProtoMessage() {}
 
 func (x *AddServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[4]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -529,7 +643,7 @@ func (x *AddServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddServerResponse.ProtoReflect.Descriptor instead.
 func (*AddServerResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{4}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AddServerResponse) GetServer() *Server {
@@ -563,7 +677,7 @@ type ScanServerRequest struct {
 
 func (x *ScanServerRequest) Reset() {
 	*x = ScanServerRequest{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[5]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +689,7 @@ func (x *ScanServerRequest) String() string {
 func (*ScanServerRequest) ProtoMessage() {}
 
 func (x *ScanServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[5]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +702,7 @@ func (x *ScanServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanServerRequest.ProtoReflect.Descriptor instead.
 func (*ScanServerRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{5}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ScanServerRequest) GetTenant() string {
@@ -618,7 +732,7 @@ type ScanServerResponse struct {
 
 func (x *ScanServerResponse) Reset() {
 	*x = ScanServerResponse{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[6]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +744,7 @@ func (x *ScanServerResponse) String() string {
 func (*ScanServerResponse) ProtoMessage() {}
 
 func (x *ScanServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[6]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +757,7 @@ func (x *ScanServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanServerResponse.ProtoReflect.Descriptor instead.
 func (*ScanServerResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{6}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ScanServerResponse) GetServer() *Server {
@@ -683,7 +797,7 @@ type ListServersRequest struct {
 
 func (x *ListServersRequest) Reset() {
 	*x = ListServersRequest{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[7]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +809,7 @@ func (x *ListServersRequest) String() string {
 func (*ListServersRequest) ProtoMessage() {}
 
 func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[7]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +822,7 @@ func (x *ListServersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersRequest.ProtoReflect.Descriptor instead.
 func (*ListServersRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{7}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListServersRequest) GetTenant() string {
@@ -727,7 +841,7 @@ type ListServersResponse struct {
 
 func (x *ListServersResponse) Reset() {
 	*x = ListServersResponse{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[8]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -739,7 +853,7 @@ func (x *ListServersResponse) String() string {
 func (*ListServersResponse) ProtoMessage() {}
 
 func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[8]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -752,7 +866,7 @@ func (x *ListServersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListServersResponse.ProtoReflect.Descriptor instead.
 func (*ListServersResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{8}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListServersResponse) GetServers() []*Server {
@@ -772,7 +886,7 @@ type GetServerRequest struct {
 
 func (x *GetServerRequest) Reset() {
 	*x = GetServerRequest{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[9]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +898,7 @@ func (x *GetServerRequest) String() string {
 func (*GetServerRequest) ProtoMessage() {}
 
 func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[9]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +911,7 @@ func (x *GetServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerRequest.ProtoReflect.Descriptor instead.
 func (*GetServerRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{9}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetServerRequest) GetTenant() string {
@@ -825,7 +939,7 @@ type GetServerResponse struct {
 
 func (x *GetServerResponse) Reset() {
 	*x = GetServerResponse{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[10]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +951,7 @@ func (x *GetServerResponse) String() string {
 func (*GetServerResponse) ProtoMessage() {}
 
 func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[10]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +964,7 @@ func (x *GetServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerResponse.ProtoReflect.Descriptor instead.
 func (*GetServerResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetServerResponse) GetServer() *Server {
@@ -877,7 +991,7 @@ type ListVersionsRequest struct {
 
 func (x *ListVersionsRequest) Reset() {
 	*x = ListVersionsRequest{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[11]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -889,7 +1003,7 @@ func (x *ListVersionsRequest) String() string {
 func (*ListVersionsRequest) ProtoMessage() {}
 
 func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[11]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -902,7 +1016,7 @@ func (x *ListVersionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsRequest.ProtoReflect.Descriptor instead.
 func (*ListVersionsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListVersionsRequest) GetTenant() string {
@@ -929,7 +1043,7 @@ type ListVersionsResponse struct {
 
 func (x *ListVersionsResponse) Reset() {
 	*x = ListVersionsResponse{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[12]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1055,7 @@ func (x *ListVersionsResponse) String() string {
 func (*ListVersionsResponse) ProtoMessage() {}
 
 func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[12]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1068,7 @@ func (x *ListVersionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVersionsResponse.ProtoReflect.Descriptor instead.
 func (*ListVersionsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListVersionsResponse) GetVersions() []*ServerVersion {
@@ -979,7 +1093,7 @@ type ApproveVersionRequest struct {
 
 func (x *ApproveVersionRequest) Reset() {
 	*x = ApproveVersionRequest{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1105,7 @@ func (x *ApproveVersionRequest) String() string {
 func (*ApproveVersionRequest) ProtoMessage() {}
 
 func (x *ApproveVersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1118,7 @@ func (x *ApproveVersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveVersionRequest.ProtoReflect.Descriptor instead.
 func (*ApproveVersionRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ApproveVersionRequest) GetTenant() string {
@@ -1060,7 +1174,7 @@ type ApproveVersionResponse struct {
 
 func (x *ApproveVersionResponse) Reset() {
 	*x = ApproveVersionResponse{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1186,7 @@ func (x *ApproveVersionResponse) String() string {
 func (*ApproveVersionResponse) ProtoMessage() {}
 
 func (x *ApproveVersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1199,7 @@ func (x *ApproveVersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveVersionResponse.ProtoReflect.Descriptor instead.
 func (*ApproveVersionResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ApproveVersionResponse) GetServer() *Server {
@@ -1119,7 +1233,7 @@ type RemoveServerRequest struct {
 
 func (x *RemoveServerRequest) Reset() {
 	*x = RemoveServerRequest{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1245,7 @@ func (x *RemoveServerRequest) String() string {
 func (*RemoveServerRequest) ProtoMessage() {}
 
 func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1258,7 @@ func (x *RemoveServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerRequest.ProtoReflect.Descriptor instead.
 func (*RemoveServerRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RemoveServerRequest) GetTenant() string {
@@ -1170,7 +1284,7 @@ type RemoveServerResponse struct {
 
 func (x *RemoveServerResponse) Reset() {
 	*x = RemoveServerResponse{}
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1182,7 +1296,7 @@ func (x *RemoveServerResponse) String() string {
 func (*RemoveServerResponse) ProtoMessage() {}
 
 func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1195,10 +1309,148 @@ func (x *RemoveServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveServerResponse.ProtoReflect.Descriptor instead.
 func (*RemoveServerResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RemoveServerResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type SetLabelsRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// "" for the server.
+	Tool string            `protobuf:"bytes,3,opt,name=tool,proto3" json:"tool,omitempty"`
+	Set  map[string]string `protobuf:"bytes,4,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Keys.
+	Remove        []string `protobuf:"bytes,5,rep,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLabelsRequest) Reset() {
+	*x = SetLabelsRequest{}
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLabelsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLabelsRequest) ProtoMessage() {}
+
+func (x *SetLabelsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLabelsRequest.ProtoReflect.Descriptor instead.
+func (*SetLabelsRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SetLabelsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetLabelsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetLabelsRequest) GetTool() string {
+	if x != nil {
+		return x.Tool
+	}
+	return ""
+}
+
+func (x *SetLabelsRequest) GetSet() map[string]string {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *SetLabelsRequest) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+type SetLabelsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        *Server                `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	Version       *ServerVersion         `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Revision      uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetLabelsResponse) Reset() {
+	*x = SetLabelsResponse{}
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetLabelsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetLabelsResponse) ProtoMessage() {}
+
+func (x *SetLabelsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_registry_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetLabelsResponse.ProtoReflect.Descriptor instead.
+func (*SetLabelsResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_registry_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SetLabelsResponse) GetServer() *Server {
+	if x != nil {
+		return x.Server
+	}
+	return nil
+}
+
+func (x *SetLabelsResponse) GetVersion() *ServerVersion {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *SetLabelsResponse) GetRevision() uint64 {
 	if x != nil {
 		return x.Revision
 	}
@@ -1209,7 +1461,7 @@ var File_mcpvault_admin_v1_registry_proto protoreflect.FileDescriptor
 
 const file_mcpvault_admin_v1_registry_proto_rawDesc = "" +
 	"\n" +
-	" mcpvault/admin/v1/registry.proto\x12\x11mcpvault.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\xf2\x01\n" +
+	" mcpvault/admin/v1/registry.proto\x12\x11mcpvault.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\x8a\x02\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1220,7 +1472,8 @@ const file_mcpvault_admin_v1_registry_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\a \x01(\tR\tlastError\x12\x1d\n" +
 	"\n" +
-	"scanned_ms\x18\b \x01(\x03R\tscannedMs\"\xfb\x02\n" +
+	"scanned_ms\x18\b \x01(\x03R\tscannedMs\x12\x16\n" +
+	"\x06labels\x18\t \x03(\tR\x06labels\"\xc5\x04\n" +
 	"\rServerVersion\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x125\n" +
@@ -1236,13 +1489,22 @@ const file_mcpvault_admin_v1_registry_proto_rawDesc = "" +
 	"approvedBy\x12\x1f\n" +
 	"\vapproved_ms\x18\n" +
 	" \x01(\x03R\n" +
-	"approvedMs\"\x9c\x01\n" +
+	"approvedMs\x129\n" +
+	"\aprompts\x18\v \x03(\v2\x1f.mcpvault.admin.v1.SurfaceEntryR\aprompts\x12=\n" +
+	"\tresources\x18\f \x03(\v2\x1f.mcpvault.admin.v1.SurfaceEntryR\tresources\x12N\n" +
+	"\x12resource_templates\x18\r \x03(\v2\x1f.mcpvault.admin.v1.SurfaceEntryR\x11resourceTemplates\"n\n" +
+	"\fSurfaceEntry\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription\x12\x10\n" +
+	"\x03raw\x18\x03 \x01(\fR\x03raw\x12\x16\n" +
+	"\x06change\x18\x04 \x01(\tR\x06change\"\xb4\x01\n" +
 	"\x04Tool\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12 \n" +
 	"\vdescription\x18\x02 \x01(\tR\vdescription\x124\n" +
 	"\x06effect\x18\x03 \x01(\x0e2\x1c.mcpvault.snapshot.v1.EffectR\x06effect\x12\x10\n" +
 	"\x03raw\x18\x04 \x01(\fR\x03raw\x12\x16\n" +
-	"\x06change\x18\x05 \x01(\tR\x06change\"\xb4\x01\n" +
+	"\x06change\x18\x05 \x01(\tR\x06change\x12\x16\n" +
+	"\x06labels\x18\x06 \x03(\tR\x06labels\"\xb4\x01\n" +
 	"\x10AddServerRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x124\n" +
 	"\x04name\x18\x02 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04name\x12\x1d\n" +
@@ -1293,7 +1555,20 @@ const file_mcpvault_admin_v1_registry_proto_rawDesc = "" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x1b\n" +
 	"\x04name\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\"2\n" +
 	"\x14RemoveServerResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision*\x83\x01\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"\xe1\x02\n" +
+	"\x10SetLabelsRequest\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x1b\n" +
+	"\x04name\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\x12\x1c\n" +
+	"\x04tool\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x04tool\x12\x96\x01\n" +
+	"\x03set\x18\x04 \x03(\v2,.mcpvault.admin.v1.SetLabelsRequest.SetEntryBV\xbaHS\x9a\x01P\x10@\"%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$*%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x03set\x12 \n" +
+	"\x06remove\x18\x05 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10@R\x06remove\x1a6\n" +
+	"\bSetEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9e\x01\n" +
+	"\x11SetLabelsResponse\x121\n" +
+	"\x06server\x18\x01 \x01(\v2\x19.mcpvault.admin.v1.ServerR\x06server\x12:\n" +
+	"\aversion\x18\x02 \x01(\v2 .mcpvault.admin.v1.ServerVersionR\aversion\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision*\x83\x01\n" +
 	"\fVersionState\x12\x1d\n" +
 	"\x19VERSION_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15VERSION_STATE_PENDING\x10\x01\x12\x1b\n" +
@@ -1302,7 +1577,7 @@ const file_mcpvault_admin_v1_registry_proto_rawDesc = "" +
 	"\fEffectSource\x12\x1d\n" +
 	"\x19EFFECT_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13EFFECT_SOURCE_GIVEN\x10\x01\x12\x17\n" +
-	"\x13EFFECT_SOURCE_HINTS\x10\x022\xb2\x05\n" +
+	"\x13EFFECT_SOURCE_HINTS\x10\x022\x8a\x06\n" +
 	"\x0fRegistryService\x12V\n" +
 	"\tAddServer\x12#.mcpvault.admin.v1.AddServerRequest\x1a$.mcpvault.admin.v1.AddServerResponse\x12Y\n" +
 	"\n" +
@@ -1311,7 +1586,8 @@ const file_mcpvault_admin_v1_registry_proto_rawDesc = "" +
 	"\tGetServer\x12#.mcpvault.admin.v1.GetServerRequest\x1a$.mcpvault.admin.v1.GetServerResponse\"\x03\x90\x02\x01\x12d\n" +
 	"\fListVersions\x12&.mcpvault.admin.v1.ListVersionsRequest\x1a'.mcpvault.admin.v1.ListVersionsResponse\"\x03\x90\x02\x01\x12e\n" +
 	"\x0eApproveVersion\x12(.mcpvault.admin.v1.ApproveVersionRequest\x1a).mcpvault.admin.v1.ApproveVersionResponse\x12_\n" +
-	"\fRemoveServer\x12&.mcpvault.admin.v1.RemoveServerRequest\x1a'.mcpvault.admin.v1.RemoveServerResponseB\xce\x01\n" +
+	"\fRemoveServer\x12&.mcpvault.admin.v1.RemoveServerRequest\x1a'.mcpvault.admin.v1.RemoveServerResponse\x12V\n" +
+	"\tSetLabels\x12#.mcpvault.admin.v1.SetLabelsRequest\x1a$.mcpvault.admin.v1.SetLabelsResponseB\xce\x01\n" +
 	"\x15com.mcpvault.admin.v1B\rRegistryProtoP\x01Z@github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1;adminv1\xa2\x02\x03MAX\xaa\x02\x11Mcpvault.Admin.V1\xca\x02\x11Mcpvault\\Admin\\V1\xe2\x02\x1dMcpvault\\Admin\\V1\\GPBMetadata\xea\x02\x13Mcpvault::Admin::V1b\x06proto3"
 
 var (
@@ -1327,67 +1603,79 @@ func file_mcpvault_admin_v1_registry_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_admin_v1_registry_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_mcpvault_admin_v1_registry_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_mcpvault_admin_v1_registry_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_mcpvault_admin_v1_registry_proto_goTypes = []any{
 	(VersionState)(0),              // 0: mcpvault.admin.v1.VersionState
 	(EffectSource)(0),              // 1: mcpvault.admin.v1.EffectSource
 	(*Server)(nil),                 // 2: mcpvault.admin.v1.Server
 	(*ServerVersion)(nil),          // 3: mcpvault.admin.v1.ServerVersion
-	(*Tool)(nil),                   // 4: mcpvault.admin.v1.Tool
-	(*AddServerRequest)(nil),       // 5: mcpvault.admin.v1.AddServerRequest
-	(*AddServerResponse)(nil),      // 6: mcpvault.admin.v1.AddServerResponse
-	(*ScanServerRequest)(nil),      // 7: mcpvault.admin.v1.ScanServerRequest
-	(*ScanServerResponse)(nil),     // 8: mcpvault.admin.v1.ScanServerResponse
-	(*ListServersRequest)(nil),     // 9: mcpvault.admin.v1.ListServersRequest
-	(*ListServersResponse)(nil),    // 10: mcpvault.admin.v1.ListServersResponse
-	(*GetServerRequest)(nil),       // 11: mcpvault.admin.v1.GetServerRequest
-	(*GetServerResponse)(nil),      // 12: mcpvault.admin.v1.GetServerResponse
-	(*ListVersionsRequest)(nil),    // 13: mcpvault.admin.v1.ListVersionsRequest
-	(*ListVersionsResponse)(nil),   // 14: mcpvault.admin.v1.ListVersionsResponse
-	(*ApproveVersionRequest)(nil),  // 15: mcpvault.admin.v1.ApproveVersionRequest
-	(*ApproveVersionResponse)(nil), // 16: mcpvault.admin.v1.ApproveVersionResponse
-	(*RemoveServerRequest)(nil),    // 17: mcpvault.admin.v1.RemoveServerRequest
-	(*RemoveServerResponse)(nil),   // 18: mcpvault.admin.v1.RemoveServerResponse
-	nil,                            // 19: mcpvault.admin.v1.ApproveVersionRequest.ToolEffectsEntry
-	(v1.Effect)(0),                 // 20: mcpvault.snapshot.v1.Effect
+	(*SurfaceEntry)(nil),           // 4: mcpvault.admin.v1.SurfaceEntry
+	(*Tool)(nil),                   // 5: mcpvault.admin.v1.Tool
+	(*AddServerRequest)(nil),       // 6: mcpvault.admin.v1.AddServerRequest
+	(*AddServerResponse)(nil),      // 7: mcpvault.admin.v1.AddServerResponse
+	(*ScanServerRequest)(nil),      // 8: mcpvault.admin.v1.ScanServerRequest
+	(*ScanServerResponse)(nil),     // 9: mcpvault.admin.v1.ScanServerResponse
+	(*ListServersRequest)(nil),     // 10: mcpvault.admin.v1.ListServersRequest
+	(*ListServersResponse)(nil),    // 11: mcpvault.admin.v1.ListServersResponse
+	(*GetServerRequest)(nil),       // 12: mcpvault.admin.v1.GetServerRequest
+	(*GetServerResponse)(nil),      // 13: mcpvault.admin.v1.GetServerResponse
+	(*ListVersionsRequest)(nil),    // 14: mcpvault.admin.v1.ListVersionsRequest
+	(*ListVersionsResponse)(nil),   // 15: mcpvault.admin.v1.ListVersionsResponse
+	(*ApproveVersionRequest)(nil),  // 16: mcpvault.admin.v1.ApproveVersionRequest
+	(*ApproveVersionResponse)(nil), // 17: mcpvault.admin.v1.ApproveVersionResponse
+	(*RemoveServerRequest)(nil),    // 18: mcpvault.admin.v1.RemoveServerRequest
+	(*RemoveServerResponse)(nil),   // 19: mcpvault.admin.v1.RemoveServerResponse
+	(*SetLabelsRequest)(nil),       // 20: mcpvault.admin.v1.SetLabelsRequest
+	(*SetLabelsResponse)(nil),      // 21: mcpvault.admin.v1.SetLabelsResponse
+	nil,                            // 22: mcpvault.admin.v1.ApproveVersionRequest.ToolEffectsEntry
+	nil,                            // 23: mcpvault.admin.v1.SetLabelsRequest.SetEntry
+	(v1.Effect)(0),                 // 24: mcpvault.snapshot.v1.Effect
 }
 var file_mcpvault_admin_v1_registry_proto_depIdxs = []int32{
 	0,  // 0: mcpvault.admin.v1.ServerVersion.state:type_name -> mcpvault.admin.v1.VersionState
-	4,  // 1: mcpvault.admin.v1.ServerVersion.tools:type_name -> mcpvault.admin.v1.Tool
-	20, // 2: mcpvault.admin.v1.Tool.effect:type_name -> mcpvault.snapshot.v1.Effect
-	2,  // 3: mcpvault.admin.v1.AddServerResponse.server:type_name -> mcpvault.admin.v1.Server
-	3,  // 4: mcpvault.admin.v1.AddServerResponse.version:type_name -> mcpvault.admin.v1.ServerVersion
-	2,  // 5: mcpvault.admin.v1.ScanServerResponse.server:type_name -> mcpvault.admin.v1.Server
-	3,  // 6: mcpvault.admin.v1.ScanServerResponse.version:type_name -> mcpvault.admin.v1.ServerVersion
-	2,  // 7: mcpvault.admin.v1.ListServersResponse.servers:type_name -> mcpvault.admin.v1.Server
-	2,  // 8: mcpvault.admin.v1.GetServerResponse.server:type_name -> mcpvault.admin.v1.Server
-	3,  // 9: mcpvault.admin.v1.GetServerResponse.version:type_name -> mcpvault.admin.v1.ServerVersion
-	3,  // 10: mcpvault.admin.v1.ListVersionsResponse.versions:type_name -> mcpvault.admin.v1.ServerVersion
-	1,  // 11: mcpvault.admin.v1.ApproveVersionRequest.source:type_name -> mcpvault.admin.v1.EffectSource
-	20, // 12: mcpvault.admin.v1.ApproveVersionRequest.default_effect:type_name -> mcpvault.snapshot.v1.Effect
-	19, // 13: mcpvault.admin.v1.ApproveVersionRequest.tool_effects:type_name -> mcpvault.admin.v1.ApproveVersionRequest.ToolEffectsEntry
-	2,  // 14: mcpvault.admin.v1.ApproveVersionResponse.server:type_name -> mcpvault.admin.v1.Server
-	3,  // 15: mcpvault.admin.v1.ApproveVersionResponse.version:type_name -> mcpvault.admin.v1.ServerVersion
-	20, // 16: mcpvault.admin.v1.ApproveVersionRequest.ToolEffectsEntry.value:type_name -> mcpvault.snapshot.v1.Effect
-	5,  // 17: mcpvault.admin.v1.RegistryService.AddServer:input_type -> mcpvault.admin.v1.AddServerRequest
-	7,  // 18: mcpvault.admin.v1.RegistryService.ScanServer:input_type -> mcpvault.admin.v1.ScanServerRequest
-	9,  // 19: mcpvault.admin.v1.RegistryService.ListServers:input_type -> mcpvault.admin.v1.ListServersRequest
-	11, // 20: mcpvault.admin.v1.RegistryService.GetServer:input_type -> mcpvault.admin.v1.GetServerRequest
-	13, // 21: mcpvault.admin.v1.RegistryService.ListVersions:input_type -> mcpvault.admin.v1.ListVersionsRequest
-	15, // 22: mcpvault.admin.v1.RegistryService.ApproveVersion:input_type -> mcpvault.admin.v1.ApproveVersionRequest
-	17, // 23: mcpvault.admin.v1.RegistryService.RemoveServer:input_type -> mcpvault.admin.v1.RemoveServerRequest
-	6,  // 24: mcpvault.admin.v1.RegistryService.AddServer:output_type -> mcpvault.admin.v1.AddServerResponse
-	8,  // 25: mcpvault.admin.v1.RegistryService.ScanServer:output_type -> mcpvault.admin.v1.ScanServerResponse
-	10, // 26: mcpvault.admin.v1.RegistryService.ListServers:output_type -> mcpvault.admin.v1.ListServersResponse
-	12, // 27: mcpvault.admin.v1.RegistryService.GetServer:output_type -> mcpvault.admin.v1.GetServerResponse
-	14, // 28: mcpvault.admin.v1.RegistryService.ListVersions:output_type -> mcpvault.admin.v1.ListVersionsResponse
-	16, // 29: mcpvault.admin.v1.RegistryService.ApproveVersion:output_type -> mcpvault.admin.v1.ApproveVersionResponse
-	18, // 30: mcpvault.admin.v1.RegistryService.RemoveServer:output_type -> mcpvault.admin.v1.RemoveServerResponse
-	24, // [24:31] is the sub-list for method output_type
-	17, // [17:24] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	5,  // 1: mcpvault.admin.v1.ServerVersion.tools:type_name -> mcpvault.admin.v1.Tool
+	4,  // 2: mcpvault.admin.v1.ServerVersion.prompts:type_name -> mcpvault.admin.v1.SurfaceEntry
+	4,  // 3: mcpvault.admin.v1.ServerVersion.resources:type_name -> mcpvault.admin.v1.SurfaceEntry
+	4,  // 4: mcpvault.admin.v1.ServerVersion.resource_templates:type_name -> mcpvault.admin.v1.SurfaceEntry
+	24, // 5: mcpvault.admin.v1.Tool.effect:type_name -> mcpvault.snapshot.v1.Effect
+	2,  // 6: mcpvault.admin.v1.AddServerResponse.server:type_name -> mcpvault.admin.v1.Server
+	3,  // 7: mcpvault.admin.v1.AddServerResponse.version:type_name -> mcpvault.admin.v1.ServerVersion
+	2,  // 8: mcpvault.admin.v1.ScanServerResponse.server:type_name -> mcpvault.admin.v1.Server
+	3,  // 9: mcpvault.admin.v1.ScanServerResponse.version:type_name -> mcpvault.admin.v1.ServerVersion
+	2,  // 10: mcpvault.admin.v1.ListServersResponse.servers:type_name -> mcpvault.admin.v1.Server
+	2,  // 11: mcpvault.admin.v1.GetServerResponse.server:type_name -> mcpvault.admin.v1.Server
+	3,  // 12: mcpvault.admin.v1.GetServerResponse.version:type_name -> mcpvault.admin.v1.ServerVersion
+	3,  // 13: mcpvault.admin.v1.ListVersionsResponse.versions:type_name -> mcpvault.admin.v1.ServerVersion
+	1,  // 14: mcpvault.admin.v1.ApproveVersionRequest.source:type_name -> mcpvault.admin.v1.EffectSource
+	24, // 15: mcpvault.admin.v1.ApproveVersionRequest.default_effect:type_name -> mcpvault.snapshot.v1.Effect
+	22, // 16: mcpvault.admin.v1.ApproveVersionRequest.tool_effects:type_name -> mcpvault.admin.v1.ApproveVersionRequest.ToolEffectsEntry
+	2,  // 17: mcpvault.admin.v1.ApproveVersionResponse.server:type_name -> mcpvault.admin.v1.Server
+	3,  // 18: mcpvault.admin.v1.ApproveVersionResponse.version:type_name -> mcpvault.admin.v1.ServerVersion
+	23, // 19: mcpvault.admin.v1.SetLabelsRequest.set:type_name -> mcpvault.admin.v1.SetLabelsRequest.SetEntry
+	2,  // 20: mcpvault.admin.v1.SetLabelsResponse.server:type_name -> mcpvault.admin.v1.Server
+	3,  // 21: mcpvault.admin.v1.SetLabelsResponse.version:type_name -> mcpvault.admin.v1.ServerVersion
+	24, // 22: mcpvault.admin.v1.ApproveVersionRequest.ToolEffectsEntry.value:type_name -> mcpvault.snapshot.v1.Effect
+	6,  // 23: mcpvault.admin.v1.RegistryService.AddServer:input_type -> mcpvault.admin.v1.AddServerRequest
+	8,  // 24: mcpvault.admin.v1.RegistryService.ScanServer:input_type -> mcpvault.admin.v1.ScanServerRequest
+	10, // 25: mcpvault.admin.v1.RegistryService.ListServers:input_type -> mcpvault.admin.v1.ListServersRequest
+	12, // 26: mcpvault.admin.v1.RegistryService.GetServer:input_type -> mcpvault.admin.v1.GetServerRequest
+	14, // 27: mcpvault.admin.v1.RegistryService.ListVersions:input_type -> mcpvault.admin.v1.ListVersionsRequest
+	16, // 28: mcpvault.admin.v1.RegistryService.ApproveVersion:input_type -> mcpvault.admin.v1.ApproveVersionRequest
+	18, // 29: mcpvault.admin.v1.RegistryService.RemoveServer:input_type -> mcpvault.admin.v1.RemoveServerRequest
+	20, // 30: mcpvault.admin.v1.RegistryService.SetLabels:input_type -> mcpvault.admin.v1.SetLabelsRequest
+	7,  // 31: mcpvault.admin.v1.RegistryService.AddServer:output_type -> mcpvault.admin.v1.AddServerResponse
+	9,  // 32: mcpvault.admin.v1.RegistryService.ScanServer:output_type -> mcpvault.admin.v1.ScanServerResponse
+	11, // 33: mcpvault.admin.v1.RegistryService.ListServers:output_type -> mcpvault.admin.v1.ListServersResponse
+	13, // 34: mcpvault.admin.v1.RegistryService.GetServer:output_type -> mcpvault.admin.v1.GetServerResponse
+	15, // 35: mcpvault.admin.v1.RegistryService.ListVersions:output_type -> mcpvault.admin.v1.ListVersionsResponse
+	17, // 36: mcpvault.admin.v1.RegistryService.ApproveVersion:output_type -> mcpvault.admin.v1.ApproveVersionResponse
+	19, // 37: mcpvault.admin.v1.RegistryService.RemoveServer:output_type -> mcpvault.admin.v1.RemoveServerResponse
+	21, // 38: mcpvault.admin.v1.RegistryService.SetLabels:output_type -> mcpvault.admin.v1.SetLabelsResponse
+	31, // [31:39] is the sub-list for method output_type
+	23, // [23:31] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_admin_v1_registry_proto_init() }
@@ -1401,7 +1689,7 @@ func file_mcpvault_admin_v1_registry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_admin_v1_registry_proto_rawDesc), len(file_mcpvault_admin_v1_registry_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   18,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

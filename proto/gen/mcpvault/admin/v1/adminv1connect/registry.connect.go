@@ -42,6 +42,8 @@ const (
 	// RegistryServiceRemoveServerProcedure is the procedure name of the RegistryService's RemoveServer
 	// RPC.
 	RegistryServiceRemoveServerProcedure = "/mcpvault.admin.v1.RegistryService/RemoveServer"
+	// RegistryServiceSetLabelsProcedure is the procedure name of the RegistryService's SetLabels RPC.
+	RegistryServiceSetLabelsProcedure = "/mcpvault.admin.v1.RegistryService/SetLabels"
 )
 
 var (
@@ -97,6 +99,13 @@ var (
 			Procedure:  RegistryServiceRemoveServerProcedure,
 		}
 	})
+	registryServiceSetLabelsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_admin_v1_registry_proto.Services().ByName("RegistryService").Methods().ByName("SetLabels"),
+			Procedure:  RegistryServiceSetLabelsProcedure,
+		}
+	})
 )
 
 // RegistryServiceClient is a client for the mcpvault.admin.v1.RegistryService service.
@@ -110,6 +119,8 @@ type RegistryServiceClient interface {
 	// ApproveVersion sets the effect class of each tool and publishes the version.
 	ApproveVersion(context.Context, *v1.ApproveVersionRequest) (*v1.ApproveVersionResponse, error)
 	RemoveServer(context.Context, *v1.RemoveServerRequest) (*v1.RemoveServerResponse, error)
+	// SetLabels sets and takes away labels of a server or of one of its tools. They outlive its versions.
+	SetLabels(context.Context, *v1.SetLabelsRequest) (*v1.SetLabelsResponse, error)
 }
 
 // NewRegistryServiceClient constructs a client for the mcpvault.admin.v1.RegistryService service.
@@ -129,6 +140,8 @@ type RegistryServiceHandler interface {
 	// ApproveVersion sets the effect class of each tool and publishes the version.
 	ApproveVersion(context.Context, *v1.ApproveVersionRequest) (*v1.ApproveVersionResponse, error)
 	RemoveServer(context.Context, *v1.RemoveServerRequest) (*v1.RemoveServerResponse, error)
+	// SetLabels sets and takes away labels of a server or of one of its tools. They outlive its versions.
+	SetLabels(context.Context, *v1.SetLabelsRequest) (*v1.SetLabelsResponse, error)
 }
 
 // RegisterRegistryServiceHandler registers svc as the mcpvault.admin.v1.RegistryService
@@ -143,6 +156,7 @@ func RegisterRegistryServiceHandler(server *connect.Server, svc RegistryServiceH
 		connect.Method{Spec: registryServiceListVersionsSpec(), Handler: adapter.listVersions},
 		connect.Method{Spec: registryServiceApproveVersionSpec(), Handler: adapter.approveVersion},
 		connect.Method{Spec: registryServiceRemoveServerSpec(), Handler: adapter.removeServer},
+		connect.Method{Spec: registryServiceSetLabelsSpec(), Handler: adapter.setLabels},
 	)
 }
 
@@ -175,6 +189,10 @@ func (UnimplementedRegistryServiceHandler) ApproveVersion(context.Context, *v1.A
 
 func (UnimplementedRegistryServiceHandler) RemoveServer(context.Context, *v1.RemoveServerRequest) (*v1.RemoveServerResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.RegistryService.RemoveServer is not implemented")
+}
+
+func (UnimplementedRegistryServiceHandler) SetLabels(context.Context, *v1.SetLabelsRequest) (*v1.SetLabelsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.RegistryService.SetLabels is not implemented")
 }
 
 type registryServiceClient struct {
@@ -232,6 +250,14 @@ func (c *registryServiceClient) ApproveVersion(ctx context.Context, req *v1.Appr
 func (c *registryServiceClient) RemoveServer(ctx context.Context, req *v1.RemoveServerRequest) (*v1.RemoveServerResponse, error) {
 	var res v1.RemoveServerResponse
 	if err := c.client.CallUnary(ctx, registryServiceRemoveServerSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *registryServiceClient) SetLabels(ctx context.Context, req *v1.SetLabelsRequest) (*v1.SetLabelsResponse, error) {
+	var res v1.SetLabelsResponse
+	if err := c.client.CallUnary(ctx, registryServiceSetLabelsSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -317,6 +343,18 @@ func (h registryServiceHandler) removeServer(ctx context.Context, _ connect.Spec
 		return err
 	}
 	res, err := h.svc.RemoveServer(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h registryServiceHandler) setLabels(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.SetLabelsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.SetLabels(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,123 @@
+package manage
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
+	"github.com/mcpvault/mcpvault/kit/problem"
+	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
+)
+
+type settingsView struct {
+	Read   string            `json:"max_staleness_read"`
+	Write  string            `json:"max_staleness_write"`
+	Labels map[string]string `json:"label_staleness"`
+}
+
+func viewSettings(s *adminv1.Settings) settingsView {
+	v := settingsView{lasting(s.GetMaxStalenessRead()), lasting(s.GetMaxStalenessWrite()), map[string]string{}}
+	for label, d := range s.GetLabelStaleness() {
+		v.Labels[label] = lasting(d)
+	}
+	return v
+}
+
+// lasting is a length of time without the units that are nothing: 72h, 1h30m.
+func lasting(d *durationpb.Duration) string {
+	s := d.AsDuration().Round(time.Second).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+func settingsColumns() []output.Column[settingsView] {
+	return []output.Column[settingsView]{
+		{Head: "MAX STALENESS READ", Cell: func(v settingsView) string { return v.Read }},
+		{Head: "MAX STALENESS WRITE", Cell: func(v settingsView) string { return v.Write }},
+		{Head: "OF LABELS", Cell: func(v settingsView) string {
+			var out []string
+			for _, label := range slices.Sorted(maps.Keys(v.Labels)) {
+				out = append(out, label+" "+v.Labels[label])
+			}
+			return strings.Join(out, ", ")
+		}},
+	}
+}
+
+func settingsCommand(a *cli.App) *cobra.Command {
+	get := a.AdminLeaf("get", "Shows the settings.", "  mcpvault settings get -o json", cli.Args(),
+		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
+			resp, err := c.Settings.GetSettings(ctx, &adminv1.GetSettingsRequest{Tenant: tenant})
+			if err != nil {
+				return err
+			}
+			return cli.Print(a, viewSettings(resp.GetSettings()), settingsColumns()...)
+		})
+	return a.Group("settings", "Settings of an organisation.", "  mcpvault settings get", get, setSettings(a))
+}
+
+func setSettings(a *cli.App) *cobra.Command {
+	var w cli.Waiting
+	var read, write string
+	var labels []string
+	cmd := a.AdminLeaf("set", "Changes settings. What is not given stays; `default` goes back to what it was at first.",
+		`  mcpvault settings set --max-staleness-write 12h
+  mcpvault settings set --max-staleness-label pci=true:15m --max-staleness-label env=test:default`, cli.Args(),
+		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
+			req := &adminv1.UpdateSettingsRequest{Tenant: tenant, LabelStaleness: map[string]*durationpb.Duration{}}
+			var err error
+			if req.MaxStalenessRead, err = bound(read); err != nil {
+				return err
+			}
+			if req.MaxStalenessWrite, err = bound(write); err != nil {
+				return err
+			}
+			for _, word := range labels {
+				label, d, ok := strings.Cut(word, ":")
+				if !ok || d == "" || !strings.Contains(label, "=") {
+					return problem.Newf(problem.Invalid, "write it like --max-staleness-label pci=true:15m", "%q gives no label a bound", word)
+				}
+				if req.LabelStaleness[label], err = bound(d); err != nil {
+					return err
+				}
+			}
+			if read == "" && write == "" && len(labels) == 0 {
+				return problem.New(problem.Invalid, "nothing to change was given", "give --max-staleness-read, --max-staleness-write or --max-staleness-label")
+			}
+			resp, err := c.Settings.UpdateSettings(ctx, req)
+			if err != nil {
+				return err
+			}
+			a.Published(ctx, c, tenant, resp.GetRevision(), w)
+			return cli.Print(a, viewSettings(resp.GetSettings()), settingsColumns()...)
+		})
+	cmd.Flags().StringVar(&read, "max-staleness-read", "", "how long after the last contact with the control plane a cell still serves reads, for example 72h")
+	cmd.Flags().StringVar(&write, "max-staleness-write", "", "the same for everything else, for example 24h")
+	cmd.Flags().StringArrayVar(&labels, "max-staleness-label", nil, "KEY=VALUE:TIME: a narrower bound for what carries the label, for example pci=true:15m; may be given again")
+	return a.Publishes(cmd, &w)
+}
+
+// bound reads a length of time or the word default; "" is nothing.
+func bound(s string) (*durationpb.Duration, error) {
+	switch s {
+	case "":
+		return nil, nil
+	case "default":
+		return durationpb.New(0), nil
+	}
+	d, err := cli.Duration(s)
+	return durationpb.New(d), err
+}

@@ -34,10 +34,11 @@ type Figures struct {
 	ListAllocs float64 `json:"list50_allocs"`
 	Listed     float64 `json:"listed"`
 
-	// BytesPerUser is all memory of the opened indexes; the part of it that Go's collector knows of is told too.
+	// BytesPerUser is all memory of the opened indexes, in pages outside of the heap and on it; HeapBytesPerUser is the
+	// part of it that Go's collector knows of.
 	BytesPerUser     float64 `json:"bytes_per_user"`
 	HeapBytesPerUser float64 `json:"heap_bytes_per_user"`
-	ShardBytes       int     `json:"shard_bytes_10k"`
+	ShardBytes       int     `json:"shard_bytes_max"`
 
 	// Open is from the sealed files on a cell's disk, in the page cache, to decrypted, verified, bounds-checked indexes.
 	Open1M  float64 `json:"open_ms_1m"`

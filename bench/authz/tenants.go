@@ -11,8 +11,10 @@ import (
 	"github.com/mcpvault/mcpvault/bench/measure"
 	"github.com/mcpvault/mcpvault/controlplane/compile"
 	"github.com/mcpvault/mcpvault/dataplane/store"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/index"
+	"github.com/mcpvault/mcpvault/snapshot/shard"
 )
 
 // run is a measurement under way.
@@ -21,9 +23,8 @@ type run struct {
 	tenants int
 	figures *Figures
 	disk    *store.Store
-	// digests name the index shards on the disk, and sizes are theirs.
-	digests []snapshot.Digest
-	sizes   []int
+	// heads name the shards on the disk.
+	heads   []*snapshotv1.Head
 	indexes []*index.Index
 }
 
@@ -42,7 +43,7 @@ func (r *run) compile(dir string) (err error) {
 		return err
 	}
 	n := max(r.tenants, r.Shards)
-	r.digests, r.sizes = make([]snapshot.Digest, n), make([]int, n)
+	r.heads = make([]*snapshotv1.Head, n)
 	var took time.Duration
 	for first := 0; first < n; first += runtime.GOMAXPROCS(0) {
 		r.Note("compiling tenant %d of %d", first+1, n)
@@ -70,15 +71,15 @@ func (r *run) compile(dir string) (err error) {
 			if len(out.Report.Notes) > 0 {
 				return fmt.Errorf("make the world: grant %s: %s", out.Report.Notes[0].Grant, out.Report.Notes[0].Problem)
 			}
-			r.digests[first+i], r.sizes[first+i] = snapshot.DigestOf(out.Index), len(out.Index)
-			if err := r.disk.PutBlob(r.digests[first+i], out.Index); err != nil {
+			r.heads[first+i] = &snapshotv1.Head{TenantId: string(batch[i].Tenant.ID), Shards: out.Shards}
+			if err := r.disk.PutBlob(snapshot.DigestOf(out.Index), out.Index); err != nil {
 				return err
 			}
+			r.figures.ShardBytes = max(r.figures.ShardBytes, len(out.Index))
 		}
 	}
 	r.figures.Shards1M = n
 	r.figures.Compile1M = ms(took) * maxTenants / float64(n)
-	r.figures.ShardBytes = r.sizes[0]
 	return nil
 }
 
@@ -95,16 +96,16 @@ func (r *run) compileOne() error {
 	return err
 }
 
+// page is what the system gives memory in.
+const page = 4096
+
 // open measures how long a cell needs from its disk to indexes, and keeps those of the world.
 func (r *run) open() (err error) {
 	r.Note("opening")
 	one := func(i int) (*index.Index, error) {
-		i %= len(r.digests)
-		b, err := r.disk.GetBlob(r.digests[i], int64(r.sizes[i]))
-		if err != nil {
-			return nil, err
-		}
-		return index.Open(b)
+		return shard.OpenIndex(r.heads[i%len(r.heads)], func(d snapshot.Digest, size uint64) ([]byte, error) {
+			return r.disk.GetBlob(d, int64(size))
+		})
 	}
 	r.figures.Open10k, err = r.median(func() error {
 		_, err := one(0)
@@ -131,11 +132,11 @@ func (r *run) open() (err error) {
 		if r.indexes[i], err = one(i); err != nil {
 			return err
 		}
-		bytes += r.indexes[i].Size()
+		bytes += (r.indexes[i].Size() + page - 1) &^ (page - 1)
 	}
 	grown := float64(heap()) - float64(before)
 	r.figures.HeapBytesPerUser = grown / float64(r.tenants*r.Size.Users)
-	r.figures.BytesPerUser = max(grown, float64(bytes)) / float64(r.tenants*r.Size.Users)
+	r.figures.BytesPerUser = (float64(bytes) + max(0, grown)) / float64(r.tenants*r.Size.Users)
 	return nil
 }
 

@@ -28,7 +28,7 @@ type Fetch func(digest snapshot.Digest, size uint64) ([]byte, error)
 
 // OpenTenant fetches and checks the shards of a head. Errors wrap the sentinels of seal and index, or are Fetch's.
 func OpenTenant(head *snapshotv1.Head, fetch Fetch) (*index.Index, *snapshotv1.Catalogue, error) {
-	x, err := openIndex(head, fetch)
+	x, err := OpenIndex(head, fetch)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open tenant %s %v: %w", head.GetTenant(), snapshot.VersionOf(head), err)
 	}
@@ -81,7 +81,8 @@ func get(head *snapshotv1.Head, kind snapshotv1.ShardKind, limit uint64, fetch F
 	return b, nil
 }
 
-func openIndex(head *snapshotv1.Head, fetch Fetch) (*index.Index, error) {
+// OpenIndex is OpenTenant for the index alone.
+func OpenIndex(head *snapshotv1.Head, fetch Fetch) (*index.Index, error) {
 	b, err := get(head, snapshotv1.ShardKind_SHARD_KIND_INDEX, index.MaxSize, fetch)
 	if err != nil {
 		return nil, err

@@ -155,16 +155,19 @@ func (e *explainer) sentence(user string, out authz.Explanation) {
 			grant()
 		}
 	case authz.Condition, authz.ArgumentType:
-		say("%s may not %s %s: %s", user, what, e.given(), deciding)
+		say("%s may not %s %s: %s", user, what, e.given(out), deciding)
 		if e.revokes(out); !allowHolds(out) {
 			grant()
 		}
 	}
 }
 
-// given is what the question said of the call.
-func (e *explainer) given() string {
+// given is what the question said of the call, and what it left open that would settle it.
+func (e *explainer) given(out authz.Explanation) string {
+	open := slices.ContainsFunc(out.Grants, func(g authz.GrantOutcome) bool { return g.Decided && g.Detail == authz.UnknownFact })
 	switch {
+	case open && e.request.Args != nil && !e.request.IP.IsValid() && e.request.Actor == "" && e.request.Region == "":
+		return "with these arguments and nothing said of --ip, --region and --acting"
 	case e.thing.kind == snapshot.ItemResource || e.request.Args != nil && (e.request.IP.IsValid() || e.req.GetAtMs() > 0):
 		return "in these circumstances"
 	case e.request.Args != nil:

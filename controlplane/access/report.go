@@ -170,7 +170,7 @@ func (r *reporter) wanted(srv index.ServerID, req *adminv1.WhoCanRequest) ([]thi
 		}
 		if t.kind == snapshot.ItemResource && !authz.Canonical(t.name) {
 			return nil, problem.Newf(problem.Invalid, "write it as RFC 3986 normalises it: scheme and host in lower case, no . or .. in the path, nothing escaped without need",
-				"%q is not in canonical form, in which no grant matches it", t.name)
+				"%q is not in canonical form: no pattern matches it, and every pattern that is denied denies it", t.name)
 		}
 		return []thing{t}, nil
 	}

@@ -54,7 +54,7 @@ func (f fault) String() string {
 	case faultTooMany:
 		return "too many arguments or bytes"
 	case faultAttribute:
-		return "what it compares is not known of this caller"
+		return UnknownFact
 	case faultFact:
 		return "the tool lacks what it compares, or has it of another type"
 	case faultForeign:

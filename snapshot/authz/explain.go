@@ -15,6 +15,9 @@ const (
 	ConditionError = "condition_error"
 )
 
+// UnknownFact is the detail of a condition on a circumstance that is not known: an address, a region, an actor.
+const UnknownFact = "what it compares is not known of this caller"
+
 // Explanation says why a call is decided as it is.
 type Explanation struct {
 	Principal, Server, Item string

@@ -6,16 +6,22 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/mcpvault/mcpvault/controlplane"
+	"github.com/mcpvault/mcpvault/controlplane/access"
+	"github.com/mcpvault/mcpvault/controlplane/keyring/keyringtest"
 	"github.com/mcpvault/mcpvault/controlplane/policies"
 	"github.com/mcpvault/mcpvault/controlplane/policy"
+	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/registry"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/controlplane/store/storetest"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
+	"github.com/mcpvault/mcpvault/snapshot/snapshottest"
 )
 
 func TestMain(m *testing.M) { os.Exit(storetest.Main(m)) }
@@ -163,6 +169,72 @@ func TestValidateSaysEverythingAndWritesNothing(t *testing.T) {
 	if err != nil || len(res.GetIssues()) != 1 {
 		t.Fatalf("%+v %v", res, err)
 	}
+}
+
+// TestAPolicyIsDecidedAndExplained goes all the way: written, published, opened as a cell would, and asked.
+func TestAPolicyIsDecidedAndExplained(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	auth := snapshottest.NewAuthority(t)
+	pub := publish.New(publish.Config{
+		Store: b.st, Keys: keyringtest.Of(t, auth), Cells: map[string][]string{"local": {publish.Everyone}}, Logger: slog.New(slog.DiscardHandler),
+	})
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = pub.Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	asked := access.New(access.Config{Store: b.st, Keys: keyringtest.Of(t, auth), Logger: slog.New(slog.DiscardHandler)})
+
+	res, err := b.put("refunds", small+`
+		@id("even") forbid (principal, action == Action::"call", resource == Tool::"payments/refund") when { context.args.amount * 2 == 84 };
+		@id("hints") permit (principal == User::"alice", action == Action::"call", resource in Server::"payments") when { resource has readOnlyHint && resource.readOnlyHint };`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, pub, b.acme.ID, res.GetRevision())
+	for _, tc := range []struct {
+		tool, args string
+		allowed    bool
+		by         string
+	}{
+		{"refund", `{"amount":5}`, true, "policy:refunds/small"},
+		{"refund", `{"amount":42}`, false, "policy:refunds/even"},
+		{"refund", `{"amount":500}`, false, "policy:refunds/small"},
+		{"refund", `{}`, false, "policy:refunds/even"},
+		{"balance", `{}`, true, "policy:refunds/hints"},
+	} {
+		e, err := asked.Explain(b.ctx, &adminv1.ExplainRequest{Principal: "alice", Server: "payments", Tool: tc.tool, Arguments: tc.args})
+		if err != nil {
+			t.Fatal(err)
+		}
+		by := ""
+		for _, g := range e.GetGrants() {
+			if g.GetDecided() {
+				by = g.GetGrant().GetId()
+			}
+		}
+		if e.GetAllowed() != tc.allowed || by != tc.by {
+			t.Errorf("%s %s: allowed %v by %q, want %v by %q: %s", tc.tool, tc.args, e.GetAllowed(), by, tc.allowed, tc.by, e.GetSentence())
+		}
+	}
+}
+
+func await(t *testing.T, pub *publish.Publisher, tenant controlplane.TenantID, revision uint64) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		_, changed, ok := pub.View("local")
+		if h := pub.Head(tenant); h != nil && h.Revision >= revision {
+			return
+		}
+		if !ok {
+			changed = nil
+		}
+		select {
+		case <-changed:
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	t.Fatalf("revision %d was not published: %+v", revision, pub.Status())
 }
 
 func TestAnotherTenantSeesNoPolicy(t *testing.T) {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -212,7 +213,8 @@ func (p *Policy) body(l *lowerer, body *expr) (*snapshot.Cond, error) {
 
 // placed gives an error the place of the policy when it has none of its own.
 func (p *Policy) placed(err error) error {
-	if r, ok := err.(*Refusal); ok && r.Line == 0 {
+	var r *Refusal
+	if errors.As(err, &r) && r.Line == 0 {
 		return &Refusal{Line: p.start.line, Column: p.start.column, What: r.What, Fix: r.Fix}
 	}
 	return err
@@ -228,8 +230,8 @@ func (d *Document) Lower(w *World) ([]snapshot.Grant, []*Refusal) {
 			grants = append(grants, g)
 			continue
 		}
-		r, ok := err.(*Refusal)
-		if !ok {
+		var r *Refusal
+		if !errors.As(err, &r) {
 			r = &Refusal{Line: p.start.line, Column: p.start.column, What: fmt.Sprintf("the policy cannot be read: %v", err), Fix: "write it more simply"}
 		}
 		refusals = append(refusals, r)

@@ -199,6 +199,14 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("%q: %v", text, err)
 			}
 		}
+		if once, err := Format(text); err == nil {
+			if twice, err := Format(once); err != nil || twice != once {
+				t.Fatalf("%q: formatted %q, again %q %v", text, once, twice, err)
+			}
+			if a, b := lowered("fuzz", text), lowered("fuzz", once); len(refusals) == 0 && a != b {
+				t.Fatalf("%q: means %s, formatted %s", text, a, b)
+			}
+		}
 		for _, r := range refusals {
 			if r.Line == 0 || r.What == "" || r.Fix == "" {
 				t.Fatalf("%q: %+v", text, r)

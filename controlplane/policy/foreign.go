@@ -2,6 +2,7 @@ package policy
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
@@ -103,19 +104,14 @@ func (l *lowerer) actions() []string {
 }
 
 func (l *lowerer) reaches(kind snapshot.ItemKind) bool {
-	for _, k := range l.kinds {
-		if k == kind {
-			return true
-		}
-	}
-	return l.kinds == nil
+	return l.kinds == nil || slices.Contains(l.kinds, kind)
 }
 
 // record is the type of arguments, or of the members of one. What has no type that Cedar knows is left out.
 func record(args map[string]Arg, path []string, in known) schema.Record {
 	out := schema.Record{}
 	for name, a := range args {
-		here := append(path[:len(path):len(path)], name)
+		here := slices.Concat(path, []string{name})
 		f := schema.Field{Optional: !a.Required && !in[argKey(here)]}
 		switch {
 		case a.Members != nil:

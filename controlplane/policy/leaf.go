@@ -121,15 +121,15 @@ func text(s string) snapshot.Value { return snapshot.Value{Type: snapshot.TypeSt
 // member is `principal in Team::"a"`, `resource in Server::"b"`, and == with an entity.
 func (l *lowerer) member(root string, right *expr) (*snapshot.Cond, error) {
 	if len(right.kids) > 0 {
-		any := make([]*snapshot.Cond, 0, len(right.kids))
+		each := make([]*snapshot.Cond, 0, len(right.kids))
 		for _, k := range right.kids {
 			c, err := l.member(root, k)
 			if err != nil {
 				return nil, err
 			}
-			any = append(any, c)
+			each = append(each, c)
 		}
-		return flat(snapshot.OpOr, any...), nil
+		return flat(snapshot.OpOr, each...), nil
 	}
 	uid, _ := entityOf(right) // check has seen to it
 	switch root {

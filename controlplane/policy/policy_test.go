@@ -92,7 +92,7 @@ func TestLowerRefusesTheRestAndSaysWhatToDo(t *testing.T) {
 		`context.ip == 1`:                                            "1:15: context.ip is an address, and 1 is none",
 		`context.ip == ip("10.0.0.0/33")`:                            `1:18: "10.0.0.0/33" cannot be read by ip()`,
 		`context.time < datetime("soon")`:                            `1:25: "soon" cannot be read by datetime()`,
-		`context.adress == 1`:                                        "1:9: context.adress: context has no attribute adress",
+		`context.addr == 1`:                                          "1:9: context.addr: context has no attribute addr",
 		`context.regoin == "eu"`:                                     "did you mean context.region?",
 		`context == context`:                                         "context is the whole record",
 		`context.clock["Mars/Base"].hour < 3`:                        `1:15: "Mars/Base" is no time zone`,

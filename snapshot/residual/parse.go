@@ -3,6 +3,7 @@ package residual
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -153,7 +154,7 @@ func (p *parser) access(root string, parts []string) (xast.IsNode, error) {
 // presence turns `has` into a boolean that is itself absent when the answer is an error: a null argument is neither there
 // nor not.
 func (p *parser) presence(root string, parts []string, attr string) (xast.IsNode, error) {
-	all := append(parts[:len(parts):len(parts)], attr)
+	all := slices.Concat(parts, []string{attr})
 	switch {
 	case root == "principal" && len(parts) == 0 && principalHas(attr):
 		p.reads.principal = true

@@ -234,6 +234,7 @@ func (f *Feed) takeUpdate(u *cellv1.Update) error {
 		return fmt.Errorf("manifest: %w", err)
 	}
 	offers, bad := f.open(trust, u)
+	bad = errors.Join(bad, f.named(m, offers))
 	err = f.behind(trust, u.GetManifest(), m, offers)
 	if f.setTrouble(err, offers) {
 		f.nackOlder(offers)

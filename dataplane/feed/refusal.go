@@ -10,21 +10,21 @@ import (
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 )
 
-const kindDelta = "delta"
+const kindDelta = "a delta"
 
 // kindOf names an event, so that what is said of it can be taken back when one of its kind is good again.
 func kindOf(ev *cellv1.WatchResponse) string {
 	switch ev.GetEvent().(type) {
 	case *cellv1.WatchResponse_Update:
-		return "update"
+		return "an update"
 	case *cellv1.WatchResponse_Heartbeat:
-		return "heartbeat"
+		return "a heartbeat"
 	case *cellv1.WatchResponse_Kill:
-		return "kill"
+		return "a kill"
 	case *cellv1.WatchResponse_Delta:
 		return kindDelta
 	}
-	return "unknown event"
+	return "an unknown event"
 }
 
 // note keeps why an event was refused until one of its kind is taken: what cannot be answered with a generation's number is
@@ -49,7 +49,7 @@ func (f *Feed) note(ctx context.Context, kind string, err error) {
 func (f *Feed) refusal() error {
 	var all []error
 	for _, kind := range slices.Sorted(maps.Keys(f.refusals)) {
-		all = append(all, fmt.Errorf("refused a %s of the control plane, the last good one stays: %w", kind, f.refusals[kind]))
+		all = append(all, fmt.Errorf("refused %s of the control plane, the last good one stays: %w", kind, f.refusals[kind]))
 	}
 	return errors.Join(all...)
 }

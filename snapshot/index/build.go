@@ -301,7 +301,7 @@ func (c *cellPlan) gather(w *writer, list []grantReach) (int, error) {
 
 // placeCells fills the hash table in the order of keys.
 func (b *builder) placeCells(built []cellPlan) {
-	slots := tableSize(len(built))
+	slots := cellSlots(len(built))
 	table := b.w.table(secCells, slots)
 	for _, c := range built {
 		i := cellHome(c.key, uint64(slots))

@@ -21,7 +21,7 @@ package index
 //	servers     32  name, 2 reserved, u32 first page, u32 first item, u32 items, 12 reserved
 //	items        8  name, 2 reserved; sorted by name within a server
 //	cells       32  u64 key = node<<32 | page, u64 allow, u64 deny, u32 first condition, u16 denies, u16 allows;
-//	                open addressing, at most three quarters full, key 0 is a free slot
+//	                open addressing, two fifths full, key 0 is a free slot
 //	conds       16  u64 mask, u32 program, 4 reserved; of a cell denies first
 //	programs    16  u32 first instruction, u16 instructions, u16 args, u32 first arg, u16 flags, 2 reserved
 //	code        16  u8 op, u8 type, u16 target, u32 arg, u64 operand

@@ -104,6 +104,11 @@ func (w *writer) names(table, sec int, seeds []uint64) {
 // tableSize is how many slots n entries are spread over: they fill three quarters of them, and one is always free.
 func tableSize(n int) int { return n + n/3 + 1 }
 
+// cellSlots is tableSize for cells, which fill two fifths: most nodes of a principal have no cell for a server, and to find
+// that out takes eight slots of a table that is three quarters full, all of them cold for a principal that was not seen
+// before, and two of this one.
+func cellSlots(n int) int { return 2*n + n/2 + 1 }
+
 // finish lays the sections out behind the header. The state hash is left to the caller.
 func (w *writer) finish(tenant string, everyone, pages uint32) ([]byte, error) {
 	tenantRef := w.text(tenant)

@@ -43,6 +43,9 @@ type Figures struct {
 	// Open is from the sealed files on a cell's disk, in the page cache, to decrypted, verified, bounds-checked indexes.
 	Open1M  float64 `json:"open_ms_1m"`
 	Open10k float64 `json:"open_ms_10k"`
+	// The processor time of the same, which a busy machine does not stretch as much.
+	OpenCPU1M  float64 `json:"open_cpu_ms_1m"`
+	OpenCPU10k float64 `json:"open_cpu_ms_10k"`
 	// Shards1M says how many different shards the figures for a million users were measured on: with fewer than 100, each
 	// was opened several times, and what their compilation took was scaled.
 	Shards1M int `json:"distinct_shards_1m"`
@@ -54,6 +57,9 @@ type Figures struct {
 	// Compile is from rows to shards, index and catalogue; of a million users on all processors.
 	Compile10k float64 `json:"compile_ms_10k"`
 	Compile1M  float64 `json:"compile_ms_1m"`
+	// The processor time of the same, the collector's included.
+	CompileCPU10k float64 `json:"compile_cpu_ms_10k"`
+	CompileCPU1M  float64 `json:"compile_cpu_ms_1m"`
 }
 
 // Row is a figure for people, with what it is meant to stay below.

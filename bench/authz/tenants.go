@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -44,7 +45,7 @@ func (r *run) compile(dir string) (err error) {
 	}
 	n := max(r.tenants, r.Shards)
 	r.heads = make([]*snapshotv1.Head, n)
-	var took time.Duration
+	var took, used time.Duration
 	for first := 0; first < n; first += runtime.GOMAXPROCS(0) {
 		r.Note("compiling tenant %d of %d", first+1, n)
 		batch := make([]compile.Input, min(n-first, runtime.GOMAXPROCS(0)))
@@ -58,7 +59,7 @@ func (r *run) compile(dir string) (err error) {
 		}
 		outs := make([]*compile.Output, len(batch))
 		runtime.GC() // the rows before are no part of what is measured
-		begin := time.Now()
+		before, begin := processor(), time.Now()
 		err := parallel(len(batch), func(i int) (err error) {
 			outs[i], err = compile.Compile(batch[i])
 			return err
@@ -66,7 +67,7 @@ func (r *run) compile(dir string) (err error) {
 		if err != nil {
 			return err
 		}
-		took += time.Since(begin)
+		took, used = took+time.Since(begin), used+processor()-before
 		for i, out := range outs {
 			if len(out.Report.Notes) > 0 {
 				return fmt.Errorf("make the world: grant %s: %s", out.Report.Notes[0].Grant, out.Report.Notes[0].Problem)
@@ -79,7 +80,7 @@ func (r *run) compile(dir string) (err error) {
 		}
 	}
 	r.figures.Shards1M = n
-	r.figures.Compile1M = ms(took) * maxTenants / float64(n)
+	r.figures.Compile1M, r.figures.CompileCPU1M = ms(took)*maxTenants/float64(n), ms(used)*maxTenants/float64(n)
 	return nil
 }
 
@@ -89,7 +90,7 @@ func (r *run) compileOne() error {
 	if err != nil {
 		return err
 	}
-	r.figures.Compile10k, err = r.median(func() error {
+	r.figures.Compile10k, r.figures.CompileCPU10k, err = r.median(func() error {
 		_, err := compile.Compile(in)
 		return err
 	})
@@ -107,14 +108,14 @@ func (r *run) open() (err error) {
 			return r.disk.GetBlob(d, int64(size))
 		})
 	}
-	r.figures.Open10k, err = r.median(func() error {
+	r.figures.Open10k, r.figures.OpenCPU10k, err = r.median(func() error {
 		_, err := one(0)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	if r.figures.Open1M, err = r.median(func() error {
+	if r.figures.Open1M, r.figures.OpenCPU1M, err = r.median(func() error {
 		opened := make([]*index.Index, r.Million)
 		err := parallel(len(opened), func(i int) (err error) {
 			opened[i], err = one(i)
@@ -140,20 +141,29 @@ func (r *run) open() (err error) {
 	return nil
 }
 
-// median of a few runs of something, in milliseconds; the first one warms up.
-func (r *run) median(f func() error) (float64, error) {
-	var took []float64
+// median of a few runs of something, in milliseconds, by the clock and of processor time; the first one warms up.
+func (r *run) median(f func() error) (wall, cpu float64, err error) {
+	var took, used []float64
 	for i := range r.Rounds + 1 {
 		runtime.GC()
-		begin := time.Now()
+		before, begin := processor(), time.Now()
 		if err := f(); err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		if i > 0 {
-			took = append(took, ms(time.Since(begin)))
+			took, used = append(took, ms(time.Since(begin))), append(used, ms(processor()-before))
 		}
 	}
-	return measure.Median(took), nil
+	return measure.Median(took), measure.Median(used), nil
+}
+
+// processor is the time that this process has had on all processors.
+func processor() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // parallel does n things on all processors.

@@ -104,8 +104,8 @@ const page = 4096
 func (r *run) open() (err error) {
 	r.Note("opening")
 	one := func(i int) (*index.Index, error) {
-		return shard.OpenIndex(r.heads[i%len(r.heads)], func(d snapshot.Digest, size uint64) ([]byte, error) {
-			return r.disk.GetBlob(d, int64(size))
+		return shard.OpenIndex(r.heads[i%len(r.heads)], func(dst []byte, d snapshot.Digest, size uint64) ([]byte, error) {
+			return r.disk.AppendBlob(dst, d, int64(size))
 		})
 	}
 	r.figures.Open10k, r.figures.OpenCPU10k, err = r.median(func() error {

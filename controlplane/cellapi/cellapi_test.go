@@ -294,7 +294,7 @@ func TestANodeFetchesShardsOfItsOwnCellOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := shard.OpenTenant(head, func(d snapshot.Digest, _ uint64) ([]byte, error) { return fetch(t, eu, d[:]) }); err != nil {
+	if _, _, err := shard.OpenTenant(head, func(_ []byte, d snapshot.Digest, _ uint64) ([]byte, error) { return fetch(t, eu, d[:]) }); err != nil {
 		t.Errorf("the shards do not open: %v", err)
 	}
 	for _, digest := range [][]byte{h.Shards[0][:], bytes.Repeat([]byte{1}, 32)} {

@@ -164,7 +164,7 @@ func TestACommitBecomesASealedGenerationThatACellCanOpen(t *testing.T) {
 	if err := seal.CheckTime(head, time.Now()); err != nil {
 		t.Error(err)
 	}
-	x, cat, err := shard.OpenTenant(head, func(d snapshot.Digest, _ uint64) (blob []byte, err error) {
+	x, cat, err := shard.OpenTenant(head, func(_ []byte, d snapshot.Digest, _ uint64) (blob []byte, err error) {
 		if !b.p.MayFetch("local", d) || b.p.MayFetch("far", d) {
 			t.Errorf("shard %s is offered to the wrong cell", d)
 		}

@@ -85,15 +85,15 @@ func (f *Feed) build(ctx context.Context, head *snapshotv1.Head, digest snapshot
 	ctx, cancel := context.WithTimeout(ctx, stageLimit)
 	defer cancel()
 	var missing error
-	x, c, err := shard.OpenTenant(head, func(d snapshot.Digest, size uint64) ([]byte, error) {
-		b, err := f.cfg.Store.GetBlob(d, int64(size))
+	x, c, err := shard.OpenTenant(head, func(dst []byte, d snapshot.Digest, size uint64) ([]byte, error) {
+		b, err := f.cfg.Store.AppendBlob(dst, d, int64(size))
 		if err == nil {
 			return b, nil
 		}
 		if missing = f.fetch(ctx, d, int64(size)); missing != nil {
 			return nil, missing
 		}
-		b, missing = f.cfg.Store.GetBlob(d, int64(size))
+		b, missing = f.cfg.Store.AppendBlob(dst, d, int64(size))
 		return b, missing
 	})
 	if missing != nil {

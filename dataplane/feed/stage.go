@@ -32,7 +32,7 @@ type Store interface {
 	// AddKill reports false when the kill was already there.
 	AddKill(id string, env []byte) (bool, error)
 	PutBlob(d snapshot.Digest, b []byte) error
-	GetBlob(d snapshot.Digest, limit int64) ([]byte, error)
+	AppendBlob(dst []byte, d snapshot.Digest, limit int64) ([]byte, error)
 	HasBlob(d snapshot.Digest) bool
 }
 

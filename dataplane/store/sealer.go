@@ -117,7 +117,12 @@ func (s *Sealer) Seal(bucket, key, value []byte) []byte {
 
 // Open decrypts what lies in a place; the error wraps ErrCorrupt and names the place.
 func (s *Sealer) Open(bucket, key, sealed []byte) ([]byte, error) {
-	value, err := s.aead.Open(nil, nil, sealed, place(bucket, key))
+	return s.Append(nil, bucket, key, sealed)
+}
+
+// Append is Open to the end of dst.
+func (s *Sealer) Append(dst, bucket, key, sealed []byte) ([]byte, error) {
+	value, err := s.aead.Open(dst, nil, sealed, place(bucket, key))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s/%q", ErrCorrupt, bucket, key)
 	}

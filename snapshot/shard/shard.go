@@ -23,8 +23,8 @@ const (
 	MaxHosts     = 1024
 )
 
-// Fetch returns the bytes with a digest and a size, from wherever it has them.
-type Fetch func(digest snapshot.Digest, size uint64) ([]byte, error)
+// Fetch appends the bytes with a digest to dst, which has room for size of them, from wherever it has them.
+type Fetch func(dst []byte, digest snapshot.Digest, size uint64) ([]byte, error)
 
 // OpenTenant fetches and checks the shards of a head. Errors wrap the sentinels of seal and index, or are Fetch's.
 func OpenTenant(head *snapshotv1.Head, fetch Fetch) (*index.Index, *snapshotv1.Catalogue, error) {
@@ -63,15 +63,21 @@ func EncodeCatalogue(c *snapshotv1.Catalogue) ([]byte, error) {
 	return b, nil
 }
 
-func get(head *snapshotv1.Head, kind snapshotv1.ShardKind, limit uint64, fetch Fetch) ([]byte, error) {
+// wanted is what a head says of a shard, within bounds.
+func wanted(head *snapshotv1.Head, kind snapshotv1.ShardKind, limit uint64) (d snapshot.Digest, size uint64, err error) {
 	d, size, ok := seal.ShardOf(head, kind)
 	if !ok {
-		return nil, fmt.Errorf("%v missing: %w", kind, seal.ErrFormat)
+		return d, 0, fmt.Errorf("%v missing: %w", kind, seal.ErrFormat)
 	}
 	if size > limit {
-		return nil, fmt.Errorf("%v of %d bytes, at most %d: %w", kind, size, limit, seal.ErrSize)
+		return d, 0, fmt.Errorf("%v of %d bytes, at most %d: %w", kind, size, limit, seal.ErrSize)
 	}
-	b, err := fetch(d, size)
+	return d, size, nil
+}
+
+// get fetches a shard to the end of dst and compares its digest.
+func get(dst []byte, kind snapshotv1.ShardKind, d snapshot.Digest, size uint64, fetch Fetch) ([]byte, error) {
+	b, err := fetch(dst, d, size)
 	if err != nil {
 		return nil, fmt.Errorf("fetch %v %v: %w", kind, d, err)
 	}
@@ -81,14 +87,30 @@ func get(head *snapshotv1.Head, kind snapshotv1.ShardKind, limit uint64, fetch F
 	return b, nil
 }
 
-// OpenIndex is OpenTenant for the index alone.
+// OpenIndex is OpenTenant for the index alone. The index lies in memory of its own, outside the heap and read-only from
+// then on: a policy of a million users costs the garbage collector nothing, and nobody in the process can change it.
 func OpenIndex(head *snapshotv1.Head, fetch Fetch) (*index.Index, error) {
-	b, err := get(head, snapshotv1.ShardKind_SHARD_KIND_INDEX, index.MaxSize, fetch)
+	const kind = snapshotv1.ShardKind_SHARD_KIND_INDEX
+	d, size, err := wanted(head, kind, index.MaxSize)
 	if err != nil {
 		return nil, err
 	}
-	x, err := openAside(b)
+	block, err := offheap.New(int(size))
 	if err != nil {
+		return nil, err
+	}
+	b, err := get(block.Bytes()[:0], kind, d, size, fetch)
+	if err != nil {
+		return nil, err
+	}
+	if &b[0] != &block.Bytes()[0] {
+		copy(block.Bytes(), b) // there was no room, or the bytes were somebody's own
+	}
+	x, err := index.Open(block.Bytes(), block)
+	if err != nil {
+		return nil, err
+	}
+	if err := block.Seal(); err != nil {
 		return nil, err
 	}
 	if string(x.Tenant()) != head.GetTenantId() {
@@ -97,23 +119,13 @@ func OpenIndex(head *snapshotv1.Head, fetch Fetch) (*index.Index, error) {
 	return x, nil
 }
 
-// openAside opens an index in memory of its own, outside the heap and read-only from then on: a policy of a million users
-// costs the garbage collector nothing, and nobody in the process can change it.
-func openAside(b []byte) (*index.Index, error) {
-	block, err := offheap.New(len(b))
-	if err != nil {
-		return nil, err
-	}
-	copy(block.Bytes(), b)
-	x, err := index.Open(block.Bytes(), block)
-	if err != nil {
-		return nil, err
-	}
-	return x, block.Seal()
-}
-
 func openCatalogue(head *snapshotv1.Head, fetch Fetch) (*snapshotv1.Catalogue, error) {
-	b, err := get(head, snapshotv1.ShardKind_SHARD_KIND_CATALOGUE, MaxCatalogue, fetch)
+	const kind = snapshotv1.ShardKind_SHARD_KIND_CATALOGUE
+	d, size, err := wanted(head, kind, MaxCatalogue)
+	if err != nil {
+		return nil, err
+	}
+	b, err := get(nil, kind, d, size, fetch)
 	if err != nil {
 		return nil, err
 	}

@@ -71,8 +71,8 @@ func TestOpenTenantRefusesWhatTheHeadDoesNotName(t *testing.T) {
 			"longer":  func(b []byte) []byte { return append(b, 0) },
 			"nothing": func([]byte) []byte { return nil },
 		} {
-			_, _, err := shard.OpenTenant(honest, func(d snapshot.Digest, n uint64) ([]byte, error) {
-				b, err := a.Fetch(d, n)
+			_, _, err := shard.OpenTenant(honest, func(dst []byte, d snapshot.Digest, n uint64) ([]byte, error) {
+				b, err := a.Fetch(dst, d, n)
 				if d == victim {
 					b = change(slices.Clone(b))
 				}
@@ -83,7 +83,7 @@ func TestOpenTenantRefusesWhatTheHeadDoesNotName(t *testing.T) {
 			}
 		}
 		lost := errors.New("lost")
-		if _, _, err := shard.OpenTenant(honest, func(snapshot.Digest, uint64) ([]byte, error) { return nil, lost }); !errors.Is(err, lost) {
+		if _, _, err := shard.OpenTenant(honest, func([]byte, snapshot.Digest, uint64) ([]byte, error) { return nil, lost }); !errors.Is(err, lost) {
 			t.Errorf("fetch failed: %v", err)
 		}
 	}
@@ -187,7 +187,7 @@ func FuzzCatalogue(f *testing.F) {
 		h := &snapshotv1.Head{TenantId: string(p.Tenant), Tenant: "acme", Shards: []*snapshotv1.Shard{
 			shard.Of(snapshotv1.ShardKind_SHARD_KIND_INDEX, b), shard.Of(snapshotv1.ShardKind_SHARD_KIND_CATALOGUE, cat),
 		}}
-		_, got, err := shard.OpenTenant(h, func(d snapshot.Digest, _ uint64) ([]byte, error) {
+		_, got, err := shard.OpenTenant(h, func(dst []byte, d snapshot.Digest, _ uint64) ([]byte, error) {
 			if d == snapshot.DigestOf(b) {
 				return b, nil
 			}

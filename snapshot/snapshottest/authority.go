@@ -90,12 +90,12 @@ func (a *Authority) Publish(tb testing.TB, p *snapshot.Policy, c *snapshotv1.Cat
 }
 
 // Fetch is the shard.Fetch over what was published.
-func (a *Authority) Fetch(d snapshot.Digest, _ uint64) ([]byte, error) {
+func (a *Authority) Fetch(dst []byte, d snapshot.Digest, _ uint64) ([]byte, error) {
 	b, ok := a.blobs[d]
 	if !ok {
 		return nil, seal.ErrDigest
 	}
-	return b, nil
+	return append(dst, b...), nil
 }
 
 // Manifest seals the manifest of a cell over heads, which are in the order of tenants.

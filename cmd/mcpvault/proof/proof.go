@@ -58,7 +58,7 @@ func CheckSnapshot(g *adminv1.GetGenerationResponse, roots []byte, now time.Time
 	for _, b := range g.GetShards() {
 		blobs[snapshot.DigestOf(b)] = b
 	}
-	x, catalogue, err := shard.OpenTenant(head, func(d snapshot.Digest, _ uint64) ([]byte, error) {
+	x, catalogue, err := shard.OpenTenant(head, func(_ []byte, d snapshot.Digest, _ uint64) ([]byte, error) {
 		if b, ok := blobs[d]; ok {
 			return b, nil
 		}

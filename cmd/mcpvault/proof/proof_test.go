@@ -47,7 +47,7 @@ func published(t *testing.T) (*snapshottest.Authority, *adminv1.GetGenerationRes
 	}
 	for _, s := range head.GetShards() {
 		sd, _ := snapshot.DigestFrom(s.GetSha256())
-		b, err := a.Fetch(sd, s.GetSize())
+		b, err := a.Fetch(nil, sd, s.GetSize())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -31,6 +31,8 @@ type fake struct {
 	adminv1connect.UnimplementedOrganisationServiceHandler
 	adminv1connect.UnimplementedDirectoryServiceHandler
 	adminv1connect.UnimplementedRegistryServiceHandler
+	adminv1connect.UnimplementedEndpointServiceHandler
+	adminv1connect.UnimplementedSettingsServiceHandler
 	adminv1connect.UnimplementedAccessServiceHandler
 	adminv1connect.UnimplementedPolicyServiceHandler
 	adminv1connect.UnimplementedTokenServiceHandler
@@ -61,6 +63,8 @@ func controlPlane(t testing.TB) string {
 	adminv1connect.RegisterOrganisationServiceHandler(server, f)
 	adminv1connect.RegisterDirectoryServiceHandler(server, f)
 	adminv1connect.RegisterRegistryServiceHandler(server, f)
+	adminv1connect.RegisterEndpointServiceHandler(server, f)
+	adminv1connect.RegisterSettingsServiceHandler(server, f)
 	adminv1connect.RegisterAccessServiceHandler(server, f)
 	adminv1connect.RegisterPolicyServiceHandler(server, f)
 	adminv1connect.RegisterTokenServiceHandler(server, f)

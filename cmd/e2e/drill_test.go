@@ -47,6 +47,7 @@ func TestDrills(t *testing.T) {
 		{"strangers knock at the inner ports", strangers},
 		{"grants in parallel", grantsInParallel},
 		{"the audit disk is full", auditDiskFull},
+		{"nodes are killed while generations arrive", killedWhileGenerationsArrive},
 		{"everything dies and one node comes back", everythingDies},
 	} {
 		if !t.Run(drill.name, func(t *testing.T) { drill.run(t, d) }) {

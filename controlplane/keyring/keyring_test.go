@@ -1,11 +1,14 @@
 package keyring_test
 
 import (
+	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/keyring/keyringtest"
@@ -228,5 +231,27 @@ func TestAFirstStartThatWasCutShortGoesOn(t *testing.T) {
 	}
 	if again := open(t, dir).Current(); again.Head.KeyID() != k.Head.KeyID() {
 		t.Error("the keys that were there are not used")
+	}
+}
+
+func TestASignalIsEnoughToLookAgain(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	r := open(t, dir)
+	ctx, cancel := context.WithCancel(t.Context())
+	again, ended := make(chan os.Signal, 1), make(chan error, 1)
+	go func() { ended <- r.Run(ctx, again) }()
+	changed := r.Changed()
+	next := keyringtest.Key(t, keyring.Path(dir, "head-2"))
+	write(t, filepath.Join(dir, keyring.RootsFile), sign(t, dir, r.Current(), 2, keyringtest.Name(next, head)))
+	begun := time.Now()
+	again <- syscall.SIGHUP
+	<-changed
+	if took := time.Since(begun); took > keyring.PollEvery || r.Current().Head.KeyID() != next.KeyID() {
+		t.Errorf("after %s %s signs", took, r.Current().Head.KeyID())
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }

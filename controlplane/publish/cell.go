@@ -245,7 +245,7 @@ func (p *Publisher) advance(cell string, id controlplane.TenantID, number uint64
 	if err != nil {
 		return true, err
 	}
-	beat, err := p.beat(p.cfg.Keys.Current(), cell, root, c.sequence)
+	beat, err := p.beat(c.keys, cell, root, c.sequence)
 	if err != nil {
 		return true, err
 	}

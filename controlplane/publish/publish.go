@@ -416,16 +416,22 @@ type Status struct {
 	// Skew is how far this process's clock is ahead of PostgreSQL's; heartbeats pause beyond half a minute.
 	Skew     time.Duration
 	Failures []Failure
+	// Outdated are the tenants whose generation in force only an older key has signed: it must not be withdrawn yet.
+	Outdated []string
 }
 
 // Status says how publishing goes.
 func (p *Publisher) Status() Status {
+	keys := p.cfg.Keys.Current()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := Status{Loaded: p.loaded, Contact: p.contact, Skew: p.skew}
 	for _, t := range p.tenants {
 		if t.failure != nil {
 			s.Failures = append(s.Failures, *t.failure)
+		}
+		if t.head != nil && keys.Outdated(snapshotv1.KeyRole_KEY_ROLE_HEAD, t.head.Signers) {
+			s.Outdated = append(s.Outdated, t.name)
 		}
 	}
 	return s

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/mcpvault/mcpvault/controlplane"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
 )
 
@@ -25,11 +26,19 @@ func (s *Service) InstallRoots(ctx context.Context, req *adminv1.InstallRootsReq
 	return &adminv1.InstallRootsResponse{Version: version}, nil
 }
 
-// checkKeys says why newer keys are not in use.
-func (s *Service) checkKeys() *adminv1.HealthCheck {
+// checkKeys says why newer keys are not in use, and for whom.
+func (s *Service) checkKeys(ctx context.Context) *adminv1.HealthCheck {
 	if err := s.cfg.Keys.Problem(); err != nil {
 		return broken("keys", err)
 	}
 	t := s.cfg.Keys.Current().Trust
-	return check("keys", fmt.Sprintf("roots of version %d and epoch %d are in force", t.Version(), t.Epoch()), nil, "")
+	var bad []string
+	caller := controlplane.CallerFrom(ctx)
+	for _, tenant := range s.cfg.Publisher.Status().Outdated {
+		if caller.Has(controlplane.RoleOwner) || tenant == caller.Home {
+			bad = append(bad, fmt.Sprintf("the generation of %s is signed by an older key only", tenant))
+		}
+	}
+	return check("keys", fmt.Sprintf("roots of version %d and epoch %d are in force", t.Version(), t.Epoch()), bad,
+		"do not withdraw that key before the tenant can be published: nodes that restart could not serve it")
 }

@@ -97,7 +97,7 @@ func (s *Service) CheckHealth(ctx context.Context, _ *adminv1.CheckHealthRequest
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	return &adminv1.CheckHealthResponse{Version: s.cfg.Version, Checks: []*adminv1.HealthCheck{
-		s.checkPostgres(ctx), s.checkPublisher(ctx), s.checkKeys(), s.checkCells(ctx), s.checkAudit(ctx),
+		s.checkPostgres(ctx), s.checkPublisher(ctx), s.checkKeys(ctx), s.checkCells(ctx), s.checkAudit(ctx),
 	}}, nil
 }
 

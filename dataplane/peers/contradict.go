@@ -20,19 +20,25 @@ func Contradictions(own, other *cellv1.NodeStatus) []string {
 		tenant            string
 		epoch, generation uint64
 	}
-	mine := map[version][]byte{}
+	mine := map[version]*cellv1.AppliedHead{}
 	for _, a := range own.GetApplied() {
-		mine[version{a.GetTenantId(), a.GetEpoch(), a.GetGeneration()}] = a.GetDigest()
+		mine[version{a.GetTenantId(), a.GetEpoch(), a.GetGeneration()}] = a
 	}
 	for _, a := range other.GetApplied() {
-		digest, both := mine[version{a.GetTenantId(), a.GetEpoch(), a.GetGeneration()}]
-		// A node of an older release says no digest.
-		if both && len(a.GetDigest()) > 0 && len(digest) > 0 && !bytes.Equal(digest, a.GetDigest()) {
-			all = append(all, fmt.Sprintf("generation %d.%d of tenant %s", a.GetEpoch(), a.GetGeneration(), a.GetTenantId()))
+		have, both := mine[version{a.GetTenantId(), a.GetEpoch(), a.GetGeneration()}]
+		switch name := fmt.Sprintf("generation %d.%d of tenant %s", a.GetEpoch(), a.GetGeneration(), a.GetTenantId()); {
+		case !both:
+		case differ(a.GetDigest(), have.GetDigest()):
+			all = append(all, name)
+		case differ(a.GetStateHash(), have.GetStateHash()):
+			all = append(all, "the state of "+name)
 		}
 	}
 	return all
 }
+
+// differ compares what both nodes say; one of an older release says nothing.
+func differ(a, b []byte) bool { return len(a) > 0 && len(b) > 0 && !bytes.Equal(a, b) }
 
 // Proven reports whether two updates show that the holder of a signing key has sealed two bodies under one number. Without
 // it the contradiction is only what the other node says.

@@ -19,6 +19,7 @@ func applied(generation uint64, digest byte) *cellv1.AppliedHead {
 func TestTwoBodiesUnderOneNumberAreAContradictionAndALateNodeIsNone(t *testing.T) {
 	t.Parallel()
 	own := &cellv1.NodeStatus{ManifestSequence: 7, ManifestRoot: []byte{7}, Applied: []*cellv1.AppliedHead{applied(3, 1)}}
+	own.Applied[0].StateHash = []byte{8}
 	for name, c := range map[string]struct {
 		other *cellv1.NodeStatus
 		want  int
@@ -30,6 +31,7 @@ func TestTwoBodiesUnderOneNumberAreAContradictionAndALateNodeIsNone(t *testing.T
 		"another manifest":       {&cellv1.NodeStatus{ManifestSequence: 7, ManifestRoot: []byte{8}}, 1},
 		"another generation":     {&cellv1.NodeStatus{Applied: []*cellv1.AppliedHead{applied(3, 2)}}, 1},
 		"both":                   {&cellv1.NodeStatus{ManifestSequence: 7, ManifestRoot: []byte{8}, Applied: []*cellv1.AppliedHead{applied(3, 2)}}, 2},
+		"another state":          {&cellv1.NodeStatus{Applied: []*cellv1.AppliedHead{{TenantId: acme, Epoch: 1, Generation: 3, Digest: []byte{1}, StateHash: []byte{9}}}}, 1},
 		"of another tenant only": {&cellv1.NodeStatus{Applied: []*cellv1.AppliedHead{{TenantId: "x", Epoch: 1, Generation: 3, Digest: []byte{2}}}}, 0},
 	} {
 		if got := peers.Contradictions(own, c.other); len(got) != c.want {

@@ -7,7 +7,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/mcpvault/mcpvault/controlplane"
+	"github.com/mcpvault/mcpvault/controlplane/policies"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
@@ -196,4 +199,74 @@ func fill(b *bundle, tx *store.Tx, users, teams, roles int) error {
 		}
 	}
 	return tx.Change(b.ctx, "x", "x", nil)
+}
+
+func TestAPolicyIsNamedWhereAGrantWouldBe(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	put, err := policies.New(policies.Config{Store: b.st}).PutPolicy(b.ctx, &adminv1.PutPolicyRequest{Name: "refunds", Text: `
+@id("small") permit (principal in Team::"ops", action == Action::"call", resource == Tool::"payments/refund") when { context.args.amount < 100 };
+@id("never") forbid (principal == User::"bob", action == Action::"call", resource in Server::"payments");`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.await(t, put.GetRevision())
+	b.grant(t, &adminv1.CreateGrantRequest{Effect: allow, Subject: "user:bob", Target: "server:payments"})
+	r := b.explain(t, "alice", "payments/refund", `{"amount":5}`)
+	if !r.GetAllowed() || len(r.GetGrants()) != 1 || r.GetGrants()[0].GetPolicy() != "refunds/small" || r.GetGrants()[0].GetPath() != "user:alice > team:ops" ||
+		!strings.Contains(r.GetSentence(), "by policy refunds/small") {
+		t.Errorf("got %v", r)
+	}
+	r = b.explain(t, "bob", "payments/refund", `{"amount":5}`)
+	if r.GetAllowed() || !slices.Contains(r.GetFixes(), "mcpvault policy get refunds") || !strings.Contains(r.GetSentence(), "by policy refunds/never") {
+		t.Errorf("got %v", r)
+	}
+	if got := b.whatCan(t, "alice", 0); !slices.Equal(got, []string{"payments tool refund: conditional by user:alice > team:ops policy refunds/small"}) {
+		t.Errorf("alice: %q", got)
+	}
+	// Calls are forbidden; what is no call is not.
+	if got := b.whatCan(t, "bob", 0); !slices.Equal(got, []string{"payments other : always by user:bob "}) {
+		t.Errorf("bob: %q", got)
+	}
+}
+
+func TestCircumstancesThatAreNotSaidAreNotKnown(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	b.grant(t, &adminv1.CreateGrantRequest{
+		Effect: allow, Subject: "user:alice", Target: "server:payments/balance",
+		Limits: &adminv1.GrantLimits{Networks: []string{"10.20.0.0/16"}, Between: "09:00-17:00", TimeZone: "Europe/Berlin", Regions: []string{"eu"}, NotActing: true},
+	})
+	noon := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	good := &adminv1.ExplainRequest{Principal: "alice", Server: "payments", Tool: "balance", Arguments: "{}", Ip: "10.20.1.1", AtMs: noon.UnixMilli(), Region: "eu"}
+	for name, c := range map[string]struct {
+		change func(*adminv1.ExplainRequest)
+		want   string
+	}{
+		"all of it":          {func(*adminv1.ExplainRequest) {}, "allowed"},
+		"IPv4 in IPv6 form":  {func(r *adminv1.ExplainRequest) { r.Ip = "::ffff:10.20.1.1" }, "allowed"},
+		"from elsewhere":     {func(r *adminv1.ExplainRequest) { r.Ip = "192.0.2.1" }, "condition"},
+		"from nobody knows":  {func(r *adminv1.ExplainRequest) { r.Ip = "" }, "argument_type"},
+		"at night":           {func(r *adminv1.ExplainRequest) { r.AtMs = noon.Add(12 * time.Hour).UnixMilli() }, "condition"},
+		"in another region":  {func(r *adminv1.ExplainRequest) { r.Region = "us" }, "condition"},
+		"a bot acts for her": {func(r *adminv1.ExplainRequest) { r.Actor = "bot" }, "condition"},
+	} {
+		req := proto.Clone(good).(*adminv1.ExplainRequest)
+		c.change(req)
+		r, err := b.acc.Explain(b.ctx, req)
+		if err != nil || r.GetReason() != c.want {
+			t.Errorf("%s: %v %v", name, r, err)
+		}
+	}
+	nothing := &adminv1.ExplainRequest{Principal: "alice", Server: "payments", Tool: "balance", Arguments: "{}", AtMs: noon.UnixMilli()}
+	if r, err := b.acc.Explain(b.ctx, nothing); err != nil || !strings.Contains(r.GetSentence(), "--ip") {
+		t.Errorf("what is not known is not told: %v %v", r, err)
+	}
+	if _, err := b.acc.Explain(b.ctx, &adminv1.ExplainRequest{Principal: "alice", Server: "payments", Tool: "balance", Ip: "10.20.0.0/16"}); problem.CodeOf(err) != problem.Invalid {
+		t.Errorf("got %v", err)
+	}
+	got := b.whatCan(t, "alice", 0)
+	if len(got) != 1 || !strings.HasPrefix(got[0], "payments tool balance: conditional by user:alice ") || !strings.Contains(got[0], "10.20.0.0/16") {
+		t.Errorf("what depends on the address is usable by nobody: %q", got)
+	}
 }

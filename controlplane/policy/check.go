@@ -9,50 +9,51 @@ import (
 	"github.com/cedar-policy/cedar-go/types"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 
+	"github.com/mcpvault/mcpvault/controlplane/policy/syntax"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
 // check refuses names that mean nothing, wherever they stand, and constants that cannot be read.
-func (l *lowerer) check(e *expr) error {
+func (l *lowerer) check(e *syntax.Expr) error {
 	if l.nodes++; l.nodes > 4*snapshot.MaxCondNodes {
 		return tooLong()
 	}
-	switch v := e.n.(type) {
+	switch v := e.N.(type) {
 	case xast.NodeTypeVariable:
 		return l.alone(e, string(v.Name))
 	case xast.NodeTypeAccess:
-		if root, parts, ok := e.chain(); ok {
+		if root, parts, ok := e.Chain(); ok {
 			return l.checkPath(root, parts)
 		}
 	case xast.NodeTypeHas:
-		if root, parts, ok := e.kids[0].chain(); ok {
+		if root, parts, ok := e.Kids[0].Chain(); ok {
 			return l.checkHas(root, append(parts[:len(parts):len(parts)], e))
 		}
 	case xast.NodeTypeIs:
-		if root, ok := l.entity(e.kids[0]); ok {
-			return l.checkType(root, v.EntityType, e.at)
+		if root, ok := l.entity(e.Kids[0]); ok {
+			return l.checkType(root, v.EntityType, e.At)
 		}
 	case xast.NodeTypeIsIn:
-		if root, ok := l.entity(e.kids[0]); ok {
-			if err := l.checkType(root, v.EntityType, e.at); err != nil {
+		if root, ok := l.entity(e.Kids[0]); ok {
+			if err := l.checkType(root, v.EntityType, e.At); err != nil {
 				return err
 			}
-			return l.checkEntities(root, e.kids[1])
+			return l.checkEntities(root, e.Kids[1])
 		}
 	case xast.NodeTypeIn, xast.NodeTypeEquals, xast.NodeTypeNotEquals:
-		if root, ok := l.entity(e.kids[0]); ok {
-			return l.checkEntities(root, e.kids[1])
+		if root, ok := l.entity(e.Kids[0]); ok {
+			return l.checkEntities(root, e.Kids[1])
 		}
 	case xast.NodeValue:
 		if uid, ok := v.Value.(types.EntityUID); ok {
-			return refuse(e.at, "write the variable first: principal == "+uid.String(), "%s stands where no entity can", uid)
+			return refuse(e.At, "write the variable first: principal == "+uid.String(), "%s stands where no entity can", uid)
 		}
 	case xast.NodeTypeExtensionCall:
 		if err := checkConstant(e, v); err != nil {
 			return err
 		}
 	}
-	for _, k := range e.kids {
+	for _, k := range e.Kids {
 		if err := l.check(k); err != nil {
 			return err
 		}
@@ -61,16 +62,16 @@ func (l *lowerer) check(e *expr) error {
 }
 
 // entity reports whether an expression is one of the variables that are entities.
-func (l *lowerer) entity(e *expr) (string, bool) {
-	v, ok := e.n.(xast.NodeTypeVariable)
+func (l *lowerer) entity(e *syntax.Expr) (string, bool) {
+	v, ok := e.N.(xast.NodeTypeVariable)
 	return string(v.Name), ok && v.Name != "context"
 }
 
-func (l *lowerer) alone(e *expr, name string) error {
+func (l *lowerer) alone(e *syntax.Expr, name string) error {
 	if name == "context" {
-		return refuse(e.at, "name one member: "+list(contextNames), "context is the whole record")
+		return refuse(e.At, "name one member: "+list(contextNames), "context is the whole record")
 	}
-	return refuse(e.at, "compare it with ==, in or is, or name one of its attributes", "%s stands alone", name)
+	return refuse(e.At, "compare it with ==, in or is, or name one of its attributes", "%s stands alone", name)
 }
 
 var (
@@ -86,25 +87,25 @@ var (
 )
 
 // checkPath checks variable.a.b.
-func (l *lowerer) checkPath(root string, parts []*expr) error {
-	first := parts[0].attr()
+func (l *lowerer) checkPath(root string, parts []*syntax.Expr) error {
+	first := parts[0].Attr()
 	switch root {
 	case "principal":
 		return oneOf(root, parts, principalNames)
 	case "action":
-		return refuse(parts[0].at, `write action == Action::"call"`, "an action has no attributes")
+		return refuse(parts[0].At, `write action == Action::"call"`, "an action has no attributes")
 	case "resource":
 		if first == "labels" && len(parts) == 2 {
 			return nil
 		}
 		if first == "labels" {
-			return refuse(parts[0].at, "name one label: resource.labels.KEY", "resource.labels is the whole record")
+			return refuse(parts[0].At, "name one label: resource.labels.KEY", "resource.labels is the whole record")
 		}
 		return oneOf(root, parts, append(keys(resourceTypes), "labels"))
 	}
 	switch {
 	case first == "args" && len(parts) == 1:
-		return refuse(parts[0].at, "name one argument: context.args.NAME", "context.args is the whole record")
+		return refuse(parts[0].At, "name one argument: context.args.NAME", "context.args is the whole record")
 	case first == "args":
 		return l.checkArgument(parts[1:])
 	case first == "clock":
@@ -113,47 +114,47 @@ func (l *lowerer) checkPath(root string, parts []*expr) error {
 	return oneOf(root, parts, contextNames)
 }
 
-func oneOf(root string, parts []*expr, known []string) error {
-	first := parts[0].attr()
+func oneOf(root string, parts []*syntax.Expr, known []string) error {
+	first := parts[0].Attr()
 	switch {
 	case !slices.Contains(known, first):
 		fix := "it has " + list(slices.Clone(known))
 		if near := Nearest(first, known); near != "" {
 			fix = "did you mean " + root + "." + near + "?"
 		}
-		return refuse(parts[0].at, fix, "%s.%s: %s has no attribute %s", root, first, root, first)
+		return refuse(parts[0].At, fix, "%s.%s: %s has no attribute %s", root, first, root, first)
 	case len(parts) > 1:
-		return refuse(parts[1].at, "compare "+root+"."+first+" itself", "%s.%s has no members", root, first)
+		return refuse(parts[1].At, "compare "+root+"."+first+" itself", "%s.%s has no members", root, first)
 	}
 	return nil
 }
 
-func checkClock(parts []*expr) error {
+func checkClock(parts []*syntax.Expr) error {
 	const fix = `write context.clock["Europe/Berlin"].hour`
 	if len(parts) != 3 {
-		return refuse(parts[0].at, fix, "a clock has a time zone and a hand: %s", strings.Join(clockNames, ", "))
+		return refuse(parts[0].At, fix, "a clock has a time zone and a hand: %s", strings.Join(clockNames, ", "))
 	}
-	zone, hand := parts[1].attr(), parts[2].attr()
+	zone, hand := parts[1].Attr(), parts[2].Attr()
 	if _, err := time.LoadLocation(zone); err != nil || zone == "" || zone == "Local" {
-		return refuse(parts[1].at, "name a zone of the IANA database, such as Europe/Berlin or UTC", "%s is no time zone", quote(zone))
+		return refuse(parts[1].At, "name a zone of the IANA database, such as Europe/Berlin or UTC", "%s is no time zone", quote(zone))
 	}
 	if !slices.Contains(clockNames, hand) {
 		near := Nearest(hand, clockNames)
 		if near == "" {
 			near = strings.Join(clockNames, ", ")
 		}
-		return refuse(parts[2].at, "did you mean "+near+"?", "a clock has no hand %s", hand)
+		return refuse(parts[2].At, "did you mean "+near+"?", "a clock has no hand %s", hand)
 	}
 	return nil
 }
 
-func (l *lowerer) checkHas(root string, parts []*expr) error {
-	first := parts[0].attr()
+func (l *lowerer) checkHas(root string, parts []*syntax.Expr) error {
+	first := parts[0].Attr()
 	switch {
 	case root == "context" && first == "args" && len(parts) > 1:
 		return l.checkArgument(parts[1:])
 	case root == "context" && first == "clock":
-		return refuse(parts[0].at, "leave the question away", "every clock is always there")
+		return refuse(parts[0].At, "leave the question away", "every clock is always there")
 	case root == "resource" && first == "labels":
 		return nil
 	case len(parts) > 1:
@@ -165,10 +166,10 @@ func (l *lowerer) checkHas(root string, parts []*expr) error {
 }
 
 // checkArgument checks the name of an argument, and those of its members.
-func (l *lowerer) checkArgument(parts []*expr) error {
-	at := parts[0].at
+func (l *lowerer) checkArgument(parts []*syntax.Expr) error {
+	at := parts[0].At
 	if l.noArgs != "" {
-		return refuse(at, l.noArgsFix, "context.args.%s: %s", parts[0].attr(), l.noArgs)
+		return refuse(at, l.noArgsFix, "context.args.%s: %s", parts[0].Attr(), l.noArgs)
 	}
 	if l.tool.Problem != "" {
 		return refuse(at, "grant the tool without a condition, or not at all", "no condition can be put on %s: %s", l.tool.Tool, l.tool.Problem)
@@ -178,7 +179,7 @@ func (l *lowerer) checkArgument(parts []*expr) error {
 	}
 	members, path, whose := l.tool.Args, "context.args", l.tool.Tool
 	for i, p := range parts {
-		name := p.attr()
+		name := p.Attr()
 		a, ok := members[name]
 		if !ok {
 			fix := "it takes " + list(keys(members))
@@ -189,11 +190,11 @@ func (l *lowerer) checkArgument(parts []*expr) error {
 			if i > 0 {
 				word = "member"
 			}
-			return refuse(p.at, fix, "%s.%s: %s has no %s %s", path, name, whose, word, name)
+			return refuse(p.At, fix, "%s.%s: %s has no %s %s", path, name, whose, word, name)
 		}
 		path += "." + name
 		if i < len(parts)-1 && a.Members == nil {
-			return refuse(parts[i+1].at, "compare "+path+" itself", "%s has %s as %s, which has no members that the schema names", l.tool.Tool, name, a.Has)
+			return refuse(parts[i+1].At, "compare "+path+" itself", "%s has %s as %s, which has no members that the schema names", l.tool.Tool, name, a.Has)
 		}
 		members, whose = a.Members, path
 	}
@@ -201,12 +202,12 @@ func (l *lowerer) checkArgument(parts []*expr) error {
 }
 
 // checkEntities checks the right side of ==, != and in.
-func (l *lowerer) checkEntities(root string, right *expr) error {
-	if set, ok := right.n.(xast.NodeTypeSet); ok {
+func (l *lowerer) checkEntities(root string, right *syntax.Expr) error {
+	if set, ok := right.N.(xast.NodeTypeSet); ok {
 		if len(set.Elements) == 0 {
-			return refuse(right.at, "name at least one", "the list is empty")
+			return refuse(right.At, "name at least one", "the list is empty")
 		}
-		for _, k := range right.kids {
+		for _, k := range right.Kids {
 			if err := l.checkEntities(root, k); err != nil {
 				return err
 			}
@@ -215,28 +216,28 @@ func (l *lowerer) checkEntities(root string, right *expr) error {
 	}
 	uid, ok := entityOf(right)
 	if !ok {
-		return refuse(right.start, "compare it with an entity, such as "+example(root), "%s is compared with something else than an entity", root)
+		return refuse(right.Start, "compare it with an entity, such as "+example(root), "%s is compared with something else than an entity", root)
 	}
 	switch root {
 	case "principal":
-		_, err := l.world.node(uid, right.at)
+		_, err := l.world.node(uid, right.At)
 		return err
 	case "action":
-		return checkAction(uid, right.at)
+		return checkAction(uid, right.At)
 	}
 	switch {
 	case uid.Type == "Server":
-		return l.world.server(string(uid.ID), right.at)
+		return l.world.server(string(uid.ID), right.At)
 	case uid.Type == "Endpoint":
-		return l.world.endpoint(string(uid.ID), right.at)
+		return l.world.endpoint(string(uid.ID), right.At)
 	case isItem(uid.Type):
-		_, _, err := l.world.item(uid, right.at)
+		_, _, err := l.world.item(uid, right.At)
 		return err
 	}
-	return refuse(right.at, "name a Server, an Endpoint, a Tool, a Prompt or a Resource", "%s is no resource and nothing that a resource belongs to", uid.Type)
+	return refuse(right.At, "name a Server, an Endpoint, a Tool, a Prompt or a Resource", "%s is no resource and nothing that a resource belongs to", uid.Type)
 }
 
-func checkAction(uid types.EntityUID, at place) error {
+func checkAction(uid types.EntityUID, at syntax.Place) error {
 	if _, ok := actions[uid.ID]; ok && uid.Type == "Action" {
 		return nil
 	}
@@ -247,7 +248,7 @@ func checkAction(uid types.EntityUID, at place) error {
 	return refuse(at, fix, "%s is no action", uid)
 }
 
-func (l *lowerer) checkType(root string, t types.EntityType, at place) error {
+func (l *lowerer) checkType(root string, t types.EntityType, at syntax.Place) error {
 	var known []string
 	switch root {
 	case "principal":
@@ -280,8 +281,8 @@ func example(root string) string {
 	return `resource in Server::"payments"`
 }
 
-func entityOf(e *expr) (types.EntityUID, bool) {
-	v, ok := e.n.(xast.NodeValue)
+func entityOf(e *syntax.Expr) (types.EntityUID, bool) {
+	v, ok := e.N.(xast.NodeValue)
 	if !ok {
 		return types.EntityUID{}, false
 	}
@@ -290,11 +291,11 @@ func entityOf(e *expr) (types.EntityUID, bool) {
 }
 
 // checkConstant reads what stands in ip(), datetime(), decimal() and duration().
-func checkConstant(e *expr, v xast.NodeTypeExtensionCall) error {
-	if len(v.Args) != 1 || !isConstructor(v.Name) {
+func checkConstant(e *syntax.Expr, v xast.NodeTypeExtensionCall) error {
+	if len(v.Args) != 1 || !syntax.IsConstructor(v.Name) {
 		return nil
 	}
-	text, ok := stringOf(e.kids[0])
+	text, ok := stringOf(e.Kids[0])
 	if !ok {
 		return nil
 	}
@@ -315,13 +316,13 @@ func checkConstant(e *expr, v xast.NodeTypeExtensionCall) error {
 		fix = `write something like duration("1d12h")`
 	}
 	if err != nil {
-		return refuse(e.kids[0].at, fix, "%s cannot be read by %s()", quote(text), v.Name)
+		return refuse(e.Kids[0].At, fix, "%s cannot be read by %s()", quote(text), v.Name)
 	}
 	return nil
 }
 
-func stringOf(e *expr) (string, bool) {
-	v, ok := e.n.(xast.NodeValue)
+func stringOf(e *syntax.Expr) (string, bool) {
+	v, ok := e.N.(xast.NodeValue)
 	if !ok {
 		return "", false
 	}

@@ -7,12 +7,13 @@ import (
 	"github.com/cedar-policy/cedar-go/types"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 
+	"github.com/mcpvault/mcpvault/controlplane/policy/syntax"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
 // constant is the value of a literal that a native program can hold.
-func constant(e *expr) (snapshot.Value, bool) {
-	v, ok := e.n.(xast.NodeValue)
+func constant(e *syntax.Expr) (snapshot.Value, bool) {
+	v, ok := e.N.(xast.NodeValue)
 	if !ok {
 		return snapshot.Value{}, false
 	}
@@ -27,13 +28,13 @@ func constant(e *expr) (snapshot.Value, bool) {
 	return snapshot.Value{}, false
 }
 
-func isConstant(e *expr) bool {
-	_, ok := e.n.(xast.NodeValue)
+func isConstant(e *syntax.Expr) bool {
+	_, ok := e.N.(xast.NodeValue)
 	return ok
 }
 
 // instant reads datetime("...").
-func instant(e *expr) (int64, bool) {
+func instant(e *syntax.Expr) (int64, bool) {
 	arg, ok := constructed(e, "datetime")
 	if !ok {
 		return 0, false
@@ -42,12 +43,12 @@ func instant(e *expr) (int64, bool) {
 	return d.Milliseconds(), err == nil
 }
 
-func constructed(e *expr, name types.Path) (string, bool) {
-	v, ok := e.n.(xast.NodeTypeExtensionCall)
-	if !ok || v.Name != name || len(e.kids) != 1 {
+func constructed(e *syntax.Expr, name types.Path) (string, bool) {
+	v, ok := e.N.(xast.NodeTypeExtensionCall)
+	if !ok || v.Name != name || len(e.Kids) != 1 {
 		return "", false
 	}
-	return stringOf(e.kids[0])
+	return stringOf(e.Kids[0])
 }
 
 // timeCond compares the time of a decision; there are instants before and at or after, and nothing else.
@@ -72,15 +73,15 @@ func timeCond(op snapshot.Op, ms int64) *snapshot.Cond {
 }
 
 // inRange is context.ip.isInRange(ip("10.0.0.0/8")); every other use of it is Cedar's.
-func (l *lowerer) inRange(e *expr, in known) (*snapshot.Cond, error) {
-	if len(e.kids) != 2 {
-		return nil, refuse(e.at, `write context.ip.isInRange(ip("10.0.0.0/8"))`, "isInRange takes one network")
+func (l *lowerer) inRange(e *syntax.Expr, in known) (*snapshot.Cond, error) {
+	if len(e.Kids) != 2 {
+		return nil, refuse(e.At, `write context.ip.isInRange(ip("10.0.0.0/8"))`, "isInRange takes one network")
 	}
-	o, err := l.operand(e.kids[0], in)
+	o, err := l.operand(e.Kids[0], in)
 	if err != nil {
 		return nil, err
 	}
-	network, ok := constructed(e.kids[1], "ip")
+	network, ok := constructed(e.Kids[1], "ip")
 	if o == nil || o.typ != snapshot.TypeIP || !ok {
 		return l.foreign(e, in)
 	}
@@ -90,22 +91,22 @@ func (l *lowerer) inRange(e *expr, in known) (*snapshot.Cond, error) {
 func network4(o *operand, network string) (*snapshot.Cond, error) {
 	p, err := parseIP(network)
 	if err != nil || p.Addr().Is4In6() {
-		return nil, refuse(o.e.at, "write an IPv4 network as such", "%s is no network that a caller's address can lie in", quote(network))
+		return nil, refuse(o.e.At, "write an IPv4 network as such", "%s is no network that a caller's address can lie in", quote(network))
 	}
 	return o.cond(snapshot.OpInRange, text(p.String())), nil
 }
 
 // compareIP lowers equality with one address: a network of one.
-func (l *lowerer) compareIP(e *expr, op snapshot.Op, o *operand, right *expr, in known) (*snapshot.Cond, error) {
+func (l *lowerer) compareIP(e *syntax.Expr, op snapshot.Op, o *operand, right *syntax.Expr, in known) (*snapshot.Cond, error) {
 	one, ok := constructed(right, "ip")
 	if !ok || op != snapshot.OpEq && op != snapshot.OpNe {
 		if v, ok := constant(right); ok {
-			return nil, refuse(right.start, `write ip("...")`, "%s is an address, and %s is none", o, shownValue(v))
+			return nil, refuse(right.Start, `write ip("...")`, "%s is an address, and %s is none", o, shownValue(v))
 		}
 		return l.foreign(e, in)
 	}
 	if strings.Contains(one, "/") {
-		return nil, refuse(right.start, "write context.ip.isInRange(...)", "an address is never equal to a network")
+		return nil, refuse(right.Start, "write context.ip.isInRange(...)", "an address is never equal to a network")
 	}
 	c, err := network4(o, one)
 	if err == nil && op == snapshot.OpNe {
@@ -163,7 +164,7 @@ func list(names []string) string {
 // name quotes an attribute when it is not an identifier.
 func name(attr string) string {
 	for i := range len(attr) {
-		if !isWord(attr[i]) {
+		if !syntax.IsWord(attr[i]) {
 			return strconv.Quote(attr)
 		}
 	}

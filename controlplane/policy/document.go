@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	cedar "github.com/cedar-policy/cedar-go"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 
+	"github.com/mcpvault/mcpvault/controlplane/policy/syntax"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
@@ -37,8 +35,8 @@ type Policy struct {
 
 	document string
 	ast      *xast.Policy
-	words    []token
-	start    place
+	text     string
+	start    syntax.Place
 }
 
 // GrantID is the name under which a policy of a document is enforced and explained.
@@ -48,11 +46,11 @@ func GrantID(document, id string) string { return "policy:" + document + "/" + i
 func Parse(name, text string) (*Document, error) {
 	switch {
 	case len(text) > MaxDocument:
-		return nil, refuse(place{}, "make several documents of it", "the text is %d bytes long; at most %d are accepted", len(text), MaxDocument)
-	case deepest(text) > maxDepth+2:
-		return nil, refuse(place{}, "split the policy into several", "a policy nests deeper than %d levels", maxDepth)
+		return nil, refuse(syntax.Place{}, "make several documents of it", "the text is %d bytes long; at most %d are accepted", len(text), MaxDocument)
+	case syntax.Deepest(text) > maxDepth+2:
+		return nil, refuse(syntax.Place{}, "split the policy into several", "a policy nests deeper than %d levels", maxDepth)
 	}
-	if at, r, ok := invisible(text); ok {
+	if at, r, ok := syntax.Invisible(text); ok {
 		return nil, refuse(at, fmt.Sprintf(`in a string, write \u{%x}; leave it away elsewhere`, r), "the character U+%04X cannot be seen", r)
 	}
 	list, err := cedar.NewPolicyListFromBytes(name, []byte(text))
@@ -61,9 +59,9 @@ func Parse(name, text string) (*Document, error) {
 	}
 	switch {
 	case len(list) == 0:
-		return nil, refuse(place{}, `write something like permit (principal in Role::"analyst", action == Action::"call", resource in Server::"payments");`, "the text has no policy")
+		return nil, refuse(syntax.Place{}, `write something like permit (principal in Role::"analyst", action == Action::"call", resource in Server::"payments");`, "the text has no policy")
 	case len(list) > MaxPolicies:
-		return nil, refuse(place{}, "make several documents of it", "the text has %d policies; at most %d are accepted", len(list), MaxPolicies)
+		return nil, refuse(syntax.Place{}, "make several documents of it", "the text has %d policies; at most %d are accepted", len(list), MaxPolicies)
 	}
 	d := &Document{Name: name}
 	seen := map[string]int{}
@@ -75,7 +73,7 @@ func Parse(name, text string) (*Document, error) {
 		pos := p.Position()
 		out := &Policy{
 			ID: "policy" + strconv.Itoa(i+1), Deny: p.Effect() == cedar.Forbid, Line: pos.Line, document: name,
-			ast: (*xast.Policy)(p.AST()), words: tokens(text[pos.Offset:end], pos.Line, pos.Column), start: place{pos.Line, pos.Column},
+			ast: (*xast.Policy)(p.AST()), text: text[pos.Offset:end], start: syntax.Place{Line: pos.Line, Column: pos.Column},
 		}
 		if id, ok := p.Annotations()["id"]; ok {
 			out.ID = string(id)
@@ -94,7 +92,7 @@ func Parse(name, text string) (*Document, error) {
 
 // Format writes a document in the one form that Cedar has for it. Comments are lost: a text with comments is refused.
 func Format(text string) (string, error) {
-	if at, ok := comment(text); ok {
+	if at, ok := syntax.Comment(text); ok {
 		return "", refuse(at, `write @description("...") before the policy instead`, "a comment would be lost")
 	}
 	if _, err := Parse("format", text); err != nil {
@@ -115,63 +113,29 @@ func Format(text string) (string, error) {
 	return b.String(), nil
 }
 
-// invisible finds a character that makes a text look like another one, or plays with the terminal that shows it.
-func invisible(text string) (at place, found rune, ok bool) {
-	at = place{1, 1}
-	for _, r := range text {
-		switch {
-		case r == '\n':
-			at = place{at.line + 1, 0}
-		case r == '\t' || r == '\r':
-		case unicode.IsControl(r) || unicode.Is(unicode.Cf, r) || r == utf8.RuneError:
-			return at, r, true
-		}
-		at.column++
-	}
-	return place{}, 0, false
-}
-
-// comment finds the first comment.
-func comment(text string) (place, bool) {
-	at := place{1, 1}
-	for i := 0; i < len(text); {
-		end, _ := tokenEnd(text, i)
-		if strings.HasPrefix(text[i:end], "//") {
-			return at, true
-		}
-		for _, r := range text[i:end] {
-			if at.column++; r == '\n' {
-				at = place{at.line + 1, 1}
-			}
-		}
-		i = end
-	}
-	return place{}, false
-}
-
 // documentSyntax says a parser's error with its place.
 func documentSyntax(err error) error {
 	const fix = "see `mcpvault policy --help` for an example"
 	m := cedarPlace.FindStringSubmatch(err.Error())
 	if m == nil {
-		return refuse(place{}, fix, "the text is not valid Cedar: %v", err)
+		return refuse(syntax.Place{}, fix, "the text is not valid Cedar: %v", err)
 	}
 	line, _ := strconv.Atoi(m[1])
 	column, _ := strconv.Atoi(m[2])
-	return refuse(place{line, column}, fix, "unexpected %s: %s", m[3], m[4])
+	return refuse(syntax.Place{Line: line, Column: column}, fix, "unexpected %s: %s", m[3], m[4])
 }
 
 // Lower turns a policy into the rule that a cell enforces, and checks it against what there is. The error is a *Refusal; the
 // rule is then as much of the scope as could be read, without the conditions.
 func (p *Policy) Lower(w *World) (snapshot.Grant, error) {
 	l := &lowerer{world: w, deny: p.Deny}
-	s := &scope{l: l, find: &locator{words: p.words}, grant: snapshot.Grant{ID: GrantID(p.document, p.ID), Deny: p.Deny, Subject: snapshot.Everyone, Server: "*"}}
+	s := &scope{l: l, find: syntax.NewLocator(p.text, p.start), grant: snapshot.Grant{ID: GrantID(p.document, p.ID), Deny: p.Deny, Subject: snapshot.Everyone, Server: "*"}}
 	if err := s.read(p); err != nil {
 		return snapshot.Grant{ID: s.grant.ID, Deny: p.Deny, Subject: snapshot.Everyone, Server: "*"}, err
 	}
-	bodies := make([]*expr, 0, len(p.ast.Conditions))
+	bodies := make([]*syntax.Expr, 0, len(p.ast.Conditions))
 	for _, c := range p.ast.Conditions {
-		bodies = append(bodies, s.find.locate(c.Body))
+		bodies = append(bodies, s.find.Locate(c.Body))
 	}
 	if len(s.parts) > 0 {
 		s.grant.When = flat(snapshot.OpAnd, s.parts...)
@@ -202,7 +166,7 @@ func (p *Policy) Lower(w *World) (snapshot.Grant, error) {
 }
 
 // body lowers one condition, and types it against the schema as a whole.
-func (p *Policy) body(l *lowerer, body *expr) (*snapshot.Cond, error) {
+func (p *Policy) body(l *lowerer, body *syntax.Expr) (*snapshot.Cond, error) {
 	l.nodes = 0
 	c, err := l.condition(body)
 	if err == nil {
@@ -215,7 +179,7 @@ func (p *Policy) body(l *lowerer, body *expr) (*snapshot.Cond, error) {
 func (p *Policy) placed(err error) error {
 	var r *Refusal
 	if errors.As(err, &r) && r.Line == 0 {
-		return &Refusal{Line: p.start.line, Column: p.start.column, What: r.What, Fix: r.Fix}
+		return &Refusal{Line: p.start.Line, Column: p.start.Column, What: r.What, Fix: r.Fix}
 	}
 	return err
 }
@@ -232,7 +196,7 @@ func (d *Document) Lower(w *World) ([]snapshot.Grant, []*Refusal) {
 		}
 		var r *Refusal
 		if !errors.As(err, &r) {
-			r = &Refusal{Line: p.start.line, Column: p.start.column, What: fmt.Sprintf("the policy cannot be read: %v", err), Fix: "write it more simply"}
+			r = &Refusal{Line: p.start.Line, Column: p.start.Column, What: fmt.Sprintf("the policy cannot be read: %v", err), Fix: "write it more simply"}
 		}
 		refusals = append(refusals, r)
 	}

@@ -5,9 +5,8 @@ import (
 	"slices"
 	"strings"
 
-	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
-
 	"github.com/mcpvault/mcpvault/controlplane/policy/schema"
+	"github.com/mcpvault/mcpvault/controlplane/policy/syntax"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/residual"
 )
@@ -17,23 +16,23 @@ const maxForeign = 16 << 10
 
 // foreign keeps an expression as Cedar. It must type against the schema, with the arguments of the tool, and run in a cell
 // once the resource is folded in.
-func (l *lowerer) foreign(e *expr, in known) (*snapshot.Cond, error) {
+func (l *lowerer) foreign(e *syntax.Expr, in known) (*snapshot.Cond, error) {
 	if err := l.validate(e, in); err != nil {
 		return nil, err
 	}
-	est, err := residual.Marshal(e.n)
+	est, err := residual.Marshal(e.N)
 	if err != nil {
-		return nil, refuse(e.start, "write it more simply", "the expression cannot be kept: %v", err)
+		return nil, refuse(e.Start, "write it more simply", "the expression cannot be kept: %v", err)
 	}
 	if len(est) > maxForeign {
-		return nil, refuse(e.start, "make several policies of it", "the expression takes %d bytes; at most %d can be kept", len(est), maxForeign)
+		return nil, refuse(e.Start, "make several policies of it", "the expression takes %d bytes; at most %d can be kept", len(est), maxForeign)
 	}
 	folded, err := residual.Fold(est, sample)
 	if err == nil {
 		_, err = residual.Parse(folded)
 	}
 	if err != nil {
-		return nil, refuse(e.start, "join conditions of their own with && and ||", "%v", err)
+		return nil, refuse(e.Start, "join conditions of their own with && and ||", "%v", err)
 	}
 	return &snapshot.Cond{Op: snapshot.OpForeign, Value: text(est)}, nil
 }
@@ -50,7 +49,7 @@ func sample(attr string) (snapshot.Fact, bool) {
 var unsafeAccess = regexp.MustCompile("optional attribute `([^`]*)`")
 
 // validate types an expression. cedar-go knows no places within it, so that the error has the place where it begins.
-func (l *lowerer) validate(e *expr, in known) error {
+func (l *lowerer) validate(e *syntax.Expr, in known) error {
 	w := schema.Narrow{Labels: schema.Record{}, Present: map[string]bool{}, All: !l.deny || l.world.Lenient, Actions: l.actions()}
 	w.Arguments = record(l.tool.Args, nil, in)
 	for k := range in {
@@ -59,7 +58,7 @@ func (l *lowerer) validate(e *expr, in known) error {
 		}
 	}
 	args := false
-	e.paths(func(root string, path []string) {
+	e.Paths(func(root string, path []string) {
 		switch {
 		case root == "context" && path[0] == "args":
 			args = true
@@ -75,19 +74,19 @@ func (l *lowerer) validate(e *expr, in known) error {
 	if args {
 		w.Actions = []string{"call"}
 	}
-	err := l.world.checker().Validate(e.n, w)
+	err := l.world.checker().Validate(e.N, w)
 	if err == nil {
 		return nil
 	}
 	if m := unsafeAccess.FindStringSubmatch(err.Error()); m != nil {
 		attr := m[1]
 		if arg, ok := strings.CutPrefix(attr, "args."); ok {
-			return refuse(e.start, "write context.args has "+arg+" && ..., or use a required argument",
+			return refuse(e.Start, "write context.args has "+arg+" && ..., or use a required argument",
 				"%s may be called without %s, which is optional in its schema", l.tool.Tool, arg)
 		}
-		return refuse(e.start, "write resource has "+attr+" && ...", "resource.%s may be absent, and then this forbid would deny whatever lacks it", attr)
+		return refuse(e.Start, "write resource has "+attr+" && ...", "resource.%s may be absent, and then this forbid would deny whatever lacks it", attr)
 	}
-	return refuse(e.start, "see `mcpvault policy schema` for the types", "the expression does not type: %v", err)
+	return refuse(e.Start, "see `mcpvault policy schema` for the types", "the expression does not type: %v", err)
 }
 
 // actions are what the condition is about.
@@ -136,24 +135,5 @@ func cedarType(t snapshot.Type) string {
 		return "Long"
 	default:
 		return "String"
-	}
-}
-
-// paths tells every variable.a.b in an expression, and what has asks for.
-func (e *expr) paths(f func(root string, path []string)) {
-	if root, parts, ok := e.chain(); ok {
-		if len(parts) > 0 {
-			f(root, names(parts))
-		}
-		return
-	}
-	if _, ok := e.n.(xast.NodeTypeHas); ok {
-		if root, parts, ok := e.kids[0].chain(); ok {
-			f(root, append(names(parts), e.attr()))
-			return
-		}
-	}
-	for _, k := range e.kids {
-		k.paths(f)
 	}
 }

@@ -8,12 +8,13 @@ import (
 	"github.com/cedar-policy/cedar-go/types"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 
+	"github.com/mcpvault/mcpvault/controlplane/policy/syntax"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
 // operand is one side of a comparison that a native program can read.
 type operand struct {
-	e         *expr
+	e         *syntax.Expr
 	from      snapshot.Source
 	name      string // of the argument or attribute
 	zone      string
@@ -27,13 +28,13 @@ type operand struct {
 func (o *operand) String() string { return o.shownText }
 
 // leaf lowers what is not joined of conditions.
-func (l *lowerer) leaf(e *expr, in known) (*snapshot.Cond, error) {
-	switch v := e.n.(type) {
+func (l *lowerer) leaf(e *syntax.Expr, in known) (*snapshot.Cond, error) {
+	switch v := e.N.(type) {
 	case xast.NodeValue:
 		b, ok := boolOf(v)
 		switch {
 		case !ok:
-			return nil, refuse(e.at, "compare an argument or an attribute with it", "a condition is true or false, and %s is neither", shown(v.Value))
+			return nil, refuse(e.At, "compare an argument or an attribute with it", "a condition is true or false, and %s is neither", shown(v.Value))
 		case b:
 			return &snapshot.Cond{Op: snapshot.OpTrue}, nil
 		}
@@ -41,21 +42,21 @@ func (l *lowerer) leaf(e *expr, in known) (*snapshot.Cond, error) {
 	case xast.NodeTypeAccess:
 		return l.flag(e, in)
 	case xast.NodeTypeIs:
-		root, ok := l.entity(e.kids[0])
+		root, ok := l.entity(e.Kids[0])
 		if ok {
 			return typeCond(root, v.EntityType), nil
 		}
 	case xast.NodeTypeIsIn:
-		if root, ok := l.entity(e.kids[0]); ok {
-			in, err := l.member(root, e.kids[1])
+		if root, ok := l.entity(e.Kids[0]); ok {
+			in, err := l.member(root, e.Kids[1])
 			if err != nil {
 				return nil, err
 			}
 			return flat(snapshot.OpAnd, typeCond(root, v.EntityType), in), nil
 		}
 	case xast.NodeTypeIn:
-		if root, ok := l.entity(e.kids[0]); ok {
-			return l.member(root, e.kids[1])
+		if root, ok := l.entity(e.Kids[0]); ok {
+			return l.member(root, e.Kids[1])
 		}
 	case xast.NodeTypeContains, xast.NodeTypeContainsAll, xast.NodeTypeContainsAny:
 		return l.contains(e, in)
@@ -64,14 +65,14 @@ func (l *lowerer) leaf(e *expr, in known) (*snapshot.Cond, error) {
 			return l.inRange(e, in)
 		}
 	}
-	if op, ok := comparison(e.n); ok {
+	if op, ok := comparison(e.N); ok {
 		return l.compare(e, op, in)
 	}
 	return l.foreign(e, in)
 }
 
 func comparison(n xast.IsNode) (snapshot.Op, bool) {
-	sign, _, _ := binary(n)
+	sign, _, _ := syntax.Binary(n)
 	op, ok := map[string]snapshot.Op{
 		"==": snapshot.OpEq, "!=": snapshot.OpNe, "<": snapshot.OpLt, "<=": snapshot.OpLe, ">": snapshot.OpGt, ">=": snapshot.OpGe,
 	}[sign]
@@ -119,10 +120,10 @@ func fact(op snapshot.Op, from snapshot.Source, name, value string) *snapshot.Co
 func text(s string) snapshot.Value { return snapshot.Value{Type: snapshot.TypeString, Str: s} }
 
 // member is `principal in Team::"a"`, `resource in Server::"b"`, and == with an entity.
-func (l *lowerer) member(root string, right *expr) (*snapshot.Cond, error) {
-	if len(right.kids) > 0 {
-		each := make([]*snapshot.Cond, 0, len(right.kids))
-		for _, k := range right.kids {
+func (l *lowerer) member(root string, right *syntax.Expr) (*snapshot.Cond, error) {
+	if len(right.Kids) > 0 {
+		each := make([]*snapshot.Cond, 0, len(right.Kids))
+		for _, k := range right.Kids {
 			c, err := l.member(root, k)
 			if err != nil {
 				return nil, err
@@ -134,16 +135,16 @@ func (l *lowerer) member(root string, right *expr) (*snapshot.Cond, error) {
 	uid, _ := entityOf(right) // check has seen to it
 	switch root {
 	case "principal":
-		ref, err := l.world.node(uid, right.at)
+		ref, err := l.world.node(uid, right.At)
 		return &snapshot.Cond{Op: snapshot.OpMember, Arg: string(ref)}, err
 	case "action":
 		return kindCond([]snapshot.ItemKind{actions[uid.ID]}), nil
 	}
-	return l.scope(uid, right.at)
+	return l.scope(uid, right.At)
 }
 
 // scope is a resource's belonging to an entity. A resource that touches no endpoint is in none, without an error.
-func (l *lowerer) scope(uid types.EntityUID, at place) (*snapshot.Cond, error) {
+func (l *lowerer) scope(uid types.EntityUID, at syntax.Place) (*snapshot.Cond, error) {
 	switch uid.Type {
 	case "Server":
 		return fact(snapshot.OpEq, snapshot.FromResource, "server", string(uid.ID)), nil
@@ -162,12 +163,12 @@ func (l *lowerer) scope(uid types.EntityUID, at place) (*snapshot.Cond, error) {
 
 // operand reads an expression as one side of a native comparison; nil when it is no such thing. What may be absent must be
 // known to be there.
-func (l *lowerer) operand(e *expr, in known) (*operand, error) {
-	root, parts, ok := e.chain()
+func (l *lowerer) operand(e *syntax.Expr, in known) (*operand, error) {
+	root, parts, ok := e.Chain()
 	if !ok || len(parts) == 0 {
 		return nil, nil
 	}
-	path := names(parts)
+	path := syntax.Names(parts)
 	o := &operand{e: e, name: path[0], shownText: root + "." + strings.Join(path, ".")}
 	switch {
 	case root == "principal":
@@ -181,7 +182,7 @@ func (l *lowerer) operand(e *expr, in known) (*operand, error) {
 			o.typ = resourceTypes[path[0]]
 		}
 		if l.deny && !l.world.Lenient && optional(path[0]) && !in["resource."+o.name] {
-			return nil, refuse(e.at, "write "+presence("resource", path)+" && ...",
+			return nil, refuse(e.At, "write "+presence("resource", path)+" && ...",
 				"resource.%s may be absent, and then this forbid would deny whatever lacks it", o.name)
 		}
 	case path[0] == "args":
@@ -206,7 +207,7 @@ func presence(root string, path []string) string {
 }
 
 // argument types an argument of the tool; nil for one that is a member of another, or a list.
-func (l *lowerer) argument(e *expr, o *operand, path []string, in known) (*operand, error) {
+func (l *lowerer) argument(e *syntax.Expr, o *operand, path []string, in known) (*operand, error) {
 	if l.tool.Open {
 		if len(path) > 1 {
 			return nil, nil
@@ -222,7 +223,7 @@ func (l *lowerer) argument(e *expr, o *operand, path []string, in known) (*opera
 		return nil, nil
 	}
 	if a.Type == snapshot.TypeInvalid {
-		return nil, refuse(e.at, "use an argument that is a string, a boolean, a number or a list of them",
+		return nil, refuse(e.At, "use an argument that is a string, a boolean, a number or a list of them",
 			"%s has %s as %s, not as one string, boolean or number", l.tool.Tool, path[0], a.Has)
 	}
 	o.from, o.name, o.typ = snapshot.FromArgs, path[0], a.Type
@@ -231,7 +232,7 @@ func (l *lowerer) argument(e *expr, o *operand, path []string, in known) (*opera
 }
 
 // present refuses an argument that a call may leave away.
-func (l *lowerer) present(e *expr, path []string, in known) error {
+func (l *lowerer) present(e *syntax.Expr, path []string, in known) error {
 	members := l.tool.Args
 	for i, n := range path {
 		if a := members[n]; a.Required || in[argKey(path[:i+1])] {
@@ -242,7 +243,7 @@ func (l *lowerer) present(e *expr, path []string, in known) error {
 		for _, outer := range path[:i] {
 			of += "." + outer
 		}
-		return refuse(e.at, fmt.Sprintf("write %s has %s && ..., or use a required argument", of, name(n)),
+		return refuse(e.At, fmt.Sprintf("write %s has %s && ..., or use a required argument", of, name(n)),
 			"%s may be called without %s, which is optional in its schema", l.tool.Tool, strings.Join(path[:i+1], "."))
 	}
 	return nil
@@ -251,7 +252,7 @@ func (l *lowerer) present(e *expr, path []string, in known) error {
 func argKey(path []string) string { return "args." + strings.Join(path, "\x00") }
 
 // flag is an operand that stands alone: it must be a boolean.
-func (l *lowerer) flag(e *expr, in known) (*snapshot.Cond, error) {
+func (l *lowerer) flag(e *syntax.Expr, in known) (*snapshot.Cond, error) {
 	o, err := l.operand(e, in)
 	if err != nil {
 		return nil, err
@@ -260,7 +261,7 @@ func (l *lowerer) flag(e *expr, in known) (*snapshot.Cond, error) {
 		return l.foreign(e, in)
 	}
 	if o.typ != snapshot.TypeBool && !o.open {
-		return nil, refuse(e.at, "compare it with a constant", "%s is a %s, not a boolean", o, o.word())
+		return nil, refuse(e.At, "compare it with a constant", "%s is a %s, not a boolean", o, o.word())
 	}
 	return o.cond(snapshot.OpEq, snapshot.Value{Type: snapshot.TypeBool, Bool: true}), nil
 }
@@ -276,8 +277,8 @@ func (o *operand) word() string {
 	return word(o.typ)
 }
 
-func (l *lowerer) compare(e *expr, op snapshot.Op, in known) (*snapshot.Cond, error) {
-	left, right := e.kids[0], e.kids[1]
+func (l *lowerer) compare(e *syntax.Expr, op snapshot.Op, in known) (*snapshot.Cond, error) {
+	left, right := e.Kids[0], e.Kids[1]
 	if root, ok := l.entity(left); ok {
 		c, err := l.member(root, right)
 		if err == nil && op == snapshot.OpNe {
@@ -298,7 +299,7 @@ func (l *lowerer) compare(e *expr, op snapshot.Op, in known) (*snapshot.Cond, er
 		return l.compareTwo(e, op, lo, ro, in)
 	case lo == nil && ro == nil:
 		if isConstant(left) && isConstant(right) {
-			return nil, refuse(e.at, "compare context.args.NAME, or an attribute, with a constant", "both sides are constants")
+			return nil, refuse(e.At, "compare context.args.NAME, or an attribute, with a constant", "both sides are constants")
 		}
 		return l.foreign(e, in)
 	case lo == nil:
@@ -308,7 +309,7 @@ func (l *lowerer) compare(e *expr, op snapshot.Op, in known) (*snapshot.Cond, er
 }
 
 // compareConstant lowers a comparison with a constant; any other right side is Cedar's.
-func (l *lowerer) compareConstant(e *expr, op snapshot.Op, o *operand, right *expr, in known) (*snapshot.Cond, error) {
+func (l *lowerer) compareConstant(e *syntax.Expr, op snapshot.Op, o *operand, right *syntax.Expr, in known) (*snapshot.Cond, error) {
 	if o.instant {
 		if ms, ok := instant(right); ok {
 			return timeCond(op, ms), nil
@@ -326,26 +327,26 @@ func (l *lowerer) compareConstant(e *expr, op snapshot.Op, o *operand, right *ex
 		return nil, err
 	}
 	if v.Type != snapshot.TypeNumber && op != snapshot.OpEq && op != snapshot.OpNe {
-		sign, _, _ := binary(e.n)
-		return nil, refuse(e.at, "use == or !=", "%s orders numbers only, and %s is a %s", sign, o, o.word())
+		sign, _, _ := syntax.Binary(e.N)
+		return nil, refuse(e.At, "use == or !=", "%s orders numbers only, and %s is a %s", sign, o, o.word())
 	}
 	return o.cond(op, v), nil
 }
 
 // takes checks that a constant is of the operand's type, and one of its words when it has but a few.
-func (l *lowerer) takes(o *operand, v snapshot.Value, at *expr) error {
+func (l *lowerer) takes(o *operand, v snapshot.Value, at *syntax.Expr) error {
 	if v.Type != o.typ && !o.open {
 		what := fmt.Sprintf("%s is a %s, and %s is a %s", o, o.word(), shownValue(v), word(v.Type))
 		if o.from == snapshot.FromArgs {
 			what = fmt.Sprintf("%s, and %s is a %s", o.has, shownValue(v), word(v.Type))
 		}
-		return refuse(at.start, "compare it with a "+o.word(), "%s", what)
+		return refuse(at.Start, "compare it with a "+o.word(), "%s", what)
 	}
 	words := enumeration(o.from, o.name)
 	if words == nil || l.world.Lenient || slices.Contains(words, v.Str) {
 		return nil
 	}
-	return refuse(at.start, "it is one of "+strings.Join(words, ", "), "%s is never %s", o, shownValue(v))
+	return refuse(at.Start, "it is one of "+strings.Join(words, ", "), "%s is never %s", o, shownValue(v))
 }
 
 // enumeration lists the words of an attribute that has only these; nil for any other.
@@ -362,12 +363,12 @@ func enumeration(from snapshot.Source, name string) []string {
 }
 
 // compareTwo compares a fact with what is known of a decision, or two texts; what else two sides can be is Cedar's.
-func (l *lowerer) compareTwo(e *expr, op snapshot.Op, a, b *operand, in known) (*snapshot.Cond, error) {
+func (l *lowerer) compareTwo(e *syntax.Expr, op snapshot.Op, a, b *operand, in known) (*snapshot.Cond, error) {
 	if a.open || b.open {
 		return l.foreign(e, in)
 	}
 	if a.typ != b.typ || a.instant != b.instant {
-		return nil, refuse(e.at, "compare two of one type", "%s is a %s, and %s is a %s", a, a.word(), b, b.word())
+		return nil, refuse(e.At, "compare two of one type", "%s is a %s, and %s is a %s", a, a.word(), b, b.word())
 	}
 	simple := func(o *operand) bool {
 		return !o.instant && o.from != snapshot.FromArgs && o.from != snapshot.FromClock && o.typ != snapshot.TypeIP && o.typ != snapshot.TypeSet
@@ -376,8 +377,8 @@ func (l *lowerer) compareTwo(e *expr, op snapshot.Op, a, b *operand, in known) (
 	equality := op == snapshot.OpEq || op == snapshot.OpNe
 	ordered := a.typ == snapshot.TypeNumber
 	if !equality && !ordered && a.typ != snapshot.TypeIP && !a.instant {
-		sign, _, _ := binary(e.n)
-		return nil, refuse(e.at, "use == or !=", "%s orders numbers only, and %s is a %s", sign, a, a.word())
+		sign, _, _ := syntax.Binary(e.N)
+		return nil, refuse(e.At, "use == or !=", "%s orders numbers only, and %s is a %s", sign, a, a.word())
 	}
 	if !simple(a) || !simple(b) || !isFact && (!equality || a.typ != snapshot.TypeString) {
 		return l.foreign(e, in)

@@ -6,6 +6,7 @@ import (
 	"github.com/cedar-policy/cedar-go/types"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 
+	"github.com/mcpvault/mcpvault/controlplane/policy/syntax"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
@@ -30,7 +31,7 @@ type known map[string]bool
 type facts struct{ yes, no known }
 
 // condition checks and lowers a whole expression.
-func (l *lowerer) condition(e *expr) (*snapshot.Cond, error) {
+func (l *lowerer) condition(e *syntax.Expr) (*snapshot.Cond, error) {
 	if err := l.check(e); err != nil {
 		return nil, err
 	}
@@ -39,16 +40,16 @@ func (l *lowerer) condition(e *expr) (*snapshot.Cond, error) {
 	return c, err
 }
 
-func (l *lowerer) lower(e *expr, in known, depth int) (*snapshot.Cond, facts, error) {
+func (l *lowerer) lower(e *syntax.Expr, in known, depth int) (*snapshot.Cond, facts, error) {
 	l.nodes++
 	if depth > maxDepth || l.nodes > 4*snapshot.MaxCondNodes {
 		return nil, facts{}, tooLong()
 	}
-	switch e.n.(type) {
+	switch e.N.(type) {
 	case xast.NodeTypeAnd, xast.NodeTypeOr:
 		return l.join(e, in, depth)
 	case xast.NodeTypeNot:
-		c, f, err := l.lower(e.kids[0], in, depth+1)
+		c, f, err := l.lower(e.Kids[0], in, depth+1)
 		return not(c), facts{yes: f.no, no: f.yes}, err
 	case xast.NodeTypeIfThenElse:
 		return l.ifThenElse(e, in, depth)
@@ -59,21 +60,21 @@ func (l *lowerer) lower(e *expr, in known, depth int) (*snapshot.Cond, facts, er
 	return c, facts{}, err
 }
 
-func (l *lowerer) join(e *expr, in known, depth int) (*snapshot.Cond, facts, error) {
-	_, and := e.n.(xast.NodeTypeAnd)
-	left, lf, err := l.lower(e.kids[0], in, depth+1)
+func (l *lowerer) join(e *syntax.Expr, in known, depth int) (*snapshot.Cond, facts, error) {
+	_, and := e.N.(xast.NodeTypeAnd)
+	left, lf, err := l.lower(e.Kids[0], in, depth+1)
 	if err != nil {
 		return nil, facts{}, err
 	}
 	if and {
-		right, rf, err := l.lower(e.kids[1], both(in, lf.yes), depth+1)
+		right, rf, err := l.lower(e.Kids[1], both(in, lf.yes), depth+1)
 		if err != nil {
 			return nil, facts{}, err
 		}
 		f := facts{yes: both(lf.yes, rf.yes), no: either(lf.no, both(lf.yes, rf.no))}
 		return flat(snapshot.OpAnd, left, right), f, nil
 	}
-	right, rf, err := l.lower(e.kids[1], both(in, lf.no), depth+1)
+	right, rf, err := l.lower(e.Kids[1], both(in, lf.no), depth+1)
 	if err != nil {
 		return nil, facts{}, err
 	}
@@ -82,16 +83,16 @@ func (l *lowerer) join(e *expr, in known, depth int) (*snapshot.Cond, facts, err
 }
 
 // ifThenElse becomes (a && b) || (!a && c), which is true, false and an error exactly when the if is.
-func (l *lowerer) ifThenElse(e *expr, in known, depth int) (*snapshot.Cond, facts, error) {
-	a, af, err := l.lower(e.kids[0], in, depth+1)
+func (l *lowerer) ifThenElse(e *syntax.Expr, in known, depth int) (*snapshot.Cond, facts, error) {
+	a, af, err := l.lower(e.Kids[0], in, depth+1)
 	if err != nil {
 		return nil, facts{}, err
 	}
-	b, bf, err := l.lower(e.kids[1], both(in, af.yes), depth+1)
+	b, bf, err := l.lower(e.Kids[1], both(in, af.yes), depth+1)
 	if err != nil {
 		return nil, facts{}, err
 	}
-	c, cf, err := l.lower(e.kids[2], both(in, af.no), depth+1)
+	c, cf, err := l.lower(e.Kids[2], both(in, af.no), depth+1)
 	if err != nil {
 		return nil, facts{}, err
 	}
@@ -110,13 +111,13 @@ func (l *lowerer) ifThenElse(e *expr, in known, depth int) (*snapshot.Cond, fact
 }
 
 // has asks for the presence of an argument, of something that surrounds the call, or of an attribute.
-func (l *lowerer) has(e *expr, in known) (*snapshot.Cond, facts, error) {
-	root, parts, ok := e.kids[0].chain()
+func (l *lowerer) has(e *syntax.Expr, in known) (*snapshot.Cond, facts, error) {
+	root, parts, ok := e.Kids[0].Chain()
 	if !ok {
 		c, err := l.foreign(e, in)
 		return c, facts{}, err
 	}
-	path := append(names(parts), e.attr())
+	path := append(syntax.Names(parts), e.Attr())
 	present := func(from snapshot.Source, name, key string) (*snapshot.Cond, facts, error) {
 		return &snapshot.Cond{Op: snapshot.OpHas, From: from, Arg: name}, facts{yes: known{key: true}}, nil
 	}

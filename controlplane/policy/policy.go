@@ -18,6 +18,7 @@ import (
 	cedar "github.com/cedar-policy/cedar-go"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 
+	"github.com/mcpvault/mcpvault/controlplane/policy/syntax"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
@@ -65,19 +66,19 @@ func Check(text string) error {
 }
 
 // parse gives the body of the single when clause that text stands for.
-func parse(text string) (*expr, error) {
+func parse(text string) (*syntax.Expr, error) {
 	if strings.TrimSpace(text) == "" {
-		return nil, refuse(place{}, `write something like context.args.amount < 100, or leave it away`, "the condition is empty")
+		return nil, refuse(syntax.Place{}, `write something like context.args.amount < 100, or leave it away`, "the condition is empty")
 	}
 	if len(text) > MaxText {
-		return nil, refuse(place{}, "make two grants of it, or a shorter condition", "the condition is %d bytes long; at most %d are accepted", len(text), MaxText)
+		return nil, refuse(syntax.Place{}, "make two grants of it, or a shorter condition", "the condition is %d bytes long; at most %d are accepted", len(text), MaxText)
 	}
-	if deepest(text) > maxDepth {
+	if syntax.Deepest(text) > maxDepth {
 		return nil, tooLong()
 	}
 	list, err := cedar.NewPolicyListFromBytes("condition", []byte(prefix+text+suffix))
 	if err != nil {
-		return nil, syntax(err)
+		return nil, unparsed(err)
 	}
 	if len(list) != 1 {
 		return nil, oneOnly()
@@ -86,58 +87,35 @@ func parse(text string) (*expr, error) {
 	if len(conditions) != 1 || conditions[0].Condition != xast.ConditionWhen {
 		return nil, oneOnly()
 	}
-	l := &locator{words: tokens(text, 1, 1)}
-	return l.locate(conditions[0].Body), nil
-}
-
-// deepest is the depth of brackets and of chains of prefix operators. The parser behind us recurses, so it is bounded
-// before it starts.
-func deepest(text string) int {
-	depth, most, run := 0, 0, 0
-	for i := range len(text) {
-		switch text[i] {
-		case '(', '[', '{':
-			depth++
-			run = 0
-		case ')', ']', '}':
-			depth--
-			run = 0
-		case '!', '-':
-			run++
-		case ' ', '\t', '\n', '\r':
-		default:
-			run = 0
-		}
-		most = max(most, depth+run)
-	}
-	return most
+	l := syntax.NewLocator(text, syntax.Place{Line: 1, Column: 1})
+	return l.Locate(conditions[0].Body), nil
 }
 
 func oneOnly() error {
-	return refuse(place{}, "write only what stands between the braces of a Cedar when clause, such as context.args.amount < 100", "this is more than a condition")
+	return refuse(syntax.Place{}, "write only what stands between the braces of a Cedar when clause, such as context.args.amount < 100", "this is more than a condition")
 }
 
 func tooLong() error {
-	return refuse(place{}, "split it into several", "the condition has more than %d parts or %d levels", snapshot.MaxCondNodes, maxDepth)
+	return refuse(syntax.Place{}, "split it into several", "the condition has more than %d parts or %d levels", snapshot.MaxCondNodes, maxDepth)
 }
 
 var cedarPlace = regexp.MustCompile(`at [^ ]*:(\d+):(\d+) (".*?"): (.*)$`)
 
-// syntax says a parser's error in terms of the text that the author wrote.
-func syntax(err error) error {
+// unparsed says a parser's error in terms of the text that the author wrote.
+func unparsed(err error) error {
 	const fix = "write a Cedar expression such as context.args.amount < 100 && context.args.currency == \"EUR\""
 	m := cedarPlace.FindStringSubmatch(err.Error())
 	if m == nil {
 		if strings.Contains(err.Error(), "out of range") {
-			return refuse(place{}, "use a smaller one", "a number does not fit in 64 bits")
+			return refuse(syntax.Place{}, "use a smaller one", "a number does not fit in 64 bits")
 		}
-		return refuse(place{}, fix, "the condition is not valid Cedar: %v", err)
+		return refuse(syntax.Place{}, fix, "the condition is not valid Cedar: %v", err)
 	}
 	line, _ := strconv.Atoi(m[1])
 	column, _ := strconv.Atoi(m[2])
 	word := m[3]
 	if word == `";"` || word == `"}"` {
-		return refuse(place{}, fix, "the condition ends too early (line %d)", max(line-2, 1))
+		return refuse(syntax.Place{}, fix, "the condition ends too early (line %d)", max(line-2, 1))
 	}
-	return refuse(place{line - 1, column}, fix, "unexpected %s: %s", word, m[4])
+	return refuse(syntax.Place{Line: line - 1, Column: column}, fix, "unexpected %s: %s", word, m[4])
 }

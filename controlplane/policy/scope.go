@@ -6,32 +6,33 @@ import (
 	"github.com/cedar-policy/cedar-go/types"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 
+	"github.com/mcpvault/mcpvault/controlplane/policy/syntax"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
 // scope reads what stands in the brackets of a policy: who, what is done, and to what.
 type scope struct {
 	l     *lowerer
-	find  *locator
+	find  *syntax.Locator
 	grant snapshot.Grant
 	// parts are what the scope asks for beyond the grant's own fields.
 	parts []*snapshot.Cond
 	// kinds are the items that the action and the resource leave.
 	kinds []snapshot.ItemKind
-	at    place // of the resource
+	at    syntax.Place // of the resource
 }
 
 func (s *scope) read(p *Policy) error {
-	s.find.find(aSign, "(")
-	s.find.find(aWord, "principal")
+	s.find.Find(syntax.Sign, "(")
+	s.find.Find(syntax.Word, "principal")
 	if err := s.principal(p.ast.Principal); err != nil {
 		return err
 	}
-	s.find.find(aWord, "action")
+	s.find.Find(syntax.Word, "action")
 	if err := s.action(p.ast.Action); err != nil {
 		return err
 	}
-	s.at = s.find.find(aWord, "resource")
+	s.at = s.find.Find(syntax.Word, "resource")
 	if err := s.resource(p.ast.Resource); err != nil {
 		return err
 	}
@@ -42,19 +43,19 @@ func (s *scope) read(p *Policy) error {
 		s.parts = append(s.parts, kindCond(s.kinds))
 	}
 	s.l.kinds = s.kinds
-	s.find.find(aSign, ")")
+	s.find.Find(syntax.Sign, ")")
 	s.arguments()
 	return nil
 }
 
 func (s *scope) principal(n xast.IsPrincipalScopeNode) error {
 	in := func(uid types.EntityUID) error {
-		ref, err := s.l.world.node(uid, s.find.value(uid))
+		ref, err := s.l.world.node(uid, s.find.Value(uid))
 		s.grant.Subject = ref
 		return err
 	}
 	is := func(t types.EntityType) error {
-		if err := s.l.checkType("principal", t, s.find.find(aWord, string(t))); err != nil {
+		if err := s.l.checkType("principal", t, s.find.Find(syntax.Word, string(t))); err != nil {
 			return err
 		}
 		s.parts = append(s.parts, typeCond("principal", t))
@@ -63,7 +64,7 @@ func (s *scope) principal(n xast.IsPrincipalScopeNode) error {
 	switch v := n.(type) {
 	case xast.ScopeTypeEq:
 		if _, ok := principalTypes[v.Entity.Type]; !ok {
-			return refuse(s.find.value(v.Entity), "write principal in "+v.Entity.String(), "a principal is never a %s itself", v.Entity.Type)
+			return refuse(s.find.Value(v.Entity), "write principal in "+v.Entity.String(), "a principal is never a %s itself", v.Entity.Type)
 		}
 		return in(v.Entity)
 	case xast.ScopeTypeIn:
@@ -93,7 +94,7 @@ func (s *scope) action(n xast.IsActionScopeNode) error {
 		return nil
 	}
 	for _, uid := range list {
-		if err := checkAction(uid, s.find.value(uid)); err != nil {
+		if err := checkAction(uid, s.find.Value(uid)); err != nil {
 			return err
 		}
 		if k := actions[uid.ID]; !slices.Contains(s.kinds, k) {
@@ -108,7 +109,7 @@ func (s *scope) resource(n xast.IsResourceScopeNode) error {
 	switch v := n.(type) {
 	case xast.ScopeTypeEq:
 		if !isItem(v.Entity.Type) {
-			return refuse(s.find.value(v.Entity), "write resource in "+v.Entity.String(), "a resource is never a %s itself", v.Entity.Type)
+			return refuse(s.find.Value(v.Entity), "write resource in "+v.Entity.String(), "a resource is never a %s itself", v.Entity.Type)
 		}
 		return s.within(v.Entity)
 	case xast.ScopeTypeIn:
@@ -125,7 +126,7 @@ func (s *scope) resource(n xast.IsResourceScopeNode) error {
 }
 
 func (s *scope) is(t types.EntityType) error {
-	if err := s.l.checkType("resource", t, s.find.find(aWord, string(t))); err != nil {
+	if err := s.l.checkType("resource", t, s.find.Find(syntax.Word, string(t))); err != nil {
 		return err
 	}
 	s.only(itemTypes[t])
@@ -137,7 +138,7 @@ func (s *scope) only(kind snapshot.ItemKind) {
 }
 
 func (s *scope) within(uid types.EntityUID) error {
-	at := s.find.value(uid)
+	at := s.find.Value(uid)
 	switch {
 	case uid.Type == "Server":
 		s.grant.Server = string(uid.ID)

@@ -5,12 +5,13 @@ import (
 
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
 
+	"github.com/mcpvault/mcpvault/controlplane/policy/syntax"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
 // contains lowers lists of constants, and the lists of a resource; any other list is Cedar's.
-func (l *lowerer) contains(e *expr, in known) (*snapshot.Cond, error) {
-	left, right := e.kids[0], e.kids[1]
+func (l *lowerer) contains(e *syntax.Expr, in known) (*snapshot.Cond, error) {
+	left, right := e.Kids[0], e.Kids[1]
 	set, err := l.operand(left, in)
 	if err != nil {
 		return nil, err
@@ -25,23 +26,23 @@ func (l *lowerer) contains(e *expr, in known) (*snapshot.Cond, error) {
 		return l.foreign(e, in)
 	}
 	if set != nil {
-		return nil, refuse(e.at, `write ["a", "b"].contains(context.args.NAME)`, "%s is a %s, not a list", set, set.word())
+		return nil, refuse(e.At, `write ["a", "b"].contains(context.args.NAME)`, "%s is a %s, not a list", set, set.word())
 	}
-	if _, ok := e.n.(xast.NodeTypeContains); !ok || !isSet(left) {
+	if _, ok := e.N.(xast.NodeTypeContains); !ok || !isSet(left) {
 		return l.foreign(e, in)
 	}
 	o, err := l.operand(right, in)
 	if err != nil {
 		return nil, err
 	}
-	if len(left.kids) == 0 || len(left.kids) > snapshot.MaxCondNodes {
-		return nil, refuse(left.at, fmt.Sprintf("give between 1 and %d", snapshot.MaxCondNodes), "the list has %d values", len(left.kids))
+	if len(left.Kids) == 0 || len(left.Kids) > snapshot.MaxCondNodes {
+		return nil, refuse(left.At, fmt.Sprintf("give between 1 and %d", snapshot.MaxCondNodes), "the list has %d values", len(left.Kids))
 	}
 	if o == nil || o.instant || o.typ == snapshot.TypeIP || o.typ == snapshot.TypeSet {
 		return l.foreign(e, in)
 	}
 	c := o.cond(snapshot.OpIn, snapshot.Value{})
-	for _, k := range left.kids {
+	for _, k := range left.Kids {
 		v, ok := constant(k)
 		if !ok {
 			return l.foreign(e, in)
@@ -54,20 +55,20 @@ func (l *lowerer) contains(e *expr, in known) (*snapshot.Cond, error) {
 	return c, nil
 }
 
-func isSet(e *expr) bool {
-	_, ok := e.n.(xast.NodeTypeSet)
+func isSet(e *syntax.Expr) bool {
+	_, ok := e.N.(xast.NodeTypeSet)
 	return ok
 }
 
 // factContains asks a set of the resource's for constants, or for one text that is known of the decision; nil for others.
-func (l *lowerer) factContains(e *expr, set *operand, right *expr, in known) (*snapshot.Cond, error) {
+func (l *lowerer) factContains(e *syntax.Expr, set *operand, right *syntax.Expr, in known) (*snapshot.Cond, error) {
 	op := snapshot.OpOr
-	members := []*expr{right}
-	switch e.n.(type) {
+	members := []*syntax.Expr{right}
+	switch e.N.(type) {
 	case xast.NodeTypeContainsAll:
-		op, members = snapshot.OpAnd, right.kids
+		op, members = snapshot.OpAnd, right.Kids
 	case xast.NodeTypeContainsAny:
-		members = right.kids
+		members = right.Kids
 	default:
 		o, err := l.operand(right, in)
 		if err != nil {
@@ -86,7 +87,7 @@ func (l *lowerer) factContains(e *expr, set *operand, right *expr, in known) (*s
 			return nil, nil
 		}
 		if v.Type != snapshot.TypeString {
-			return nil, refuse(m.start, "give strings", "%s is a list of strings, and %s is none", set, shownValue(v))
+			return nil, refuse(m.Start, "give strings", "%s is a list of strings, and %s is none", set, shownValue(v))
 		}
 		list = append(list, set.cond(snapshot.OpContains, v))
 	}

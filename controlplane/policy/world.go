@@ -8,6 +8,7 @@ import (
 	"github.com/cedar-policy/cedar-go/types"
 
 	"github.com/mcpvault/mcpvault/controlplane/policy/schema"
+	"github.com/mcpvault/mcpvault/controlplane/policy/syntax"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
@@ -60,11 +61,11 @@ func (r *Refusal) As(target any) bool {
 }
 
 func (r *Refusal) problem() *problem.Problem {
-	return problem.New(problem.Invalid, place{r.Line, r.Column}.String()+r.What, r.Fix)
+	return problem.New(problem.Invalid, syntax.Place{Line: r.Line, Column: r.Column}.String()+r.What, r.Fix)
 }
 
-func refuse(at place, fix, format string, args ...any) error {
-	return &Refusal{Line: at.line, Column: at.column, What: fmt.Sprintf(format, args...), Fix: fix}
+func refuse(at syntax.Place, fix, format string, args ...any) error {
+	return &Refusal{Line: at.Line, Column: at.Column, What: fmt.Sprintf(format, args...), Fix: fix}
 }
 
 // The entity types of the schema, and what they are in a snapshot.
@@ -83,7 +84,7 @@ var (
 )
 
 // node is the node that a principal or a group of them stands for.
-func (w *World) node(uid types.EntityUID, at place) (snapshot.Ref, error) {
+func (w *World) node(uid types.EntityUID, at syntax.Place) (snapshot.Ref, error) {
 	if prefix, ok := nodeTypes[uid.Type]; ok {
 		ref := snapshot.Ref(prefix + string(uid.ID))
 		return ref, w.known(ref, string(uid.Type), prefix, string(uid.ID), at)
@@ -111,7 +112,7 @@ func typeOf(kind snapshot.PrincipalKind) string {
 	return "User"
 }
 
-func (w *World) known(ref snapshot.Ref, kind, prefix, name string, at place) error {
+func (w *World) known(ref snapshot.Ref, kind, prefix, name string, at syntax.Place) error {
 	if w.Nodes == nil || w.Lenient || w.Nodes[ref] {
 		return nil
 	}
@@ -124,14 +125,14 @@ func (w *World) known(ref snapshot.Ref, kind, prefix, name string, at place) err
 	return missing(at, kind, name, names)
 }
 
-func (w *World) server(name string, at place) error {
+func (w *World) server(name string, at syntax.Place) error {
 	if _, ok := w.Servers[name]; ok || w.Servers == nil || w.Lenient {
 		return nil
 	}
 	return missing(at, "Server", name, keys(w.Servers))
 }
 
-func (w *World) endpoint(name string, at place) error {
+func (w *World) endpoint(name string, at syntax.Place) error {
 	if w.Endpoints == nil || w.Lenient || w.Endpoints[name] {
 		return nil
 	}
@@ -139,7 +140,7 @@ func (w *World) endpoint(name string, at place) error {
 }
 
 // item splits the id of a tool, a prompt or a resource into its server and its own name, and checks that it is there.
-func (w *World) item(uid types.EntityUID, at place) (server, item string, err error) {
+func (w *World) item(uid types.EntityUID, at syntax.Place) (server, item string, err error) {
 	kind := itemTypes[uid.Type]
 	server, name, ok := strings.Cut(string(uid.ID), "/")
 	if kind == snapshot.ItemRest {
@@ -169,7 +170,7 @@ func (w *World) item(uid types.EntityUID, at place) (server, item string, err er
 	return server, item, err
 }
 
-func missing(at place, kind, name string, names []string) error {
+func missing(at syntax.Place, kind, name string, names []string) error {
 	fix := "create it first, or name one that there is"
 	if near := Nearest(name, names); near != "" {
 		fix = "did you mean " + quote(near) + "?"

@@ -137,7 +137,7 @@ func (l *line) beat(t *testing.T, at time.Time) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	env, err := seal.SignHeartbeat(&snapshotv1.Heartbeat{Cell: cellName, Root: root[:], TimeMs: at.UnixMilli(), Sequence: 1}, l.a.beat)
+	env, err := seal.SignHeartbeat(&snapshotv1.Heartbeat{Cell: l.a.cell, Root: root[:], TimeMs: at.UnixMilli(), Sequence: 1}, l.a.beat)
 	if err != nil {
 		t.Fatal(err)
 	}

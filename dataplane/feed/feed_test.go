@@ -45,6 +45,8 @@ type authority struct {
 	acks   []*cellv1.AcknowledgeRequest
 	events chan *cellv1.WatchResponse
 	seq    uint64
+	// cell is whom manifests and heartbeats are for.
+	cell string
 	// fetched counts the shards that were asked for; guarded by mu.
 	fetched int
 }
@@ -59,7 +61,7 @@ func newAuthority(t *testing.T) *authority {
 		return s
 	}
 	a := &authority{
-		head: key(), beat: key(), kill: key(), stranger: key(),
+		head: key(), beat: key(), kill: key(), stranger: key(), cell: cellName,
 		blobs: map[snapshot.Digest][]byte{}, events: make(chan *cellv1.WatchResponse, 16),
 	}
 	r1, r2, r3 := key(), key(), key()
@@ -196,7 +198,7 @@ func (a *authority) update(t *testing.T, heads ...[]byte) *cellv1.Update {
 	}
 	a.seq++
 	m, err := seal.SignManifest(&snapshotv1.Manifest{
-		Cell: cellName, Sequence: a.seq, Heads: refs, Root: root[:], IssuedMs: time.Now().UnixMilli(),
+		Cell: a.cell, Sequence: a.seq, Heads: refs, Root: root[:], IssuedMs: time.Now().UnixMilli(),
 	}, a.head)
 	if err != nil {
 		t.Fatal(err)

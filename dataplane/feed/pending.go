@@ -28,6 +28,8 @@ type openedHead struct {
 	envelope []byte
 	head     *snapshotv1.Head
 	digest   snapshot.Digest
+	// committed is set by the proposer, for itself, when the log has the head and this node's disk may not yet.
+	committed bool
 }
 
 func (h *openedHead) generation() generation { return generationOf(h.head, h.digest) }
@@ -84,7 +86,7 @@ func (f *Feed) open(trust *seal.Trust, u *cellv1.Update) (map[snapshot.TenantID]
 			f.rejectHead(env, err)
 			continue
 		}
-		offers[snapshot.TenantID(head.GetTenantId())] = &offer{head: &openedHead{env, head, digest}}
+		offers[snapshot.TenantID(head.GetTenantId())] = &offer{head: &openedHead{envelope: env, head: head, digest: digest}}
 	}
 	for _, d := range u.GetDeltas() {
 		o, err := openDelta(trust, d)
@@ -198,15 +200,15 @@ func (f *Feed) takePending() batch {
 		if !f.prune(id, p) {
 			continue
 		}
-		if p.head != nil {
+		floor, digest := f.cfg.Store.FloorDigest(id)
+		switch {
+		case p.head != nil && !p.head.committed:
 			b.heads = append(b.heads, p.head)
-			continue
-		}
-		if floor, digest := f.cfg.Store.FloorDigest(id); p.deltas[0].follows(floor, digest) {
-			if !p.deltas[len(p.deltas)-1].committed {
-				b.runs = append(b.runs, append([]*openedDelta(nil), p.deltas...))
-			}
-		} else {
+		case p.head != nil, p.deltas[len(p.deltas)-1].committed:
+			// This node's disk is about to have it.
+		case p.deltas[0].follows(floor, digest):
+			b.runs = append(b.runs, append([]*openedDelta(nil), p.deltas...))
+		case !seal.DeltaVersion(p.deltas[0].body).Newer(next(floor)):
 			delete(f.pending, id) // the log has taken another way; the stream brings what follows
 		}
 	}
@@ -216,17 +218,15 @@ func (f *Feed) takePending() batch {
 	return b
 }
 
-// dropHead forgets a head that the log has taken; the deltas behind it are next. One that cannot be served takes them with
-// it.
-func (f *Feed) dropHead(h *openedHead, unfit bool) {
+func next(v snapshot.Version) snapshot.Version {
+	return snapshot.Version{Epoch: v.Epoch, Generation: v.Generation + 1}
+}
+
+// dropHead forgets a head that cannot be served, and the deltas behind it.
+func (f *Feed) dropHead(h *openedHead) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	id := snapshot.TenantID(h.head.GetTenantId())
-	p := f.pending[id]
-	if p == nil || p.head != h {
-		return
-	}
-	if p.head = nil; unfit || len(p.deltas) == 0 {
+	if id := snapshot.TenantID(h.head.GetTenantId()); f.pending[id] != nil && f.pending[id].head == h {
 		delete(f.pending, id)
 	}
 }

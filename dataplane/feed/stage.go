@@ -93,7 +93,7 @@ func (f *Feed) stageHeads(ctx context.Context, heads []*openedHead) (ready []*op
 			ready = append(ready, h)
 		case errors.Is(err, errUnfit):
 			f.nack(h.generation(), err)
-			f.dropHead(h, true)
+			f.dropHead(h)
 		default:
 			f.log.WarnContext(ctx, "shards are not here yet", append(h.generation().attrs(), "err", err)...)
 			done = false
@@ -152,7 +152,7 @@ func (f *Feed) proposeUpdate(ctx context.Context, b batch) bool {
 			return false
 		}
 		for _, h := range heads {
-			f.dropHead(h, false)
+			h.committed = true
 		}
 	}
 	return true

@@ -7,7 +7,8 @@ import (
 
 // Prospect is what a condition may come to from a time on, whoever asks how.
 type Prospect struct {
-	// True and False say that some call would find it so; Open that it may fail on one, because it reads what a call says.
+	// True and False say that some call would find it so; Open that it may fail on one, because it reads what a call says or
+	// a fact that is not there.
 	True, False, Open bool
 }
 
@@ -17,6 +18,9 @@ func Prospects(v *index.View, program uint32, nowMS int64) Prospect {
 	e := evaluator{req: &Request{NowMS: nowMS}, x: v.Index(), who: v.Principal()}
 	p := e.x.Program(program)
 	var out Prospect
+	for pc := range p.Len() {
+		out.Open = out.Open || p.Instr(pc).Op == snapshot.OpFail
+	}
 	out.True, out.False = p.Paths(func(in index.Instr) uint8 {
 		const either = index.CanTrue | index.CanFalse
 		switch {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -192,4 +193,36 @@ func TestOnlyTheRootsRaiseAnEpochAndAnOlderOneNeverComesBack(t *testing.T) {
 	if h := stale.Head(id); h == nil || h.Version != v.Heads[0].Version {
 		t.Errorf("%v is in force", h)
 	}
+}
+
+func TestATenantThatCannotBePublishedIsNamedWhileOnlyAnOlderKeyHasSignedIt(t *testing.T) {
+	t.Parallel()
+	k := withKeys(t)
+	old := k.ring.Current()
+	await(t, k.p, "local", "both tenants", func(v publish.View) bool { return verifies(v, old.Trust) })
+	acme, err := k.st.TenantByName(t.Context(), "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv, _ := breakServer(t, &bundle{st: k.st, acme: acme})
+	next := keyringtest.Key(t, keyring.Path(k.dir, "head-2"))
+	if _, err := k.ring.Install(t.Context(), keyringtest.Next(t, k.dir, old, 2, keyringtest.Name(next, snapshotv1.KeyRole_KEY_ROLE_HEAD))); err != nil {
+		t.Fatal(err)
+	}
+	await(t, k.p, "local", "the other tenant is signed anew", func(v publish.View) bool {
+		return len(v.Heads) == 2 && slices.ContainsFunc(v.Heads, func(h *publish.Head) bool { return slices.Contains(h.Signers, next.KeyID()) })
+	})
+	if got := k.p.Status().Outdated; !slices.Equal(got, []string{"acme"}) {
+		t.Errorf("only an older key has signed for %v", got)
+	}
+	_, err = k.st.Write(t.Context(), acme.ID, "test", func(tx *store.Tx) error {
+		if err := tx.DeleteServer(t.Context(), srv.ID); err != nil {
+			return err
+		}
+		return tx.Change(t.Context(), "x", "x", nil)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, k.p, "local", "nobody is left", func(publish.View) bool { return len(k.p.Status().Outdated) == 0 })
 }

@@ -68,7 +68,7 @@ const farewellTime = 2 * time.Second
 // policy any more.
 func (s *Service) farewell(ctx context.Context, n Node, v publish.View, out cellv1connect.CellServiceWatchServerStream) error {
 	s.cfg.Logger.WarnContext(ctx, "a node that was killed is turned away", "cell", n.Cell, "node", n.Name)
-	if err := out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Update{Update: &cellv1.Update{Roots: v.Roots}}}); err != nil {
+	if err := out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Update{Update: &cellv1.Update{Roots: v.Roots, EarlierRoots: v.Earlier}}}); err != nil {
 		return err
 	}
 	for _, k := range v.Kills {
@@ -178,6 +178,9 @@ func (w *watcher) send(v publish.View) error {
 // behind them, and to whom has the rest the deltas alone.
 func (w *watcher) update(v publish.View) error {
 	u := &cellv1.Update{Manifest: v.Manifest, Roots: v.Roots}
+	if w.roots == nil {
+		u.EarlierRoots = v.Earlier
+	}
 	var next []publish.Delta
 	for _, h := range v.Heads {
 		deltas, ok := h.Behind(w.sent[h.TenantID])

@@ -116,7 +116,7 @@ func read(dir string, have *Set) (*Set, error) {
 			return nil, err
 		}
 	}
-	set.before = history(dir, trust.Version())
+	set.before, set.Earlier = history(dir, trust.Version())
 	return set, nil
 }
 
@@ -137,11 +137,10 @@ func first(dir string, env []byte) (*seal.Trust, error) {
 	return trust, nil
 }
 
-// history is what earlier roots believed, newest first. A copy that cannot be used is left out: it is needed to sign old
-// kills anew and for nothing else.
-func history(dir string, version uint64) []*seal.Trust {
+// history is what earlier roots believed, newest first, and their envelopes, oldest first. A copy that cannot be used is
+// left out: they are needed to sign old kills anew, and to take nodes along that were away for long.
+func history(dir string, version uint64) (all []*seal.Trust, envelopes [][]byte) {
 	const most = 32
-	var all []*seal.Trust
 	for _, v := range copies(dir) {
 		if v >= version || len(all) == most {
 			continue
@@ -155,10 +154,11 @@ func history(dir string, version uint64) []*seal.Trust {
 			continue
 		}
 		if t, err := seal.OpenRoots(env, pin); err == nil {
-			all = append(all, t)
+			all, envelopes = append(all, t), append(envelopes, env)
 		}
 	}
-	return all
+	slices.Reverse(envelopes)
+	return all, envelopes
 }
 
 // copies are the versions of the roots that were ever in force here, newest first.

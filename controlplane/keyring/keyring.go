@@ -37,6 +37,9 @@ type Set struct {
 	// Head signs heads, deltas and manifests.
 	Head, Heartbeat, Kill *seal.Signer
 
+	// Earlier are the envelopes of the roots before, oldest first, as far as they are kept.
+	Earlier [][]byte
+
 	before []*seal.Trust
 }
 

@@ -82,6 +82,8 @@ func (h *Head) Behind(v snapshot.Version) (deltas []Delta, ok bool) {
 // View is what a cell should know. It is read-only.
 type View struct {
 	Roots, Manifest, Heartbeat []byte
+	// Earlier are the roots before, oldest first.
+	Earlier [][]byte
 	// Heads are those of the manifest, by tenant id.
 	Heads []*Head
 	// Kills only ever grows at its end.
@@ -350,6 +352,7 @@ func (p *Publisher) showManifest(c *cellState, sequence uint64) error {
 		// A kill that was signed with a new key may have been refused by nodes that had not heard of the key.
 		c.view.Resigned++
 	}
+	c.view.Earlier = keys.Earlier
 	c.view.Roots, c.view.Manifest, c.view.Heartbeat, c.view.Heads, c.keys = keys.Roots, env, beat, heads, keys
 	c.forget(heads)
 	c.announce()

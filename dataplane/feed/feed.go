@@ -224,7 +224,7 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 // reason and holds up no other tenant.
 func (f *Feed) takeUpdate(u *cellv1.Update) error {
 	if len(u.GetRoots()) > 0 {
-		if err := f.cfg.Trust.Renew(u.GetRoots()); err != nil {
+		if err := f.cfg.Trust.RenewThrough(u.GetEarlierRoots(), u.GetRoots()); err != nil {
 			return fmt.Errorf("roots: %w", err)
 		}
 	}

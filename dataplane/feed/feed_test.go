@@ -39,6 +39,7 @@ type authority struct {
 	cellv1connect.UnimplementedCellServiceHandler
 	head, beat, kill, stranger *seal.Signer
 	roots                      []byte
+	root                       [2]*seal.Signer
 
 	mu     sync.Mutex
 	blobs  map[snapshot.Digest][]byte
@@ -76,7 +77,7 @@ func newAuthority(t *testing.T) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.roots = env
+	a.roots, a.root = env, [2]*seal.Signer{r1, r2}
 	return a
 }
 

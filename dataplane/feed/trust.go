@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 
@@ -49,6 +50,24 @@ func (t *Trust) Renew(env []byte) error {
 	}
 	t.cur.CompareAndSwap(old, &roots{env, next})
 	return nil
+}
+
+// maxEarlier bounds how many earlier roots are looked at.
+const maxEarlier = 64
+
+// RenewThrough takes newer roots, step by step through those between when they do not follow directly: the root keys
+// themselves were replaced more than once while this node was away.
+func (t *Trust) RenewThrough(earlier [][]byte, env []byte) error {
+	err := t.Renew(env)
+	if !errors.Is(err, seal.ErrSignature) {
+		return err
+	}
+	for _, step := range earlier[:min(len(earlier), maxEarlier)] {
+		if t.Renew(step) == nil {
+			err = t.Renew(env)
+		}
+	}
+	return err
 }
 
 func openHead(t *seal.Trust, env []byte) (*snapshotv1.Head, snapshot.Digest, error) {

@@ -334,7 +334,10 @@ type Update struct {
 	Roots []byte `protobuf:"bytes,3,opt,name=roots,proto3" json:"roots,omitempty"`
 	// What made the newest generations out of heads, of a tenant in order. The manifest names heads; a tenant's deltas go
 	// beyond it, and heartbeats confirm the root over both.
-	Deltas        []*v1.SignedDelta `protobuf:"bytes,4,rep,name=deltas,proto3" json:"deltas,omitempty"`
+	Deltas []*v1.SignedDelta `protobuf:"bytes,4,rep,name=deltas,proto3" json:"deltas,omitempty"`
+	// DSSE envelopes of the roots before, oldest first, with the first update of a stream: a node that was away while the root
+	// keys themselves were replaced goes from one to the next.
+	EarlierRoots  [][]byte `protobuf:"bytes,5,rep,name=earlier_roots,json=earlierRoots,proto3" json:"earlier_roots,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -393,6 +396,13 @@ func (x *Update) GetRoots() []byte {
 func (x *Update) GetDeltas() []*v1.SignedDelta {
 	if x != nil {
 		return x.Deltas
+	}
+	return nil
+}
+
+func (x *Update) GetEarlierRoots() [][]byte {
+	if x != nil {
+		return x.EarlierRoots
 	}
 	return nil
 }
@@ -1061,12 +1071,13 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\theartbeat\x18\x02 \x01(\fH\x00R\theartbeat\x12\x14\n" +
 	"\x04kill\x18\x03 \x01(\fH\x00R\x04kill\x129\n" +
 	"\x05delta\x18\x04 \x01(\v2!.mcpvault.snapshot.v1.SignedDeltaH\x00R\x05deltaB\a\n" +
-	"\x05event\"\x8b\x01\n" +
+	"\x05event\"\xb0\x01\n" +
 	"\x06Update\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x14\n" +
 	"\x05heads\x18\x02 \x03(\fR\x05heads\x12\x14\n" +
 	"\x05roots\x18\x03 \x01(\fR\x05roots\x129\n" +
-	"\x06deltas\x18\x04 \x03(\v2!.mcpvault.snapshot.v1.SignedDeltaR\x06deltas\"3\n" +
+	"\x06deltas\x18\x04 \x03(\v2!.mcpvault.snapshot.v1.SignedDeltaR\x06deltas\x12#\n" +
+	"\rearlier_roots\x18\x05 \x03(\fR\fearlierRoots\"3\n" +
 	"\x10FetchBlobRequest\x12\x1f\n" +
 	"\x06sha256\x18\x01 \x01(\fB\a\xbaH\x04z\x02h R\x06sha256\")\n" +
 	"\x11FetchBlobResponse\x12\x14\n" +

@@ -455,7 +455,7 @@ func (x *Index) checkCells() error {
 		c := x.cells[i*cellSize:][:cellSize]
 		key := le.Uint64(c)
 		if key == 0 {
-			if !zero(c) {
+			if le.Uint64(c[8:])|le.Uint64(c[16:])|le.Uint64(c[24:]) != 0 {
 				return bad("cell", i)
 			}
 			run = 0

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mcpvault/mcpvault/snapshot"
@@ -26,6 +28,24 @@ type blobs struct {
 	dir    string
 	sealer *Sealer
 	now    func() time.Time
+	// buffers hold sealed bytes for as long as they are opened: a node that starts reads hundreds of shards, and memory
+	// that was never touched before costs more than what is done with it.
+	buffers sync.Pool
+}
+
+// read reads a file of a size into a buffer that goes back to the pool.
+func (b *blobs) read(path string, size int) (*[]byte, error) {
+	buf, ok := b.buffers.Get().(*[]byte)
+	if !ok || cap(*buf) < size {
+		buf = new(make([]byte, size))
+	}
+	*buf = (*buf)[:size]
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	_, err = io.ReadFull(f, *buf)
+	return buf, errors.Join(err, f.Close())
 }
 
 func (b *blobs) path(d snapshot.Digest) string {
@@ -76,11 +96,12 @@ func (s *Store) AppendBlob(dst []byte, d snapshot.Digest, limit int64) ([]byte, 
 	if info.Size()-int64(s.blobs.sealer.Overhead()) > limit {
 		return nil, fmt.Errorf("read blob %s: %w: %d bytes", d, ErrTooBig, info.Size())
 	}
-	sealed, err := os.ReadFile(path)
+	sealed, err := s.blobs.read(path, int(info.Size()))
 	if err != nil {
 		return nil, fmt.Errorf("read blob %s: %w", d, err)
 	}
-	plain, err := s.blobs.sealer.Append(dst, blobPlace, d[:], sealed)
+	plain, err := s.blobs.sealer.Append(dst, blobPlace, d[:], *sealed)
+	s.blobs.buffers.Put(sealed)
 	if err != nil {
 		return nil, fmt.Errorf("read blob %s: %w", d, ErrCorrupt)
 	}

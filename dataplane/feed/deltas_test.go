@@ -28,13 +28,13 @@ type line struct {
 }
 
 // begin makes a head of the tenant as it is now.
-func (a *authority) begin(t *testing.T, id, name string, gen uint64) *line {
+func (a *authority) begin(t testing.TB, id, name string, gen uint64) *line {
 	t.Helper()
 	return (&line{a: a, policy: basePolicy(id)}).rebase(t, name, gen)
 }
 
 // rebase makes a head of what the policy is now.
-func (l *line) rebase(t *testing.T, name string, gen uint64) *line {
+func (l *line) rebase(t testing.TB, name string, gen uint64) *line {
 	t.Helper()
 	l.index = compiled(t, l.policy)
 	l.head = l.a.signed(t, string(l.policy.Tenant), name, gen, l.a.head, func(x, _ *[]byte) {
@@ -52,7 +52,7 @@ func (l *line) rebase(t *testing.T, name string, gen uint64) *line {
 	return l
 }
 
-func compiled(t *testing.T, p *snapshot.Policy) *index.Index {
+func compiled(t testing.TB, p *snapshot.Policy) *index.Index {
 	t.Helper()
 	raw, err := index.Build(p)
 	if err != nil {
@@ -66,7 +66,7 @@ func compiled(t *testing.T, p *snapshot.Policy) *index.Index {
 }
 
 // body is the next delta after a change, unsigned.
-func (l *line) body(t *testing.T, change func(*snapshot.Policy)) *snapshotv1.Delta {
+func (l *line) body(t testing.TB, change func(*snapshot.Policy)) *snapshotv1.Delta {
 	t.Helper()
 	change(l.policy)
 	next := compiled(t, l.policy)
@@ -84,7 +84,7 @@ func (l *line) body(t *testing.T, change func(*snapshot.Policy)) *snapshotv1.Del
 	return d
 }
 
-func sign(t *testing.T, d *snapshotv1.Delta, s *seal.Signer) *snapshotv1.SignedDelta {
+func sign(t testing.TB, d *snapshotv1.Delta, s *seal.Signer) *snapshotv1.SignedDelta {
 	t.Helper()
 	signed, err := seal.SignDelta(d, s)
 	if err != nil {
@@ -94,7 +94,7 @@ func sign(t *testing.T, d *snapshotv1.Delta, s *seal.Signer) *snapshotv1.SignedD
 }
 
 // take makes a delta the newest generation of the line.
-func (l *line) take(t *testing.T, signed *snapshotv1.SignedDelta) {
+func (l *line) take(t testing.TB, signed *snapshotv1.SignedDelta) {
 	t.Helper()
 	d := &snapshotv1.Delta{}
 	if err := proto.Unmarshal(signed.GetBody(), d); err != nil {
@@ -109,7 +109,7 @@ func (l *line) take(t *testing.T, signed *snapshotv1.SignedDelta) {
 }
 
 // next is the delta of a change.
-func (l *line) next(t *testing.T, change func(*snapshot.Policy)) *snapshotv1.SignedDelta {
+func (l *line) next(t testing.TB, change func(*snapshot.Policy)) *snapshotv1.SignedDelta {
 	t.Helper()
 	signed := sign(t, l.body(t, change), l.a.head)
 	l.take(t, signed)
@@ -121,7 +121,7 @@ func give(roles ...snapshot.Ref) func(*snapshot.Policy) {
 	return func(p *snapshot.Policy) { p.Principals[0].Nodes = roles }
 }
 
-func (l *line) update(t *testing.T, others ...[]byte) *cellv1.Update {
+func (l *line) update(t testing.TB, others ...[]byte) *cellv1.Update {
 	t.Helper()
 	u := l.a.update(t, append([][]byte{l.head}, others...)...)
 	u.Deltas = l.deltas
@@ -129,7 +129,7 @@ func (l *line) update(t *testing.T, others ...[]byte) *cellv1.Update {
 }
 
 // beat is a heartbeat over the newest generation of the line alone.
-func (l *line) beat(t *testing.T, at time.Time) []byte {
+func (l *line) beat(t testing.TB, at time.Time) []byte {
 	t.Helper()
 	root, err := seal.ManifestRoot([]*snapshotv1.HeadRef{{
 		TenantId: string(l.policy.Tenant), Epoch: 1, Generation: l.gen, HeadSha256: l.parent[:],
@@ -159,7 +159,7 @@ func (a *authority) rejected(gen uint64, words string) bool {
 	})
 }
 
-func (n *node) serves(t *testing.T, l *line) {
+func (n *node) serves(t testing.TB, l *line) {
 	t.Helper()
 	eventually(t, "the newest generation is live", func() bool {
 		tenant := n.pdp.Current().Tenant(l.policy.Tenant)

@@ -52,7 +52,7 @@ type authority struct {
 	fetched int
 }
 
-func newAuthority(t *testing.T) *authority {
+func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	key := func() *seal.Signer {
 		s, err := seal.GenerateKey()
@@ -120,7 +120,7 @@ func (a *authority) acked(match func(*cellv1.AcknowledgeRequest) bool) bool {
 }
 
 // generation makes a signed generation of acme in which alice may call demo's tools; spoil may break the shards first.
-func (a *authority) generation(t *testing.T, gen uint64, signer *seal.Signer, spoil func(index, catalogue *[]byte)) (env []byte, update *cellv1.Update) {
+func (a *authority) generation(t testing.TB, gen uint64, signer *seal.Signer, spoil func(index, catalogue *[]byte)) (env []byte, update *cellv1.Update) {
 	t.Helper()
 	env = a.signed(t, acme, "acme", gen, signer, spoil)
 	return env, a.update(t, env)
@@ -139,7 +139,7 @@ func basePolicy(id string) *snapshot.Policy {
 }
 
 // signed makes the head of one tenant and keeps its shards.
-func (a *authority) signed(t *testing.T, id, name string, gen uint64, signer *seal.Signer, spoil func(index, catalogue *[]byte)) []byte {
+func (a *authority) signed(t testing.TB, id, name string, gen uint64, signer *seal.Signer, spoil func(index, catalogue *[]byte)) []byte {
 	t.Helper()
 	x, err := index.Build(basePolicy(id))
 	if err != nil {
@@ -181,7 +181,7 @@ func (a *authority) signed(t *testing.T, id, name string, gen uint64, signer *se
 }
 
 // update lists heads, sorted by tenant id, in a manifest.
-func (a *authority) update(t *testing.T, heads ...[]byte) *cellv1.Update {
+func (a *authority) update(t testing.TB, heads ...[]byte) *cellv1.Update {
 	t.Helper()
 	var refs []*snapshotv1.HeadRef
 	for _, env := range heads {
@@ -211,7 +211,7 @@ func (a *authority) push(u *cellv1.Update) {
 	a.events <- &cellv1.WatchResponse{Event: &cellv1.WatchResponse_Update{Update: u}}
 }
 
-func (a *authority) heartbeat(t *testing.T, u *cellv1.Update, at time.Time) []byte {
+func (a *authority) heartbeat(t testing.TB, u *cellv1.Update, at time.Time) []byte {
 	t.Helper()
 	trust := openRoots(t, a.roots)
 	m, err := trust.OpenManifest(u.GetManifest(), cellName)
@@ -225,7 +225,7 @@ func (a *authority) heartbeat(t *testing.T, u *cellv1.Update, at time.Time) []by
 	return env
 }
 
-func openRoots(t *testing.T, env []byte) *seal.Trust {
+func openRoots(t testing.TB, env []byte) *seal.Trust {
 	t.Helper()
 	d, err := seal.RootsDigest(env)
 	if err != nil {
@@ -269,12 +269,12 @@ type node struct {
 }
 
 // startNode runs a feed on a disk; with no source of shards it has only that disk.
-func startNode(t *testing.T, a *authority, dir string, sources ...feed.Source) *node {
+func startNode(t testing.TB, a *authority, dir string, sources ...feed.Source) *node {
 	t.Helper()
 	return startNodeAt(t, a, dir, time.Now, sources...)
 }
 
-func startNodeAt(t *testing.T, a *authority, dir string, now func() time.Time, sources ...feed.Source) *node {
+func startNodeAt(t testing.TB, a *authority, dir string, now func() time.Time, sources ...feed.Source) *node {
 	t.Helper()
 	var key store.Key
 	st, err := store.Open(store.Config{Dir: dir, Key: key})
@@ -313,7 +313,7 @@ func (n *node) generation() snapshot.Generation {
 }
 
 // eventually polls: the other side is a real socket.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
 		if ok() {

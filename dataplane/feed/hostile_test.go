@@ -28,7 +28,7 @@ func killed(env []byte) *cellv1.WatchResponse {
 	return &cellv1.WatchResponse{Event: &cellv1.WatchResponse_Kill{Kill: env}}
 }
 
-func (a *authority) killOf(t *testing.T, id, subject string, by *seal.Signer) []byte {
+func (a *authority) killOf(t testing.TB, id, subject string, by *seal.Signer) []byte {
 	t.Helper()
 	env, err := seal.SignKill(&snapshotv1.Kill{
 		Id: id, Kind: snapshotv1.KillKind_KILL_KIND_USER, TenantId: acme, Subject: subject, IssuedMs: 1,
@@ -40,7 +40,7 @@ func (a *authority) killOf(t *testing.T, id, subject string, by *seal.Signer) []
 }
 
 // rooted makes roots from scratch: of nobody whom the node believes.
-func rooted(t *testing.T) []byte {
+func rooted(t testing.TB) []byte {
 	t.Helper()
 	return newAuthority(t).roots
 }
@@ -53,7 +53,7 @@ func with(u *cellv1.Update, change func(*cellv1.Update)) *cellv1.Update {
 }
 
 // serving is a node that serves generation 5 of acme, and the update that brought it.
-func serving(t *testing.T) (*authority, *node, *cellv1.Update) {
+func serving(t testing.TB) (*authority, *node, *cellv1.Update) {
 	t.Helper()
 	a := newAuthority(t)
 	n := startNode(t, a, t.TempDir(), a)
@@ -64,7 +64,7 @@ func serving(t *testing.T) (*authority, *node, *cellv1.Update) {
 }
 
 // unharmed says what is wrong with a node that should serve generation 5 and nothing else.
-func (n *node) unharmed(t *testing.T) {
+func (n *node) unharmed(t testing.TB) {
 	t.Helper()
 	// A good manifest beside a bad head is taken: the other tenants' heads are.
 	state := n.pdp.Current()
@@ -175,7 +175,7 @@ func TestNothingHostileReplacesTheLastGoodAndEveryReasonIsReported(t *testing.T)
 }
 
 // resealed changes a head and signs it again.
-func resealed(t *testing.T, env []byte, by *seal.Signer, change func(*snapshotv1.Head)) []byte {
+func resealed(t testing.TB, env []byte, by *seal.Signer, change func(*snapshotv1.Head)) []byte {
 	t.Helper()
 	var e snapshotv1.Envelope
 	var h snapshotv1.Head

@@ -13,7 +13,7 @@ import (
 )
 
 // generations are roots whose root keys are all replaced from each version to the next.
-func generations(t *testing.T, n int) [][]byte {
+func generations(t testing.TB, n int) [][]byte {
 	t.Helper()
 	a := snapshottest.NewAuthority(t)
 	name := func(version, i int) *seal.Signer {
@@ -61,7 +61,7 @@ func TestANodeThatWasAwayWhileTheRootKeysWereReplacedIsTakenAlong(t *testing.T) 
 }
 
 // replaceHead makes the next roots, in which one head key stands for the other.
-func (a *authority) replaceHead(t *testing.T, next *seal.Signer) {
+func (a *authority) replaceHead(t testing.TB, next *seal.Signer) {
 	t.Helper()
 	body, err := seal.RootsBody(a.roots)
 	if err != nil {

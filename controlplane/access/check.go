@@ -65,13 +65,21 @@ func checkGrant(ctx context.Context, tx *store.Tx, g store.Grant) error {
 	if surface != nil {
 		schemas = surface.Schemas(g.Server)
 	}
-	_, err = compile.Lower(g.Target, g.Condition, g.Limits, schemas)
+	when, err := compile.Lower(g.Target, g.Condition, g.Limits, schemas)
 	whole := g.Item == "" || g.Item == controlplane.AllTools
 	if p, ok := problem.As(err); ok && whole && g.Server != "*" && len(schemas) > 1 {
 		// The grant reaches every tool of the server, so that each of them must have the argument.
 		return problem.New(problem.Invalid, p.What, "the condition must fit every tool of "+g.Server+"; name a tool: server:"+g.Server+"/TOOL")
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	for _, ref := range policy.Members(when) {
+		if err := checkSubject(ctx, tx, ref); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func checkSubject(ctx context.Context, tx *store.Tx, subject string) error {

@@ -90,7 +90,8 @@ func (c *compiler) authoredGrant(p *policy.Policy, w *policy.World, who *graph) 
 // settle makes a rule what index.Build takes: nobody belongs to what does not exist, and what no cell could evaluate fails
 // closed.
 func (c *compiler) settle(g *snapshot.Grant, who *graph) {
-	if gone := unknownMembers(g.When, who, nil); len(gone) > 0 {
+	gone := slices.DeleteFunc(policy.Members(g.When), who.has)
+	if len(gone) > 0 {
 		slices.Sort(gone)
 		for _, ref := range slices.Compact(gone) {
 			c.note(g.ID, "%s does not exist (any more): nobody belongs to it", ref)
@@ -103,19 +104,6 @@ func (c *compiler) settle(g *snapshot.Grant, who *graph) {
 			g.When = &snapshot.Cond{Op: snapshot.OpFalse}
 		}
 	}
-}
-
-func unknownMembers(cond *snapshot.Cond, who *graph, gone []string) []string {
-	if cond == nil {
-		return gone
-	}
-	if cond.Op == snapshot.OpMember && !who.has(cond.Arg) {
-		gone = append(gone, cond.Arg)
-	}
-	for _, k := range cond.Kids {
-		gone = unknownMembers(k, who, gone)
-	}
-	return gone
 }
 
 // withoutMembers is a copy: conditions are shared between grants.

@@ -27,11 +27,13 @@ import (
 func TestMain(m *testing.M) { os.Exit(storetest.Main(m)) }
 
 // upstream stands for the network: the scanner has tests of its own against live servers.
-type upstream struct{}
+type upstream struct{ refund string }
 
-func (upstream) Scan(_ context.Context, url string) (*registry.Surface, error) {
+const refund = `{"name":"refund","inputSchema":{"properties":{"amount":{"type":"integer"},"note":{"type":"string"}},"required":["amount"]}}`
+
+func (u *upstream) Scan(_ context.Context, url string) (*registry.Surface, error) {
 	return &registry.Surface{URL: url, ProtocolVersions: []string{"2025-11-25"}, Tools: []registry.Tool{
-		{Name: "refund", Raw: []byte(`{"name":"refund","inputSchema":{"properties":{"amount":{"type":"integer"},"note":{"type":"string"}},"required":["amount"]}}`)},
+		{Name: "refund", Raw: []byte(u.refund)},
 		{Name: "balance", Raw: []byte(`{"name":"balance","annotations":{"readOnlyHint":true}}`)},
 	}}, nil
 }
@@ -40,17 +42,19 @@ type bundle struct {
 	st   *store.Store
 	acme controlplane.Tenant
 	svc  *policies.Service
+	up   *upstream
+	reg  *registry.Service
 	ctx  context.Context
 }
 
 // setup makes acme with alice in team ops, and the servers payments, published, and crm, which waits for approval.
 func setup(t *testing.T) *bundle {
 	t.Helper()
-	b := &bundle{st: storetest.Open(t)}
+	b := &bundle{st: storetest.Open(t), up: &upstream{refund}}
 	b.acme = storetest.Tenant(t, b.st, "acme")
 	b.svc = policies.New(policies.Config{Store: b.st})
 	b.ctx = as(t, b.acme)
-	reg := registry.New(b.st, upstream{}, slog.New(slog.DiscardHandler))
+	b.reg = registry.New(b.st, b.up, slog.New(slog.DiscardHandler))
 	_, err := b.st.Write(b.ctx, b.acme.ID, "test", func(tx *store.Tx) error {
 		if _, err := tx.InsertUser(b.ctx, controlplane.User{Name: "alice", Kind: controlplane.Person}); err != nil {
 			return err
@@ -67,11 +71,11 @@ func setup(t *testing.T) *bundle {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"payments", "crm"} {
-		if _, err := reg.AddServer(b.ctx, &adminv1.AddServerRequest{Name: name, Url: "http://" + name + ".example/mcp"}); err != nil {
+		if _, err := b.reg.AddServer(b.ctx, &adminv1.AddServerRequest{Name: name, Url: "http://" + name + ".example/mcp"}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := reg.ApproveVersion(b.ctx, &adminv1.ApproveVersionRequest{Name: "payments", Source: adminv1.EffectSource_EFFECT_SOURCE_HINTS}); err != nil {
+	if _, err := b.reg.ApproveVersion(b.ctx, &adminv1.ApproveVersionRequest{Name: "payments", Source: adminv1.EffectSource_EFFECT_SOURCE_HINTS}); err != nil {
 		t.Fatal(err)
 	}
 	return b
@@ -152,6 +156,29 @@ func TestPutRefusesWithThePlaceAndWritesNothing(t *testing.T) {
 	// A server that waits for its approval can be named: its newest surface is known.
 	if _, err := b.put("early", strings.Replace(small, "payments", "crm", 1)); err != nil {
 		t.Errorf("a server that is not published yet: %v", err)
+	}
+}
+
+func TestAVersionThatAPolicyDoesNotFitIsNotApproved(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	if _, err := b.put("refunds", small); err != nil {
+		t.Fatal(err)
+	}
+	b.up.refund = strings.ReplaceAll(refund, "amount", "cents")
+	if _, err := b.reg.ScanServer(b.ctx, &adminv1.ScanServerRequest{Name: "payments"}); err != nil {
+		t.Fatal(err)
+	}
+	approve := &adminv1.ApproveVersionRequest{Name: "payments", Source: adminv1.EffectSource_EFFECT_SOURCE_HINTS}
+	_, err := b.reg.ApproveVersion(b.ctx, approve)
+	if problem.CodeOf(err) != problem.Conflict || !strings.Contains(err.Error(), "policy refunds/small does not fit this version: 1:") {
+		t.Fatalf("%v", err)
+	}
+	if _, err := b.svc.DeletePolicy(b.ctx, &adminv1.DeletePolicyRequest{Name: "refunds"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.reg.ApproveVersion(b.ctx, approve); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -147,7 +147,7 @@ func (p *Policy) Lower(w *World) (snapshot.Grant, error) {
 		for j, body := range bodies {
 			c, err := p.body(l, body)
 			if err != nil {
-				return s.grant, err
+				return s.grant, s.everyTool(err)
 			}
 			if p.ast.Conditions[j].Condition == xast.ConditionUnless {
 				c = not(c)

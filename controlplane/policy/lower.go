@@ -184,6 +184,21 @@ func either(a, b known) known {
 	return c
 }
 
+// Members are whom a condition asks to belong to, in the form of a grant's subject.
+func Members(c *snapshot.Cond) []string {
+	if c == nil {
+		return nil
+	}
+	var out []string
+	if c.Op == snapshot.OpMember {
+		out = append(out, c.Arg)
+	}
+	for _, k := range c.Kids {
+		out = append(out, Members(k)...)
+	}
+	return out
+}
+
 func depth(c *snapshot.Cond) int {
 	most := 0
 	for _, k := range c.Kids {

@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"errors"
 	"slices"
+	"strings"
 
 	"github.com/cedar-policy/cedar-go/types"
 	xast "github.com/cedar-policy/cedar-go/x/exp/ast"
@@ -209,4 +211,16 @@ func (s *scope) tools() []Schema {
 		seen[shape] = true
 	}
 	return out
+}
+
+// everyTool adds to a refusal that the policy reaches more than one tool: each of them must have the arguments.
+func (s *scope) everyTool(err error) error {
+	var r *Refusal
+	server := s.grant.Server
+	if !errors.As(err, &r) || s.grant.Tool != "" || s.l.noArgs != "" || !strings.Contains(r.What, s.l.tool.Tool) || len(s.l.world.Servers[server].Tools) < 2 {
+		return err
+	}
+	more := *r
+	more.Fix += "; the policy must fit every tool of " + server + ", or name one: resource == Tool::" + quote(server+"/NAME")
+	return &more
 }

@@ -114,5 +114,30 @@ func stillFit(ctx context.Context, tx *store.Tx, server string, surface *Surface
 				"grant %s of %s has a condition that does not fit this version: %s", g.ID, g.Subject, sentence(err))
 		}
 	}
+	return policiesStillFit(ctx, tx, server, schemas)
+}
+
+// policiesStillFit types the written policies on the server. What names a tool that is gone reaches nothing, as a grant does.
+func policiesStillFit(ctx context.Context, tx *store.Tx, server string, schemas map[string]policy.Schema) error {
+	texts, err := tx.Policies(ctx)
+	if err != nil {
+		return err
+	}
+	w := &policy.World{Lenient: true, Servers: map[string]policy.Surface{server: {Tools: schemas}}}
+	for _, row := range texts {
+		doc, err := policy.Parse(row.Name, row.Text)
+		if err != nil {
+			continue // it denies everything until it is written anew
+		}
+		for _, p := range doc.Policies {
+			g, err := p.Lower(w)
+			_, kept := schemas[g.Tool]
+			if err == nil || g.Server != server || g.Tool != "" && !kept {
+				continue
+			}
+			return problem.Newf(problem.Conflict, "change it with mcpvault policy put "+row.Name+", or have the server keep the argument",
+				"policy %s/%s does not fit this version: %s", row.Name, p.ID, sentence(err))
+		}
+	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/clock"
 )
 
 // What Apply refuses.
@@ -188,7 +189,7 @@ func (a *applier) zones(dp *snapshotv1.DeltaProgram) ([]uint32, error) {
 	for _, name := range dp.GetZones() {
 		id, ok := x.zoneID(name)
 		if !ok {
-			c, err := zoneTable(name)
+			c, err := clock.Load(name)
 			if err != nil || id >= 1<<16-1 {
 				return nil, fmt.Errorf("time zone %.64q: %w", name, ErrDelta)
 			}

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/clock"
 )
 
 // program compiles a condition and returns its number; equal conditions share one.
@@ -158,7 +159,7 @@ func (b *builder) zone(name string) (uint32, error) {
 	if id, ok := b.zoneID[name]; ok {
 		return id, nil
 	}
-	c, err := zoneTable(name)
+	c, err := clock.Load(name)
 	if err != nil {
 		return 0, err
 	}
@@ -170,11 +171,11 @@ func (b *builder) zone(name string) (uint32, error) {
 	first := b.w.count(secTransitions)
 	r := b.w.name(secZones, name, 0)
 	le.PutUint32(r[8:], first)
-	le.PutUint32(r[12:], uint32(len(c.at)))
-	for i := range c.at {
+	le.PutUint32(r[12:], uint32(len(c.At)))
+	for i := range c.At {
 		t := b.w.record(secTransitions)
-		le.PutUint64(t, uint64(c.at[i]))
-		le.PutUint32(t[8:], uint32(c.off[i]))
+		le.PutUint64(t, uint64(c.At[i]))
+		le.PutUint32(t[8:], uint32(c.Off[i]))
 	}
 	return id, nil
 }

@@ -20,6 +20,7 @@ import (
 	"unsafe"
 
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/clock"
 )
 
 // Dense numbers of one index. They mean nothing in another.
@@ -57,7 +58,7 @@ type block struct {
 	anyNode, ownNode []uint64
 	// argNames are the folded hashes of all names that programs read: open addressing, at most half full, 0 is free.
 	argNames []uint64
-	clocks   []clock
+	clocks   []clock.Table
 	size     int
 	// keep owns the bytes, when they are not the garbage collector's.
 	keep any

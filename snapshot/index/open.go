@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/clock"
 	"github.com/mcpvault/mcpvault/snapshot/residual"
 )
 
@@ -260,29 +261,17 @@ func (x *Index) checkZones() error {
 		if n == 0 || uint64(first)+uint64(n) > total {
 			return bad("zone", i/zoneSize)
 		}
-		c := clock{at: make([]int64, n), off: make([]int32, n)}
-		for k := range c.at {
+		c := clock.Table{At: make([]int64, n), Off: make([]int32, n)}
+		for k := range c.At {
 			t := x.transitions[(int(first)+k)*transitionSize:]
-			c.at[k], c.off[k] = int64(le.Uint64(t)), int32(le.Uint32(t[8:]))
+			c.At[k], c.Off[k] = int64(le.Uint64(t)), int32(le.Uint32(t[8:]))
 		}
-		if !c.ok() {
+		if !c.OK() {
 			return bad("zone", i/zoneSize)
 		}
 		x.clocks = append(x.clocks, c)
 	}
 	return nil
-}
-
-// maxShift bounds how far a clock may be from Greenwich.
-const maxShift = 26 * 3600
-
-func (c clock) ok() bool {
-	for i := range c.at {
-		if c.off[i] < -maxShift || c.off[i] > maxShift || i > 0 && c.at[i] <= c.at[i-1] {
-			return false
-		}
-	}
-	return len(c.at) > 0
 }
 
 func (x *Index) checkPrograms() error {
@@ -339,7 +328,7 @@ func operandOK(p *Program, in Instr, zones int) bool {
 	case snapshot.FromArgs:
 		return in.Arg < len(p.args)/argSize && in.Type != snapshot.TypeIP
 	case snapshot.FromClock:
-		return in.Op != snapshot.OpHas && in.Zone < zones && in.Arg <= fieldYear && in.Type == snapshot.TypeNumber
+		return in.Op != snapshot.OpHas && in.Zone < zones && in.Arg <= clock.Year && in.Type == snapshot.TypeNumber
 	case snapshot.FromContext, snapshot.FromPrincipal:
 		if in.Op == snapshot.OpHas {
 			return attrOK(in.From, in.Arg, snapshot.TypeInvalid)

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/clock"
 )
 
 // overlay is what deltas have made of a block: small sorted lists, looked at only for what a delta has touched. It is
@@ -27,7 +28,7 @@ type overlay struct {
 	conds    []ovCond // past those of the block
 	programs []Program
 	args     []uint64 // folded hashes of argument names that the block's programs do not read
-	clocks   []clock
+	clocks   []clock.Table
 	zones    []string
 
 	grants []ovGrant // by id
@@ -243,4 +244,12 @@ func (x *Index) parentsOf(n uint32) []uint32 {
 		out[i] = le.Uint32(x.edges[(int(first)+i)*edgeSize:])
 	}
 	return out
+}
+
+// zone is the i-th time zone of the index.
+func (x *Index) zone(i int) clock.Table {
+	if i >= len(x.clocks) {
+		return x.ov.clocks[i-len(x.clocks)]
+	}
+	return x.clocks[i]
 }

@@ -180,7 +180,7 @@ func (p *Program) Member(operand uint64, i int) uint64 {
 
 // Clock returns the field of a zone's clock at a time.
 func (p *Program) Clock(zone, field int, nowMS int64) int64 {
-	return p.x.clock(zone).read(field, nowMS)
+	return p.x.zone(zone).Read(field, nowMS)
 }
 
 // Belongs reports whether a principal belongs to one of the nodes of a set, which are in ascending order.

@@ -273,10 +273,10 @@ func (s *stater) instr(p *Program, in Instr) {
 		return
 	case in.From == snapshot.FromClock:
 		s.text(s.x.zoneName(in.Zone))
-		c := s.x.clock(in.Zone)
-		for i := range c.at {
-			s.word(uint64(c.at[i]))
-			s.word(uint64(c.off[i]))
+		c := s.x.zone(in.Zone)
+		for i := range c.At {
+			s.word(uint64(c.At[i]))
+			s.word(uint64(c.Off[i]))
 		}
 		s.num(uint64(in.Arg))
 	case in.From == snapshot.FromArgs && ReadsOperand(in.Op):

@@ -1,4 +1,4 @@
-package index
+package clock
 
 import (
 	"math/rand/v2"
@@ -19,12 +19,12 @@ func TestClockShowsWhatTheTimePackageShows(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := zoneTable(name)
-		if err != nil || !c.ok() {
+		c, err := Load(name)
+		if err != nil || !c.OK() {
 			t.Fatalf("%s: %v", name, err)
 		}
 		var at []int64
-		for _, s := range c.at[1:] {
+		for _, s := range c.At[1:] {
 			at = append(at, s*1000-1, s*1000, s*1000+1)
 		}
 		for range 2000 {
@@ -33,10 +33,10 @@ func TestClockShowsWhatTheTimePackageShows(t *testing.T) {
 		for _, ms := range at {
 			want := time.UnixMilli(ms).In(loc)
 			for field, v := range []int{
-				fieldMinute: want.Hour()*60 + want.Minute(), fieldHour: want.Hour(), fieldWeekday: (int(want.Weekday())+6)%7 + 1,
-				fieldDay: want.Day(), fieldMonth: int(want.Month()), fieldYear: want.Year(),
+				Minute: want.Hour()*60 + want.Minute(), Hour: want.Hour(), Weekday: (int(want.Weekday())+6)%7 + 1,
+				Day: want.Day(), Month: int(want.Month()), Year: want.Year(),
 			} {
-				if got := c.read(field, ms); got != int64(v) {
+				if got := c.Read(field, ms); got != int64(v) {
 					t.Fatalf("%s at %v: field %d shows %d, want %d", name, want, field, got, v)
 				}
 			}
@@ -47,7 +47,7 @@ func TestClockShowsWhatTheTimePackageShows(t *testing.T) {
 func TestUnknownZoneIsRefused(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"", "Local", "Europe/Atlantis", "../../etc/passwd"} {
-		if _, err := zoneTable(name); err == nil {
+		if _, err := Load(name); err == nil {
 			t.Errorf("%q taken for a time zone", name)
 		}
 	}

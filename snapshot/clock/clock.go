@@ -1,4 +1,7 @@
-package index
+// Package clock tells what local clocks show. A time zone is a table of the times at which its clocks were or will be
+// changed; it travels with the policy, so that a decision needs no time zone database and comes out the same wherever and
+// whenever it is made again.
+package clock
 
 import (
 	"cmp"
@@ -7,10 +10,10 @@ import (
 	"time"
 )
 
-// clock is a time zone: what local clocks show from each transition on.
-type clock struct {
-	at  []int64 // seconds since the epoch, ascending; the first is the start of the table
-	off []int32 // seconds east of Greenwich from then on
+// Table is a time zone: what local clocks show from each change on. It is read-only.
+type Table struct {
+	At  []int64 // seconds since the epoch, ascending; the first is the start of the table
+	Off []int32 // seconds east of Greenwich from then on
 }
 
 // The years that a zone's table covers; before and after it, the first and the last offset hold.
@@ -19,9 +22,9 @@ const (
 	zoneTo   = 2075
 )
 
-// zoneTable reads the transitions of an IANA time zone.
-func zoneTable(name string) (clock, error) {
-	var c clock
+// Load reads the changes of an IANA time zone from this process's own data.
+func Load(name string) (Table, error) {
+	var c Table
 	loc, err := time.LoadLocation(name)
 	if err != nil || name == "" || name == "Local" {
 		return c, fmt.Errorf("time zone %q is not known", name)
@@ -30,8 +33,8 @@ func zoneTable(name string) (clock, error) {
 	end := time.Date(zoneTo, 1, 1, 0, 0, 0, 0, time.UTC)
 	for t.Before(end) {
 		_, off := t.In(loc).Zone()
-		if n := len(c.off); n == 0 || c.off[n-1] != int32(off) {
-			c.at, c.off = append(c.at, t.Unix()), append(c.off, int32(off))
+		if n := len(c.Off); n == 0 || c.Off[n-1] != int32(off) {
+			c.At, c.Off = append(c.At, t.Unix()), append(c.Off, int32(off))
 		}
 		_, next := t.In(loc).ZoneBounds()
 		if next.IsZero() {
@@ -45,41 +48,54 @@ func zoneTable(name string) (clock, error) {
 	return c, nil
 }
 
-// The fields in the order of snapshot.ClockFields.
+// What a clock shows, in the order of snapshot.ClockFields.
 const (
-	fieldMinute = iota
-	fieldHour
-	fieldWeekday
-	fieldDay
-	fieldMonth
-	fieldYear
+	Minute = iota // of the day
+	Hour
+	Weekday // 1 is Monday
+	Day
+	Month
+	Year
 )
+
+// maxShift bounds how far a clock may be from Greenwich.
+const maxShift = 26 * 3600
+
+// OK reports whether a table can be read: times that rise, and clocks that are on this planet.
+func (c Table) OK() bool {
+	for i := range c.At {
+		if c.Off[i] < -maxShift || c.Off[i] > maxShift || i > 0 && c.At[i] <= c.At[i-1] {
+			return false
+		}
+	}
+	return len(c.At) > 0 && len(c.At) == len(c.Off)
+}
 
 const day = 86_400
 
-// read is what the clock shows in one field.
-func (c clock) read(field int, nowMS int64) int64 {
+// Read is what the clock shows in one field.
+func (c Table) Read(field int, nowMS int64) int64 {
 	s := floorDiv(nowMS, 1000)
-	i, exact := slices.BinarySearchFunc(c.at, s, cmp.Compare[int64])
+	i, exact := slices.BinarySearchFunc(c.At, s, cmp.Compare[int64])
 	if !exact {
 		i--
 	}
-	s += int64(c.off[max(i, 0)])
+	s += int64(c.Off[max(i, 0)])
 	days := floorDiv(s, day)
 	switch field {
-	case fieldMinute:
+	case Minute:
 		return (s - days*day) / 60
-	case fieldHour:
+	case Hour:
 		return (s - days*day) / 3600
-	case fieldWeekday:
+	case Weekday:
 		// The epoch was a Thursday.
 		return (days+3)%7 + 1 + 7*((days+3)%7>>63&1)
 	}
 	y, m, d := civil(days)
 	switch field {
-	case fieldDay:
+	case Day:
 		return d
-	case fieldMonth:
+	case Month:
 		return m
 	}
 	return y
@@ -112,12 +128,4 @@ func civil(days int64) (year, month, dayOfMonth int64) {
 		year++
 	}
 	return year, month, dayOfMonth
-}
-
-// clock is the i-th time zone of the index.
-func (x *Index) clock(i int) clock {
-	if i >= len(x.clocks) {
-		return x.ov.clocks[i-len(x.clocks)]
-	}
-	return x.clocks[i]
 }

@@ -98,17 +98,15 @@ func appendRef(to []snapshot.Ref, known map[string]snapshot.Ref, name string) []
 	return to
 }
 
-// appendRefs adds the nodes of those names, sorted, each once.
+// appendRefs adds the nodes of those names, sorted, each once. They are sorted where they stand: the names are the caller's.
 func appendRefs(to []snapshot.Ref, known map[string]snapshot.Ref, names []string) []snapshot.Ref {
-	if !slices.IsSorted(names) {
-		names = slices.Sorted(slices.Values(names))
+	from := len(to)
+	for _, n := range names {
+		to = appendRef(to, known, n)
 	}
-	for i, n := range names {
-		if i == 0 || n != names[i-1] {
-			to = appendRef(to, known, n)
-		}
-	}
-	return to
+	added := to[from:]
+	slices.Sort(added)
+	return to[:from+len(slices.Compact(added))]
 }
 
 // inOrder is the list sorted by a key: the list itself when it is sorted, as rows mostly come, and else a copy.

@@ -2807,7 +2807,7 @@ const file_mcpvault_admin_v1_access_proto_rawDesc = "" +
 	"\x12CreateTokenRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12(\n" +
 	"\tprincipal\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\tprincipal\x12+\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xa0\x06R\tprincipal\x12+\n" +
 	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"]\n" +
 	"\x13CreateTokenResponse\x12.\n" +
 	"\x05token\x18\x01 \x01(\v2\x18.mcpvault.admin.v1.TokenR\x05token\x12\x16\n" +

@@ -251,6 +251,9 @@ func StrictJSON(raw []byte) error {
 
 // nesting is at least how deep the objects and arrays of a document nest.
 func nesting(raw []byte) (most int) {
+	if n := bytes.Count(raw, []byte{'{'}) + bytes.Count(raw, []byte{'['}); n <= maxSchemaDepth {
+		return n
+	}
 	depth := 0
 	for _, c := range raw {
 		switch c {

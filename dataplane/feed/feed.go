@@ -223,18 +223,17 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 // takeUpdate verifies an update and leaves it for the proposer. A head or delta that does not verify is answered with the
 // reason and holds up no other tenant.
 func (f *Feed) takeUpdate(u *cellv1.Update) error {
-	if len(u.GetRoots()) > 0 {
-		if err := f.cfg.Trust.RenewThrough(u.GetEarlierRoots(), u.GetRoots()); err != nil {
-			return fmt.Errorf("roots: %w", err)
-		}
+	late, err := f.takeRoots(u)
+	if err != nil {
+		return err
 	}
 	trust := f.cfg.Trust.Current()
 	m, err := trust.OpenManifest(u.GetManifest(), f.cfg.Cell)
 	if err != nil {
-		return fmt.Errorf("manifest: %w", err)
+		return errors.Join(late, fmt.Errorf("manifest: %w", err))
 	}
 	offers, bad := f.open(trust, u)
-	bad = errors.Join(bad, f.named(m, offers))
+	bad = errors.Join(late, bad, f.named(m, offers))
 	err = f.behind(trust, u.GetManifest(), m, offers)
 	if f.setTrouble(err, offers) {
 		f.nackOlder(offers)

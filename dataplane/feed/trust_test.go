@@ -3,6 +3,7 @@ package feed_test
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/mcpvault/mcpvault/dataplane/feed"
@@ -86,7 +87,7 @@ func TestWhatIsLiveStaysWhileItsKeyIsWithdrawnAndNothingNewOfItIsTaken(t *testin
 	if err != nil {
 		t.Fatal(err)
 	}
-	old := a.head
+	old, first := a.head, a.roots
 	a.replaceHead(t, next)
 	a.push(with(a.update(t, good.GetHeads()[0]), func(u *cellv1.Update) { u.Heads = nil })) // the new roots, and no head yet
 	eventually(t, "the new roots are believed", func() bool { return string(n.store.Roots()) == string(a.roots) })
@@ -98,4 +99,10 @@ func TestWhatIsLiveStaysWhileItsKeyIsWithdrawnAndNothingNewOfItIsTaken(t *testin
 	eventually(t, "a head of the withdrawn key is refused", func() bool { return a.rejected(6, "no valid signature") })
 	a.push(a.update(t, a.signed(t, acme, "acme", 7, next, nil)))
 	eventually(t, "a head of the new key is live", func() bool { return n.generation() == 7 })
+	// A control plane that has not heard of the new roots yet.
+	a.push(with(a.update(t, a.signed(t, acme, "acme", 8, next, nil)), func(u *cellv1.Update) { u.Roots = first }))
+	eventually(t, "what it brings is judged by the roots that are believed", func() bool { return n.generation() == 8 })
+	if p := n.feed.Problem(); p == nil || !strings.Contains(p.Error(), "older than what is trusted") || string(n.store.Roots()) != string(a.roots) {
+		t.Errorf("a rollback of the roots: %v", p)
+	}
 }

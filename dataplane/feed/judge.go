@@ -4,9 +4,27 @@ import (
 	"errors"
 	"fmt"
 
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/seal"
 )
+
+// takeRoots renews the roots. Older ones are not taken, and what came with them is judged by those that are believed: a
+// control plane beside another one may hear of new roots later.
+func (f *Feed) takeRoots(u *cellv1.Update) (late, err error) {
+	if len(u.GetRoots()) == 0 {
+		return nil, nil
+	}
+	err = f.cfg.Trust.RenewThrough(u.GetEarlierRoots(), u.GetRoots())
+	if err != nil {
+		err = fmt.Errorf("roots: %w", err)
+	}
+	if errors.Is(err, seal.ErrRollback) {
+		return err, nil
+	}
+	return nil, err
+}
 
 // errUnnamed marks a head that was sent beside a manifest which does not name it: it is genuine and of another cell, or of
 // another time. The log would refuse the whole entry for it.

@@ -41,11 +41,6 @@ func terms(g store.Grant) []string {
 	return out
 }
 
-// asks are the terms as one text.
-func asks(g store.Grant) string {
-	return strings.TrimPrefix(strings.Join(terms(g), ", "), "when ")
-}
-
 // words is a grant as a person would type it.
 func words(g store.Grant) string {
 	var b strings.Builder

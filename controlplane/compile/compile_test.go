@@ -252,10 +252,10 @@ func facts(f snapshot.Facts) string {
 }
 
 func value(v snapshot.Value) string {
-	switch v.Type {
-	case snapshot.TypeBool:
+	if v.Type == snapshot.TypeBool {
 		return strconv.FormatBool(v.Bool)
-	case snapshot.TypeNumber:
+	}
+	if v.Type == snapshot.TypeNumber {
 		return strconv.FormatInt(v.Int, 10)
 	}
 	return v.Str
@@ -281,6 +281,7 @@ func when(c *snapshot.Cond) string {
 			kids = append(kids, when(k))
 		}
 		return name + "(" + strings.Join(kids, ", ") + ")"
+	default: // what is left compares something
 	}
 	source := func(from snapshot.Source, arg string) string {
 		return [...]string{"", "context.", "clock.", "principal.", "resource."}[from] + arg

@@ -64,7 +64,7 @@ var kinds = map[controlplane.UserKind]snapshot.PrincipalKind{
 // has reports whether a grant's subject exists.
 func (g *graph) has(subject string) bool {
 	kind, name, _ := strings.Cut(subject, ":")
-	ok := false
+	var ok bool
 	switch kind {
 	case "user":
 		_, ok = slices.BinarySearchFunc(g.principals, name, func(p snapshot.Principal, n string) int { return cmp.Compare(p.Name, n) })

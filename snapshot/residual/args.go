@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
-	"unicode"
 
 	"github.com/cedar-policy/cedar-go/types"
 	"github.com/go-json-experiment/json/jsontext"
@@ -42,10 +42,10 @@ var (
 func (r *reads) arguments(raw []byte, ctx types.RecordMap) faults {
 	f := faults{}
 	values, present := types.RecordMap{}, types.RecordMap{}
-	top := object{}
 	err := check(raw)
+	var top object
 	if err == nil && raw != nil {
-		top.raw, top.known = raw, true
+		top, err = open(raw, r.tops)
 	}
 	kinds := map[string]kind{}
 	for _, p := range r.values {
@@ -129,69 +129,72 @@ func deeper(b []byte, most int) bool {
 	return false
 }
 
-// object is a raw JSON object; one that is not known has no members.
-type object struct {
-	raw   []byte
-	known bool
+// object is what was looked for in a raw JSON object: the members of those names, in whatever case they are written.
+type object struct{ found []field }
+
+type field struct {
+	name  string
+	value []byte // part of the raw object
+}
+
+// open reads a whole object once.
+func open(raw []byte, names []string) (object, error) {
+	var o object
+	err := walk(raw, func(name string, value []byte) {
+		if slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, name) }) {
+			o.found = append(o.found, field{name, value})
+		}
+	})
+	return o, err
 }
 
 // find gives the raw value at a path.
 func find(in object, p path, err error) ([]byte, error) {
-	if err != nil {
-		return nil, err
-	}
-	for i, name := range p {
-		raw, err := in.member(name)
+	for i, name := range p.names {
 		if err != nil {
-			if i < len(p)-1 && errors.Is(err, errAbsent) {
-				// Only the last member can be asked for with has; that an outer one is absent is an error for the inner.
-				err = fmt.Errorf("%q: %w", name, errObject)
-			}
 			return nil, err
 		}
-		if i == len(p)-1 {
-			return raw, nil
-		}
-		if raw[0] != '{' {
+		raw, err := in.member(name)
+		switch {
+		case errors.Is(err, errAbsent) && i < len(p.names)-1:
+			// Only the last member can be asked for with has; that an outer one is absent is an error for the inner.
+			return nil, fmt.Errorf("%q: %w", name, errObject)
+		case err != nil || i == len(p.names)-1:
+			return raw, err
+		case raw[0] != '{':
 			return nil, fmt.Errorf("%q: %w", name, errObject)
 		}
-		in = object{raw: raw, known: true}
+		if in, err = open(raw, p.names[i+1:i+2]); err != nil {
+			return nil, err
+		}
 	}
 	return nil, errAbsent
 }
 
 // member finds the one member of that name. A name twice, in any case, or a null is an error.
 func (o object) member(name string) ([]byte, error) {
-	if !o.known {
-		return nil, errAbsent
-	}
-	var hit []byte
-	var key string
-	n, fold := 0, foldName(name)
-	err := walk(o.raw, func(k string, v jsontext.Value) error {
-		if foldName(k) == fold {
+	hit, n := field{}, 0
+	for _, f := range o.found {
+		if strings.EqualFold(f.name, name) {
+			hit = f
 			n++
-			hit, key = bytes.Clone(v), k
 		}
-		return nil
-	})
+	}
 	switch {
-	case err != nil:
-		return nil, err
 	case n == 0:
 		return nil, errAbsent
 	case n > 1:
 		return nil, errTwice
-	case key != name:
+	case hit.name != name:
 		return nil, errCase
-	case hit[0] == 'n':
+	case hit.value[0] == 'n':
 		return nil, errNull
 	}
-	return hit, nil
+	return hit.value, nil
 }
 
-// walk calls f for each member of an object, of which it reads everything. The value is good until f returns.
-func walk(raw []byte, f func(string, jsontext.Value) error) error {
+// walk tells f each member of an object, of which it reads everything.
+func walk(raw []byte, f func(name string, value []byte)) error {
 	dec := jsontext.NewDecoder(bytes.NewBuffer(raw), jsontext.AllowDuplicateNames(true))
 	if t, err := dec.ReadToken(); err != nil || t.Kind() != '{' {
 		return errMalformed
@@ -206,9 +209,8 @@ func walk(raw []byte, f func(string, jsontext.Value) error) error {
 		if err != nil {
 			return errMalformed
 		}
-		if err := f(name, v); err != nil {
-			return err
-		}
+		end := int(dec.InputOffset())
+		f(name, raw[end-len(v):end])
 	}
 	if t, err := dec.ReadToken(); err != nil || t.Kind() != '}' {
 		return errMalformed
@@ -311,15 +313,4 @@ func integer(s string) (int64, bool) {
 	}
 	n, err := strconv.ParseInt(sign+stripped+strings.Repeat("0", point-len(stripped)), 10, 64)
 	return n, err == nil
-}
-
-// foldName makes names equal that differ in case only.
-func foldName(s string) string {
-	return strings.Map(func(r rune) rune {
-		least := r
-		for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
-			least = min(least, f)
-		}
-		return least
-	}, s)
 }

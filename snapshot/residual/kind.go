@@ -60,7 +60,7 @@ func (p *parser) kindOf(n xast.IsNode) kind {
 		case !ok:
 			return anyKind // the only one that is let in: see never
 		case root == "context" && len(parts) > 1:
-			return p.reads.kinds[path(parts[1:]).String()]
+			return p.reads.kinds[pathOf(parts[1:]).String()]
 		case len(parts) == 1 && parts[0] == "ip":
 			return ipKind
 		case len(parts) == 1 && parts[0] == "time":
@@ -222,7 +222,7 @@ type pair struct {
 func argument(n xast.IsNode) (path, bool) {
 	root, parts, ok := chain(n)
 	if !ok || root != "context" || len(parts) < 2 || parts[0] != "args" {
-		return nil, false
+		return path{}, false
 	}
-	return path(parts[1:]), true
+	return pathOf(parts[1:]), true
 }

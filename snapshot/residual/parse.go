@@ -138,7 +138,7 @@ func (p *parser) access(root string, parts []string) (xast.IsNode, error) {
 		return member(member(xast.NewContextNode(), principalKey), parts[0]), nil
 	case "context":
 		if parts[0] == "args" && len(parts) > 1 {
-			at := path(parts[1:])
+			at := pathOf(parts[1:])
 			p.reads.values = add(p.reads.values, at)
 			return member(member(xast.NewContextNode(), valuesKey), at.String()), nil
 		}
@@ -165,7 +165,7 @@ func (p *parser) presence(root string, parts []string, attr string) (xast.IsNode
 		p.reads.context[attr] = true
 		return has(xast.NewContextNode(), attr), nil
 	case root == "context" && len(parts) > 0 && parts[0] == "args":
-		at := path(all[1:])
+		at := pathOf(all[1:])
 		p.reads.has = add(p.reads.has, at)
 		return member(member(xast.NewContextNode(), hasKey), at.String()), nil
 	case root == "principal" || root == "context":
@@ -203,20 +203,25 @@ func unknown(root string, parts []string) error {
 	return fmt.Errorf("%s is not known where this expression runs", at)
 }
 
-// path names an argument: its members from the outside in.
-type path []string
+// path names an argument: its members from the outside in, and how it is written.
+type path struct {
+	names []string
+	text  string
+}
 
-func (p path) String() string {
+func (p path) String() string { return p.text }
+
+func pathOf(names []string) path {
 	var b strings.Builder
 	b.WriteString("context.args")
-	for _, s := range p {
+	for _, s := range names {
 		if isIdent(s) {
 			b.WriteString("." + s)
 		} else {
 			b.WriteString("[" + strconv.Quote(s) + "]")
 		}
 	}
-	return b.String()
+	return path{names, b.String()}
 }
 
 func isIdent(s string) bool {

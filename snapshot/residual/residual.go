@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	cedar "github.com/cedar-policy/cedar-go"
@@ -56,6 +57,8 @@ type Principal struct {
 type reads struct {
 	// values and has are the arguments that are read, and those whose presence is asked for, by their paths.
 	values, has []path
+	// tops are the arguments that these are in.
+	tops []string
 	// kinds are what values must be, by their paths; pairs are values that must be of one kind.
 	kinds     map[string]kind
 	pairs     []pair
@@ -74,6 +77,11 @@ func Parse(est string) (*Expr, error) {
 	p := &parser{reads: reads{context: map[string]bool{}, kinds: map[string]kind{}}}
 	if n, err = p.expr(n, 0); err != nil {
 		return nil, err
+	}
+	for _, at := range slices.Concat(p.reads.values, p.reads.has) {
+		if !slices.Contains(p.reads.tops, at.names[0]) {
+			p.reads.tops = append(p.reads.tops, at.names[0])
+		}
 	}
 	set := cedar.NewPolicySet()
 	set.Add("", policyOf(n))

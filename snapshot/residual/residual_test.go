@@ -402,3 +402,14 @@ func FuzzEval(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkEval(b *testing.B) {
+	e := parse(b, `context.args.amount * 2 < 100 && context.args.note like "*x*"`)
+	r := env(`{"amount":49,"note":"a text","more":[1,2,3]}`)
+	b.ReportAllocs()
+	for b.Loop() {
+		if ok, err := e.Eval(r); !ok || err != nil {
+			b.Fatal(ok, err)
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -86,6 +87,33 @@ func (h holders) agree(version int, changes ...[]string) {
 	must(h.t, h.d, 0, "trust", "install", name("roots.pb"))
 }
 
+// brokenGlass signs a kill with no network, and hands it to the control plane afterwards.
+func (h holders) brokenGlass(key string) {
+	h.t.Helper()
+	erin, _ := person(h.t, h.d, "erin")
+	out, _ := must(h.t, h.d, 0, "org", "list", "-o", "json")
+	var orgs []struct{ ID, Name string }
+	if err := json.Unmarshal([]byte(out), &orgs); err != nil {
+		h.t.Fatal(err)
+	}
+	at := slices.IndexFunc(orgs, func(o struct{ ID, Name string }) bool { return o.Name == "acme" })
+	if at < 0 {
+		h.t.Fatalf("no acme in %s", out)
+	}
+	file := h.file("erin.kills")
+	must(h.t, h.d, 0, "kill", "sign", "user", "erin", "--key", key, "--tenant-id", orgs[at].ID, "--reason", "laptop stolen", "--out", file)
+	must(h.t, h.d, 0, "kill", "inspect", file)
+	must(h.t, h.d, 0, "kill", "import", file)
+	eventually(h.t, "the kill from the file is in force everywhere", func() bool {
+		for node := range h.d.MCPURLs {
+			if got, _ := outcome(h.d, node, erin, "demo", "echo", `{"message":"hi"}`); got != "unauthorized" {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 type trusted struct {
 	Node      string            `json:"node"`
 	Roots     uint64            `json:"roots_version"`
@@ -126,6 +154,11 @@ func TestEveryOnlineKeyIsReplacedWhileCallsRun(t *testing.T) {
 	if !strings.Contains(out, `"waiting": []`) || strings.Count(out, `"node"`) != 3 {
 		t.Errorf("the kill does not say which nodes enforce it: %s", out)
 	}
+	if _, errs := must(t, d, 0, "kill", "session", "00"); !strings.Contains(errs, "enforced by 3 of 3 nodes: ") {
+		t.Errorf("the kill does not say how soon: %s", errs)
+	} else {
+		t.Log(strings.TrimSpace(errs))
+	}
 	stop := load(d)
 
 	before := time.Now()
@@ -139,7 +172,9 @@ func TestEveryOnlineKeyIsReplacedWhileCallsRun(t *testing.T) {
 			t.Fatal("the new key is the old one")
 		}
 	}
-	h.agree(2, add...)
+	glass := h.file("glass.key")
+	must(t, d, 0, "trust", "keygen", glass)
+	h.agree(2, append(add, []string{"add-key", "kill", glass + ".pub"})...)
 	everywhere(t, d, 2, before)
 	now := signing(t, d)
 	for i := range old {
@@ -153,6 +188,7 @@ func TestEveryOnlineKeyIsReplacedWhileCallsRun(t *testing.T) {
 		_, _, verified := cli(t, d, "snapshot", "verify")
 		return status == 0 && verified == 0 && strings.Contains(out, "carol")
 	})
+	h.brokenGlass(glass)
 	time.Sleep(2 * time.Second) // a look at the tables and a heartbeat
 	dropped := time.Now()
 	h.agree(3, remove...)

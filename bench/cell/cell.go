@@ -44,8 +44,8 @@ type Bench struct {
 	up    *exec.Cmd
 }
 
-// Start brings up everything; it ends with Stop.
-func Start(ctx context.Context, bin string) (*Bench, error) {
+// Start brings up everything, `mcpvault dev` with the flags given; it ends with Stop.
+func Start(ctx context.Context, bin string, flags ...string) (*Bench, error) {
 	b := &Bench{bin: bin}
 	upAddr, err := devrun.FreeAddr()
 	if err != nil {
@@ -61,7 +61,7 @@ func Start(ctx context.Context, bin string) (*Bench, error) {
 	if b.basep, err = b.spawn(ctx, "proxy", b.base, upURL); err != nil {
 		return nil, errors.Join(err, b.Stop())
 	}
-	if b.dev, err = devrun.Start(ctx, bin, "--no-demo"); err != nil {
+	if b.dev, err = devrun.Start(ctx, bin, append([]string{"--no-demo"}, flags...)...); err != nil {
 		return nil, errors.Join(err, b.Stop())
 	}
 	for _, args := range [][]string{
@@ -181,7 +181,6 @@ type Propagation struct {
 
 // Propagation grants and revokes n times.
 func (b *Bench) Propagation(ctx context.Context, n int) (*Propagation, error) {
-	admin := admin{url: b.dev.AdminURL, token: b.dev.AdminToken}
 	out := &Propagation{Edits: n, Nodes: len(b.dev.PIDs.Nodes)}
 	var all []time.Duration
 	for i := range n {
@@ -189,23 +188,9 @@ func (b *Bench) Propagation(ctx context.Context, n int) (*Propagation, error) {
 		if i%2 == 1 {
 			verb = "DeleteGrants"
 		}
-		var wrote struct {
-			Revision string `json:"revision"`
-		}
-		edit := map[string]any{"tenant": "acme", "subject": "user:bob", "target": "server:bench/t00", "effect": "GRANT_EFFECT_ALLOW"}
-		if err := admin.call(ctx, "AccessService/"+verb, edit, &wrote); err != nil {
+		done, err := b.edit(ctx, verb)
+		if err != nil {
 			return nil, err
-		}
-		var done struct {
-			Complete  bool    `json:"complete"`
-			ElapsedMS float64 `json:"elapsedMs"`
-		}
-		wait := map[string]any{"tenant": "acme", "revision": wrote.Revision, "timeout": "10s"}
-		if err := admin.call(ctx, "SnapshotService/WaitRevision", wait, &done); err != nil {
-			return nil, err
-		}
-		if !done.Complete {
-			return nil, fmt.Errorf("edit %d did not reach every node within 10 s", i)
 		}
 		all = append(all, time.Duration(done.ElapsedMS*float64(time.Millisecond)))
 	}

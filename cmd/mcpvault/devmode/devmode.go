@@ -45,6 +45,8 @@ type Config struct {
 	Ephemeral bool
 	// DatabaseURL is used instead of a private PostgreSQL.
 	DatabaseURL string
+	// LinkDelay is how much later than said the nodes hear the control plane; for drills.
+	LinkDelay time.Duration
 	// Executable is this program, which the children are.
 	Executable string
 	// Env is the environment of the children.
@@ -140,7 +142,7 @@ func (d *Dev) start(ctx context.Context, demos *background) (*Info, error) {
 		return nil, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return d.startDemos(demos) })
+	g.Go(func() error { return errors.Join(d.startDemos(demos), d.startLink(demos)) })
 	g.Go(func() error { return d.startControlPlane(gctx) })
 	g.Go(func() error { return d.startNodes(gctx) })
 	if err := g.Wait(); err != nil {

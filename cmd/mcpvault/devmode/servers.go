@@ -122,6 +122,9 @@ func (p *plan) cellConfig(n node) cell.Config {
 		PublicURLs:    []string{mcpURL(n), mcpTLSURL(n)},
 		DefaultTenant: tenant, Region: n.cell, EgressAllow: loopback(), Dev: true,
 	}
+	if p.cfg.LinkDelay > 0 {
+		c.ControlPlane = "https://" + addr(p.linkPort())
+	}
 	for _, m := range p.nodes {
 		if m.cell == n.cell {
 			c.Members = append(c.Members, cell.Member{Node: m.name, Raft: addr(m.raft), Peer: addr(m.peer)})

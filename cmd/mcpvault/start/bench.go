@@ -24,13 +24,14 @@ type benchReport struct {
 	Authz       *authz.Figures    `json:"authz,omitempty"`
 	Call        []*cell.Call      `json:"call,omitempty"`
 	Propagation *cell.Propagation `json:"propagation,omitempty"`
+	Revocation  *cell.Revocation  `json:"revocation,omitempty"`
 	Restart     *cell.Restart     `json:"restart,omitempty"`
 }
 
 type benchFlags struct {
 	users, rounds, edits, restarts int
 	c                              []int
-	round                          time.Duration
+	round, delay                   time.Duration
 }
 
 // Bench is `mcpvault bench`.
@@ -61,17 +62,21 @@ func Bench(a *cli.App) *cobra.Command {
 				return printAuthz(a, x)
 			}),
 		leaf("call", "Measures a call through a cell beside a bare reverse proxy to the same upstream, in interleaved rounds.",
-			func(ctx context.Context, r *benchReport) error { return f.running(ctx, a, r, f.call) }),
+			func(ctx context.Context, r *benchReport) error { return f.running(ctx, a, r, nil, f.call) }),
 		leaf("propagation", "Measures the time from an edit's commit to the last node.",
-			func(ctx context.Context, r *benchReport) error { return f.running(ctx, a, r, f.propagation) }),
+			func(ctx context.Context, r *benchReport) error { return f.running(ctx, a, r, nil, f.propagation) }),
+		leaf("revocation", "Measures the time from taking a right away to the last node, which hear the control plane late, and counts calls that are allowed after that.",
+			func(ctx context.Context, r *benchReport) error {
+				return f.running(ctx, a, r, []string{"--link-delay", f.delay.String()}, f.revocation)
+			}),
 		leaf("restart", "Measures the time from starting a killed node to its first decision.",
-			func(ctx context.Context, r *benchReport) error { return f.running(ctx, a, r, f.restart) }),
+			func(ctx context.Context, r *benchReport) error { return f.running(ctx, a, r, nil, f.restart) }),
 		leaf("all", "Measures everything.", func(ctx context.Context, r *benchReport) error {
 			var err error
 			if r.Authz, err = f.decision(a); err != nil {
 				return err
 			}
-			return f.running(ctx, a, r, f.call, f.propagation, f.restart)
+			return f.running(ctx, a, r, nil, f.call, f.propagation, f.restart)
 		}),
 	}
 	for _, cmd := range commands {
@@ -80,6 +85,7 @@ func Bench(a *cli.App) *cobra.Command {
 		cmd.Flags().DurationVar(&f.round, "round", 1500*time.Millisecond, "length of one round")
 		cmd.Flags().IntSliceVar(&f.c, "in-flight", []int{16, 64}, "calls kept in flight")
 		cmd.Flags().IntVar(&f.edits, "edits", 40, "edits whose propagation is measured")
+		cmd.Flags().DurationVar(&f.delay, "delay", 20*time.Millisecond, "how much later the nodes hear of a revocation")
 		cmd.Flags().IntVar(&f.restarts, "restarts", 5, "restarts of a node")
 	}
 	return a.Group("bench", "Measures MCPVault on this machine, in a throw-away installation.", "  mcpvault bench all\n  mcpvault bench call -o json", commands...)
@@ -90,13 +96,13 @@ func (f *benchFlags) decision(a *cli.App) (*authz.Figures, error) {
 }
 
 // running measures parts of an installation that is started for it.
-func (f *benchFlags) running(ctx context.Context, a *cli.App, r *benchReport, parts ...func(context.Context, *cell.Bench, *benchReport) error) error {
+func (f *benchFlags) running(ctx context.Context, a *cli.App, r *benchReport, flags []string, parts ...func(context.Context, *cell.Bench, *benchReport) error) error {
 	exe, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	a.Notef("starting a throw-away installation")
-	b, err := cell.Start(ctx, exe)
+	b, err := cell.Start(ctx, exe, flags...)
 	if err != nil {
 		return err
 	}
@@ -121,6 +127,11 @@ func (f *benchFlags) call(ctx context.Context, b *cell.Bench, r *benchReport) er
 
 func (f *benchFlags) propagation(ctx context.Context, b *cell.Bench, r *benchReport) (err error) {
 	r.Propagation, err = b.Propagation(ctx, f.edits)
+	return err
+}
+
+func (f *benchFlags) revocation(ctx context.Context, b *cell.Bench, r *benchReport) (err error) {
+	r.Revocation, err = b.Revocation(ctx, f.edits, f.delay)
 	return err
 }
 
@@ -150,6 +161,11 @@ func printBench(a *cli.App, r *benchReport) error {
 	}
 	if x := r.Propagation; x != nil {
 		line("edit -> law  %d edits, %d nodes: commit to last node p50 %.1f ms, p99 %.1f ms, max %.1f ms", x.Edits, x.Nodes, x.P50, x.P99, x.Max)
+	}
+	if x := r.Revocation; x != nil {
+		line("revocation   %d, %d nodes that hear the control plane %.0f ms late: commit to last node p50 %.1f ms, p99 %.1f ms, max %.1f ms; %d were deltas",
+			x.Revocations, x.Nodes, x.DelayMS, x.P50, x.P99, x.Max, x.Deltas)
+		line("             %d calls meanwhile, %d allowed after their node had acknowledged", x.Calls, x.LateAllows)
 	}
 	if x := r.Restart; x != nil {
 		line("restart      %d kills: process start to first decision p50 %.0f ms, max %.0f ms", x.Restarts, x.P50, x.Max)

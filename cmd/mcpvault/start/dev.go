@@ -65,6 +65,7 @@ func Dev(a *cli.App) *cobra.Command {
 	f.BoolVar(&cfg.NoDemo, "no-demo", false, "leave out the demo servers and the grants on them")
 	f.BoolVar(&cfg.Ephemeral, "ephemeral", false, "begin with nothing and leave nothing; in a temporary directory unless --data-dir names an empty one")
 	f.StringVar(&cfg.DatabaseURL, "database-url", "", "use this PostgreSQL instead of a private one")
+	f.DurationVar(&cfg.LinkDelay, "link-delay", 0, "let the nodes hear the control plane that much later, as over a long line")
 	f.BoolVarP(&verbose, "verbose", "v", false, "say more while starting")
 	cmd.AddCommand(devStatus(a, &dataDir),
 		devTell(a, &dataDir, "restart", "Starts a process again, ending it first when it runs.", true),

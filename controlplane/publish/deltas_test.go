@@ -2,6 +2,7 @@ package publish_test
 
 import (
 	"bytes"
+	"fmt"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -284,5 +285,30 @@ func TestADeltaThatANodeRefusedIsFollowedByOneHead(t *testing.T) {
 	rev = b.role(t, true)
 	if h := await(t, b.p, "local", "the next delta", holds(b.acme.ID, rev)).Heads[0]; h.Base != after.Base || len(h.Deltas) != 1 {
 		t.Errorf("%s: one refusal was answered with more than one head", h.Version)
+	}
+}
+
+func TestAHeadIsMadeWhenDeltasHaveReplacedMuchOfThePolicy(t *testing.T) {
+	t.Parallel()
+	b, v := settled(t)
+	base := v.Heads[0].Base
+	add := func(from, to int) *publish.Head {
+		t.Helper()
+		rev := b.write(t, func(tx *store.Tx) error {
+			for i := from; i < to; i++ {
+				if _, err := tx.InsertUser(t.Context(), controlplane.User{Name: fmt.Sprint("u", i), Kind: controlplane.Person}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		return await(t, b.p, "local", "the users", holds(b.acme.ID, rev)).Heads[0]
+	}
+	// A few hundred records are a delta in a policy of any size; more than that only while they are a small part of it.
+	if h := add(0, 200); h.Base != base || len(h.Deltas) == 0 {
+		t.Fatalf("200 users are %d deltas on %s", len(h.Deltas), h.Base.Version)
+	}
+	if h := add(200, 400); h.Base == base || len(h.Deltas) != 0 {
+		t.Errorf("400 users are %d deltas on a head without any", len(h.Deltas))
 	}
 }

@@ -301,6 +301,31 @@ func TestGroupsAreKeptLikeTeams(t *testing.T) {
 	refused(t, err, problem.NotFound)
 }
 
+func TestAGroupThatSomethingIsDeniedToIsNotDeleted(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	if _, err := b.dir.CreateGroup(b.acme, &adminv1.CreateGroupRequest{Name: "eng"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := b.store.Write(t.Context(), controlplane.CallerFrom(b.acme).TenantID, "test", func(tx *store.Tx) error {
+		for _, deny := range []bool{false, true} {
+			g := store.Grant{ID: store.NewID(), Deny: deny, Subject: "group:eng", Target: controlplane.Target{Server: "*"}}
+			if err := tx.InsertGrant(t.Context(), g); err != nil {
+				return err
+			}
+		}
+		return tx.Change(t.Context(), "x", "x", nil)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.dir.DeleteGroup(b.acme, &adminv1.DeleteGroupRequest{Name: "eng"})
+	refused(t, err, problem.Conflict)
+	if list, err := b.dir.ListGroups(b.acme, &adminv1.ListGroupsRequest{}); err != nil || len(list.GetGroups()) != 1 {
+		t.Errorf("got %v, %v", list, err)
+	}
+}
+
 func TestAGroupThatIsProvisionedIsNotChangedByHand(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

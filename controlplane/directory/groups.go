@@ -36,11 +36,22 @@ func (s *Service) ListGroups(ctx context.Context, _ *adminv1.ListGroupsRequest) 
 	return res, err
 }
 
-// DeleteGroup takes a group away. Grants to it stay, and reach nobody.
+// DeleteGroup takes a group away. Grants to it stay, and reach nobody; so that nothing becomes allowed unnoticed, it is
+// refused while one of them denies.
 func (s *Service) DeleteGroup(ctx context.Context, req *adminv1.DeleteGroupRequest) (*adminv1.DeleteGroupResponse, error) {
 	rev, err := s.write(ctx, func(tx *store.Tx) error {
 		if err := byHand(ctx, tx, req.GetName()); err != nil {
 			return err
+		}
+		grants, err := tx.Grants(ctx)
+		if err != nil {
+			return err
+		}
+		for _, g := range grants {
+			if g.Deny && g.Subject == "group:"+req.GetName() {
+				return problem.Newf(problem.Conflict, "take it back first: mcpvault revoke --id "+g.ID,
+					"a grant denies %s to group %s, and would deny it to nobody any more", g.String(), req.GetName())
+			}
 		}
 		if err := tx.DeleteGroup(ctx, req.GetName()); err != nil {
 			return err

@@ -108,11 +108,15 @@ func (s *Service) UpdateEndpoint(ctx context.Context, req *adminv1.UpdateEndpoin
 	return &adminv1.UpdateEndpointResponse{Endpoint: show(e), Revision: rev}, nil
 }
 
-// DeleteEndpoint takes an endpoint and its links away. Grants on it stay, and reach nothing.
+// DeleteEndpoint takes an endpoint and its links away. Grants on it stay, and reach nothing; so that nothing becomes allowed
+// unnoticed, it is refused while one of them denies.
 func (s *Service) DeleteEndpoint(ctx context.Context, req *adminv1.DeleteEndpointRequest) (*adminv1.DeleteEndpointResponse, error) {
 	rev, err := s.write(ctx, func(tx *store.Tx) error {
 		e, err := find(ctx, tx, req.GetName())
 		if err != nil {
+			return err
+		}
+		if err := undenied(ctx, tx, e.Name); err != nil {
 			return err
 		}
 		if err := tx.DeleteEndpoint(ctx, e.Name); err != nil {
@@ -124,6 +128,23 @@ func (s *Service) DeleteEndpoint(ctx context.Context, req *adminv1.DeleteEndpoin
 		return nil, err
 	}
 	return &adminv1.DeleteEndpointResponse{Revision: rev}, nil
+}
+
+func undenied(ctx context.Context, tx *store.Tx, name string) error {
+	grants, err := tx.Grants(ctx)
+	if err != nil {
+		return err
+	}
+	for _, g := range grants {
+		for _, t := range g.Terms() {
+			of, _, _ := strings.Cut(t.Value, "/")
+			if g.Deny && t.Fact == controlplane.FactEndpoint && of == name {
+				return problem.Newf(problem.Conflict, "take it back first: mcpvault revoke --id "+g.ID,
+					"a grant denies %s what touches endpoint %s, and would deny nothing any more", g.Subject, name)
+			}
+		}
+	}
+	return nil
 }
 
 // SetLink says that something of a server touches an endpoint, and how, or that it does not; doing it twice is doing it

@@ -144,6 +144,40 @@ func TestALinkIsBetweenThingsThatExist(t *testing.T) {
 	}
 }
 
+func TestAnEndpointThatSomethingIsDeniedForIsNotDeleted(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	target, err := controlplane.ParseTarget("endpoint:accounts/write")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := controlplane.CallerFrom(b.ctx)
+	change := func(fn func(tx *store.Tx) error) {
+		t.Helper()
+		_, err := b.st.Write(t.Context(), c.TenantID, "test", func(tx *store.Tx) error {
+			if err := fn(tx); err != nil {
+				return err
+			}
+			return tx.Change(t.Context(), "x", "x", nil)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	id := store.NewID()
+	change(func(tx *store.Tx) error {
+		return tx.InsertGrant(t.Context(), store.Grant{ID: id, Deny: true, Subject: "everyone", Target: target})
+	})
+	_, err = b.end.DeleteEndpoint(b.ctx, &adminv1.DeleteEndpointRequest{Name: "accounts"})
+	if problem.CodeOf(err) != problem.Conflict || !strings.Contains(err.Error(), "mcpvault revoke --id "+id) {
+		t.Errorf("got %v", err)
+	}
+	change(func(tx *store.Tx) error { return tx.DeleteGrant(t.Context(), id) })
+	if _, err := b.end.DeleteEndpoint(b.ctx, &adminv1.DeleteEndpointRequest{Name: "accounts"}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAnotherTenantsEndpointsAreUnknown(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -93,7 +93,7 @@ type EndpointServiceClient interface {
 	ListEndpoints(context.Context, *v1.ListEndpointsRequest) (*v1.ListEndpointsResponse, error)
 	// UpdateEndpoint changes what is given; the rest stays.
 	UpdateEndpoint(context.Context, *v1.UpdateEndpointRequest) (*v1.UpdateEndpointResponse, error)
-	// DeleteEndpoint takes an endpoint and its links away; grants on it stay, and reach nothing.
+	// DeleteEndpoint takes an endpoint and its links away; grants on it stay, and reach nothing. It is refused while one of them denies.
 	DeleteEndpoint(context.Context, *v1.DeleteEndpointRequest) (*v1.DeleteEndpointResponse, error)
 	// SetLink says that something of a server touches an endpoint, or that it does not.
 	SetLink(context.Context, *v1.SetLinkRequest) (*v1.SetLinkResponse, error)
@@ -111,7 +111,7 @@ type EndpointServiceHandler interface {
 	ListEndpoints(context.Context, *v1.ListEndpointsRequest) (*v1.ListEndpointsResponse, error)
 	// UpdateEndpoint changes what is given; the rest stays.
 	UpdateEndpoint(context.Context, *v1.UpdateEndpointRequest) (*v1.UpdateEndpointResponse, error)
-	// DeleteEndpoint takes an endpoint and its links away; grants on it stay, and reach nothing.
+	// DeleteEndpoint takes an endpoint and its links away; grants on it stay, and reach nothing. It is refused while one of them denies.
 	DeleteEndpoint(context.Context, *v1.DeleteEndpointRequest) (*v1.DeleteEndpointResponse, error)
 	// SetLink says that something of a server touches an endpoint, or that it does not.
 	SetLink(context.Context, *v1.SetLinkRequest) (*v1.SetLinkResponse, error)

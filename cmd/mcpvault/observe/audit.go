@@ -2,6 +2,7 @@ package observe
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"strings"
 	"time"
@@ -41,10 +42,18 @@ type recordView struct {
 	RequestID string   `json:"request_id,omitempty"`
 	LatencyUS int64    `json:"latency_us,omitempty"`
 	Client    string   `json:"client,omitempty"`
-	Detail    string   `json:"detail,omitempty"`
-	Log       string   `json:"log"`
-	Index     uint64   `json:"index"`
-	Proof     string   `json:"proof,omitempty"`
+	Address   string   `json:"address,omitempty"`
+	// What the decision was made on: see mcpvault access replay.
+	Region     string   `json:"region,omitempty"`
+	Item       string   `json:"item,omitempty"`
+	DecidedAt  string   `json:"decided_at,omitempty"`
+	Digest     string   `json:"snapshot_sha256,omitempty"`
+	State      string   `json:"state_hash,omitempty"`
+	Conditions []string `json:"conditions,omitempty"`
+	Detail     string   `json:"detail,omitempty"`
+	Log        string   `json:"log"`
+	Index      uint64   `json:"index"`
+	Proof      string   `json:"proof,omitempty"`
 }
 
 func viewRecord(r *proof.Record) recordView {
@@ -55,7 +64,12 @@ func viewRecord(r *proof.Record) recordView {
 		Decision: output.Word(r.GetDecision().String(), "DECISION_"), Reason: r.GetReason(), Outcome: r.GetOutcome(), Grants: r.GetGrants(),
 		Snapshot: fmt.Sprintf("%d.%d", r.GetEpoch(), r.GetGeneration()), Node: r.GetCell() + "/" + r.GetNode(), IntentID: r.GetIntentId(),
 		RequestID: r.GetRequestId(), LatencyUS: r.GetLatencyUs(), Detail: r.GetDetail(), Log: r.LogID, Index: r.Index,
-		Client: strings.TrimSpace(r.GetClient().GetName() + " " + r.GetClient().GetVersion()),
+		Client:  strings.TrimSpace(r.GetClient().GetName() + " " + r.GetClient().GetVersion()),
+		Address: r.GetClient().GetAddress(), Region: r.GetRegion(), Item: r.GetItem(), DecidedAt: output.Time(r.GetDecisionMs()),
+		Digest: hex.EncodeToString(r.GetHeadSha256()), State: hex.EncodeToString(r.GetStateHash()),
+	}
+	for _, c := range r.GetConditions() {
+		v.Conditions = append(v.Conditions, fmt.Sprintf("%d %s", c.GetProgram(), output.Word(c.GetOutcome().String(), "OUTCOME_")))
 	}
 	switch {
 	case r.Proven:
@@ -88,6 +102,9 @@ func recordColumns() []output.Column[recordView] {
 		{Head: "EFFECT", Cell: func(v recordView) string { return v.Effect }, Wide: true},
 		{Head: "SNAPSHOT", Cell: func(v recordView) string { return v.Snapshot }, Wide: true},
 		{Head: "INTENT", Cell: func(v recordView) string { return v.IntentID }, Wide: true},
+		{Head: "ADDRESS", Cell: func(v recordView) string { return v.Address }, Wide: true},
+		{Head: "ACTOR", Cell: func(v recordView) string { return v.Actor }, Wide: true},
+		{Head: "REGION", Cell: func(v recordView) string { return v.Region }, Wide: true},
 		{Head: "INDEX", Cell: func(v recordView) string { return fmt.Sprint(v.Index) }, Wide: true},
 	}
 }

@@ -116,6 +116,7 @@ func regoLeaf(c *snapshot.Cond) (guard body, yes, no string) {
 	case snapshot.OpInRange:
 		test := fmt.Sprintf("net.cidr_contains(%q, input.ip)", c.Value.Str)
 		return body{"is_string(input.ip)"}, test, "not " + test
+	default: // the others compare an operand with constants
 	}
 	operand := fmt.Sprintf("input.args[%q]", c.Arg)
 	typ := c.Value.Type

@@ -501,3 +501,30 @@ func TestADiskThatLostADeltaIsMendedByTheControlPlane(t *testing.T) {
 	a.pushDelta(l.next(t, give("role:reader")))
 	n.serves(t, l)
 }
+
+func TestDeltasThatTheLogDoesNotTakeWaitInBoundedNumber(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	n := startNode(t, a, t.TempDir(), a)
+	l := a.begin(t, acme, "acme", 1)
+	a.push(l.update(t))
+	n.serves(t, l)
+	n.log.shut.Store(true)
+	const waiting = 128
+	for i := range waiting + 1 {
+		if i%2 == 0 {
+			a.pushDelta(l.next(t, give("role:reader")))
+		} else {
+			a.pushDelta(l.next(t, give()))
+		}
+	}
+	eventually(t, "one too many is refused", func() bool { return a.rejected(waiting+2, "wait already") })
+	if n.generation() != 1 {
+		t.Fatal("something is live that the log did not take")
+	}
+	n.log.shut.Store(false)
+	eventually(t, "those that waited are live", func() bool { return n.generation() == waiting+1 })
+	l.rebase(t, "acme", waiting+3)
+	a.push(l.update(t))
+	n.serves(t, l)
+}

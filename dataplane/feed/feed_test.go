@@ -242,11 +242,16 @@ func openRoots(t testing.TB, env []byte) *seal.Trust {
 type directLog struct {
 	store *store.Store
 	feed  *feed.Feed
+	// shut makes it take nothing, as a cell without a majority does.
+	shut atomic.Bool
 }
 
 func (l *directLog) Leads() bool { return true }
 
 func (l *directLog) Propose(_ context.Context, e *cellv1.RaftEntry) error {
+	if l.shut.Load() {
+		return errors.New("no majority")
+	}
 	if u := e.GetUpdate(); u != nil {
 		if err := l.store.PutUpdate(u); err != nil {
 			return err
@@ -266,6 +271,7 @@ type node struct {
 	pdp   *pdp.PDP
 	store *store.Store
 	feed  *feed.Feed
+	log   *directLog
 }
 
 // startNode runs a feed on a disk; with no source of shards it has only that disk.
@@ -296,7 +302,7 @@ func startNodeAt(t testing.TB, a *authority, dir string, now func() time.Time, s
 		Trust:  feed.NewTrust(a.roots, openRoots(t, a.roots), st.PutRoots),
 		Logger: slog.New(slog.DiscardHandler), Now: now,
 	})
-	log.feed = n.feed
+	log.feed, n.log = n.feed, log
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	n.feed.Boot(ctx)

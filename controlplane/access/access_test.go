@@ -60,7 +60,7 @@ type bundle struct {
 }
 
 // setup makes acme with alice (role analyst through team ops), bob, and the server payments, published.
-func setup(t *testing.T) *bundle {
+func setup(t testing.TB) *bundle {
 	t.Helper()
 	b := &bundle{st: storetest.Open(t), auth: snapshottest.NewAuthority(t), up: &upstream{
 		tools: []registry.Tool{{Name: "balance", Raw: []byte(balanceTool)}, {Name: "refund", Raw: []byte(refundTool)}},
@@ -112,7 +112,7 @@ func setup(t *testing.T) *bundle {
 	return b
 }
 
-func (b *bundle) await(t *testing.T, revision uint64) {
+func (b *bundle) await(t testing.TB, revision uint64) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
 		_, changed, ok := b.pub.View("local")
@@ -140,7 +140,7 @@ func (b *bundle) grant(t *testing.T, req *adminv1.CreateGrantRequest) *adminv1.G
 	return res.GetGrant()
 }
 
-func (b *bundle) explain(t *testing.T, user, tool, args string) *adminv1.ExplainResponse {
+func (b *bundle) explain(t testing.TB, user, tool, args string) *adminv1.ExplainResponse {
 	t.Helper()
 	server, tool, _ := strings.Cut(tool, "/")
 	res, err := b.acc.Explain(b.ctx, &adminv1.ExplainRequest{Principal: user, Server: server, Tool: tool, Arguments: args})

@@ -108,7 +108,7 @@ func (p *Publisher) apply(ctx context.Context, c *candidate, old *index.Index, g
 	if err != nil {
 		return nil, nil, err
 	}
-	id, ok := seal.TenantBytes(snapshot.TenantID(c.tenant.ID))
+	id, ok := seal.TenantBytes(c.tenant.ID)
 	if !ok {
 		return nil, nil, rebase("the tenant's id is no UUID")
 	}

@@ -46,7 +46,7 @@ func applied(t *testing.T, trust *seal.Trust, x *index.Index, h *publish.Head) *
 		if err != nil {
 			t.Fatal(err)
 		}
-		if seal.DeltaTenant(body) != snapshot.TenantID(h.TenantID) || seal.DeltaVersion(body) != d.Version || !bytes.Equal(body.GetParent(), at.Digest[:]) ||
+		if seal.DeltaTenant(body) != h.TenantID || seal.DeltaVersion(body) != d.Version || !bytes.Equal(body.GetParent(), at.Digest[:]) ||
 			d.Version.Generation != at.Version.Generation+1 {
 			t.Fatalf("delta %s does not follow %s", d.Version, at.Version)
 		}

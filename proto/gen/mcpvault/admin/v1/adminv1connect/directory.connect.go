@@ -332,7 +332,7 @@ type DirectoryServiceClient interface {
 	SetTeamMember(context.Context, *v1.SetTeamMemberRequest) (*v1.SetTeamMemberResponse, error)
 	CreateGroup(context.Context, *v1.CreateGroupRequest) (*v1.CreateGroupResponse, error)
 	ListGroups(context.Context, *v1.ListGroupsRequest) (*v1.ListGroupsResponse, error)
-	// DeleteGroup takes a group away; grants to it stay, and reach nobody.
+	// DeleteGroup takes a group away; grants to it stay, and reach nobody. It is refused while one of them denies.
 	DeleteGroup(context.Context, *v1.DeleteGroupRequest) (*v1.DeleteGroupResponse, error)
 	SetGroupMember(context.Context, *v1.SetGroupMemberRequest) (*v1.SetGroupMemberResponse, error)
 	CreateUser(context.Context, *v1.CreateUserRequest) (*v1.CreateUserResponse, error)
@@ -363,7 +363,7 @@ type DirectoryServiceHandler interface {
 	SetTeamMember(context.Context, *v1.SetTeamMemberRequest) (*v1.SetTeamMemberResponse, error)
 	CreateGroup(context.Context, *v1.CreateGroupRequest) (*v1.CreateGroupResponse, error)
 	ListGroups(context.Context, *v1.ListGroupsRequest) (*v1.ListGroupsResponse, error)
-	// DeleteGroup takes a group away; grants to it stay, and reach nobody.
+	// DeleteGroup takes a group away; grants to it stay, and reach nobody. It is refused while one of them denies.
 	DeleteGroup(context.Context, *v1.DeleteGroupRequest) (*v1.DeleteGroupResponse, error)
 	SetGroupMember(context.Context, *v1.SetGroupMemberRequest) (*v1.SetGroupMemberResponse, error)
 	CreateUser(context.Context, *v1.CreateUserRequest) (*v1.CreateUserResponse, error)

@@ -172,7 +172,7 @@ func (x *exchange) killedSecret() *answer {
 	return x.fail(mcp.CodeServer, "secret_killed", secretSentence, false)
 }
 
-const secretSentence = "the credential that this server needs was stopped by an administrator"
+const secretSentence = "the credential that this server needs was stopped by an administrator" //nolint:gosec // a sentence
 
 // inject lets the destination's credential be added.
 func (x *exchange) inject() *answer {

@@ -232,7 +232,7 @@ func TestListAndCallAgree(t *testing.T) {
 	patterns := []string{"file:///docs/*", "file:///docs/secret/*", "https://*", "*"}
 	g, _ := library(t, pep.Config{}, nil, patterns...)
 	items := append(slices.Clone(g.policy.Servers[0].Items), "")
-	r := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same policies every time
+	r := rand.New(rand.NewPCG(1, 2)) // the same policies every time
 	for round := range 60 {
 		g.policy.Grants = randomGrants(r, items)
 		g.publish()

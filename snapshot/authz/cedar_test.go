@@ -129,7 +129,7 @@ func (o *oracle) node(c *snapshot.Cond) ast.Node {
 	}
 	switch c.Op {
 	case snapshot.OpMember:
-		return ast.Principal().In(ast.EntityUID("Node", cedar.String(c.Arg)))
+		return ast.Principal().In(ast.Value(uid("Node", c.Arg)))
 	case snapshot.OpInRange:
 		return arg().IsInRange(ast.IPExtensionCall(ast.String(cedar.String(c.Value.Str))))
 	case snapshot.OpContains:

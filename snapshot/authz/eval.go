@@ -86,6 +86,7 @@ func (e *evaluator) leaf(p *index.Program, in index.Instr) outcome {
 		return e.foreign(p, in)
 	case snapshot.OpFail:
 		return e.fail(faultFact)
+	default: // the others compare an operand
 	}
 	if in.From != snapshot.FromArgs {
 		return e.known(p, in)

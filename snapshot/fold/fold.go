@@ -93,6 +93,7 @@ func Settle(c *snapshot.Cond, facts Facts) (Result, error) {
 		return settleChain(c, Never, facts)
 	case snapshot.OpForeign:
 		return settleForeign(c, facts)
+	default: // the others read one operand, or two
 	}
 	if c.From == snapshot.FromResource || c.With != nil && c.With.From == snapshot.FromResource {
 		return settleFact(c, facts), nil
@@ -151,6 +152,14 @@ func truth(b bool) Result {
 		return Result{Verdict: Certain}
 	}
 	return Result{Verdict: Never}
+}
+
+// unless makes an error of a verdict.
+func (r Result) unless(bad bool) Result {
+	if bad {
+		return Result{Verdict: Broken}
+	}
+	return r
 }
 
 // settleFact settles a comparison of which one side at least is a fact.
@@ -242,25 +251,20 @@ func settleConstant(c *snapshot.Cond, f snapshot.Fact) Result {
 	if f.Type == snapshot.TypeSet || f.Type != c.Value.Type {
 		return Result{Verdict: Broken}
 	}
+	a, b, ordered := f.Int, c.Value.Int, f.Type == snapshot.TypeNumber
 	switch c.Op {
 	case snapshot.OpEq:
 		return truth(f.Value == c.Value)
 	case snapshot.OpNe:
 		return truth(f.Value != c.Value)
-	}
-	if f.Type != snapshot.TypeNumber {
-		return Result{Verdict: Broken}
-	}
-	a, b := f.Int, c.Value.Int
-	switch c.Op {
 	case snapshot.OpLt:
-		return truth(a < b)
+		return truth(a < b).unless(!ordered)
 	case snapshot.OpLe:
-		return truth(a <= b)
+		return truth(a <= b).unless(!ordered)
 	case snapshot.OpGt:
-		return truth(a > b)
+		return truth(a > b).unless(!ordered)
 	case snapshot.OpGe:
-		return truth(a >= b)
+		return truth(a >= b).unless(!ordered)
 	default:
 		return Result{Verdict: Broken}
 	}

@@ -83,9 +83,9 @@ func (b *builder) servers(servers []snapshot.Server) {
 		sp.itemID = make(map[string]uint32, len(sp.items))
 		for i, it := range sp.items {
 			sp.itemID[it] = uint32(i)
-			b.w.name(secItems, it, 0)
+			b.w.name(secItems, it)
 		}
-		r := b.w.name(secServers, sp.name, 0)
+		r := b.w.name(secServers, sp.name)
 		le.PutUint32(r[8:], sp.pageBase)
 		le.PutUint32(r[12:], sp.itemBase)
 		le.PutUint32(r[16:], uint32(len(sp.items)))
@@ -201,7 +201,7 @@ func (b *builder) grantRows() error {
 	}
 	for i := range b.nodes {
 		n := &b.nodes[i]
-		r := b.w.name(secNodes, string(n.ref), 0)
+		r := b.w.name(secNodes, string(n.ref))
 		le.PutUint32(r[8:], b.w.count(secEdges))
 		le.PutUint32(r[12:], uint32(len(n.parents)))
 		le.PutUint32(r[16:], b.w.count(secNodeGrants))
@@ -338,7 +338,7 @@ func (b *builder) principals(list []snapshot.Principal) {
 		if !ok {
 			region = uint16(len(regions))
 			regions[p.Region] = region
-			b.w.name(secRegions, p.Region, 0)
+			b.w.name(secRegions, p.Region)
 		}
 		own = append(append(own[:0], "user:"...), p.Name...)
 		nodes = nodes[:0]

@@ -34,7 +34,7 @@ func (b *builder) program(c *snapshot.Cond) (uint32, error) {
 	firstCode, firstArg := b.w.count(secCode), b.w.count(secArgs)
 	b.w.append(secCode, pc.code)
 	for _, n := range names {
-		le.PutUint64(b.w.name(secArgs, n, 0)[8:], FoldHash([]byte(n)))
+		le.PutUint64(b.w.name(secArgs, n)[8:], FoldHash([]byte(n)))
 	}
 	r := b.w.record(secPrograms)
 	le.PutUint32(r, firstCode)
@@ -87,8 +87,9 @@ func (c *compiler) emit(n *snapshot.Cond) error {
 	case snapshot.OpMember:
 		c.instr(n.Op, 0, 0, c.b.belowOf(snapshot.Ref(n.Arg)))
 		return nil
+	default:
+		return c.leaf(n)
 	}
-	return c.leaf(n)
 }
 
 // leaf writes the comparison of an operand.
@@ -169,7 +170,7 @@ func (b *builder) zone(name string) (uint32, error) {
 	}
 	b.zoneID[name] = id
 	first := b.w.count(secTransitions)
-	r := b.w.name(secZones, name, 0)
+	r := b.w.name(secZones, name)
 	le.PutUint32(r[8:], first)
 	le.PutUint32(r[12:], uint32(len(c.At)))
 	for i := range c.At {

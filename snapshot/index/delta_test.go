@@ -2,6 +2,7 @@ package index_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -45,10 +46,7 @@ func edit(t *rapid.T, p *snapshot.Policy, next *snapshot.Policy) {
 		}
 		p.Principals = list
 	case 4: // somebody goes
-		var list []snapshot.Principal
-		for _, o := range p.Principals[1:] {
-			list = append(list, o)
-		}
+		list := slices.Clone(p.Principals[1:])
 		if len(list) > 0 {
 			p.Principals = list
 			p.Grants = keepGrants(p, p.Grants)

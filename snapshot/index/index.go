@@ -153,7 +153,9 @@ func (x *Index) NameOf(p PrincipalID) string {
 func (x *Index) RegionOf(p PrincipalID) string { return text(x.Region(p)) }
 
 // text looks at bytes as a string.
-func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+func text(b []byte) string {
+	return unsafe.String(unsafe.SliceData(b), len(b)) //nolint:gosec // b is read-only, and the string goes no further than a comparison
+}
 
 // Clearance is the highest class of data that a principal may touch.
 func (x *Index) Clearance(p PrincipalID) uint8 { return x.principal(p)[atClearance] }

@@ -20,7 +20,7 @@ func (sp *serverPlan) lookup(item string) fold.Facts {
 	facts := sp.facts[item]
 	return func(name string) (snapshot.Fact, bool) {
 		kind, shown := snapshot.KindOf(item)
-		text := ""
+		var text string
 		switch name {
 		case "name":
 			text = shown

@@ -57,23 +57,20 @@ func (w *writer) set(members []uint64) uint64 {
 	return ref
 }
 
-// name appends a record that starts with a name and flags.
-func (w *writer) name(sec int, name string, flags uint16) []byte {
-	return w.named(sec, name, w.text(name), flags)
-}
+// name appends a record that starts with a name.
+func (w *writer) name(sec int, name string) []byte { return w.named(sec, name, w.text(name)) }
 
 // unique is name for names that nothing else bears: it is not worth looking for them.
 func (w *writer) unique(sec int, name string) []byte {
 	off := len(w.sections[secHeap])
 	w.sections[secHeap] = append(w.sections[secHeap], name...)
-	return w.named(sec, name, uint64(off), 0)
+	return w.named(sec, name, uint64(off))
 }
 
-func (w *writer) named(sec int, name string, ref uint64, flags uint16) []byte {
+func (w *writer) named(sec int, name string, ref uint64) []byte {
 	r := w.record(sec)
 	le.PutUint32(r, uint32(ref))
 	le.PutUint16(r[4:], uint16(len(name)))
-	le.PutUint16(r[6:], flags)
 	return r
 }
 

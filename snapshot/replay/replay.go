@@ -35,7 +35,7 @@ type Result struct {
 	Differences []Difference
 }
 
-// ErrNoDecision: the record is not of a decision about one item, or its name was too long to be kept.
+// ErrNoDecision means that the record is not of a decision about one item, or its name was too long to be kept.
 var ErrNoDecision = errors.New("the record holds no decision about a tool, a prompt or a resource")
 
 // Decide makes the decision of a record again, on the index of the generation that the record names. args are the call's

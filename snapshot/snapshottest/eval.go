@@ -99,7 +99,13 @@ func (e env) fixed(c *snapshot.Cond) certainty {
 		return on
 	case snapshot.OpForeign, snapshot.OpMember, snapshot.OpBefore, snapshot.OpAfter:
 		return open
+	default:
+		return e.comparison(c)
 	}
+}
+
+// comparison is fixed for an operator that compares.
+func (e env) comparison(c *snapshot.Cond) certainty {
 	right := c.With != nil && c.With.From != snapshot.FromResource
 	if c.From == snapshot.FromResource && !right {
 		return [...]certainty{no: certainNo, yes: certainYes, fail: certainFail}[e.eval(c)]
@@ -108,11 +114,11 @@ func (e env) fixed(c *snapshot.Cond) certainty {
 		return open
 	}
 	// One side is a fact, the other is not. A fact that cannot be compared is an error whatever the other side is.
-	name, other := c.Arg, snapshot.Operand{}
+	name, other := c.Arg, snapshot.Operand{From: c.From, Arg: c.Arg}
 	if c.From == snapshot.FromResource {
 		other = *c.With
 	} else {
-		name, other = c.With.Arg, snapshot.Operand{From: c.From, Arg: c.Arg}
+		name = c.With.Arg
 	}
 	f, ok := e.fact(name)
 	want := snapshot.AttrType(other.From, other.Arg)

@@ -88,7 +88,7 @@ func create(a *cli.App, path string, p *ceremony.Proposal) error {
 }
 
 func writeNew(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // proposals, signatures and roots are for everybody to read
 	if err != nil {
 		return problem.New(problem.Conflict, "the file cannot be written: "+err.Error(), "choose another name, or move away what is there")
 	}

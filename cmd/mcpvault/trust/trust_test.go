@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/spf13/cobra"
-
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/manage"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/trust"
@@ -38,7 +36,7 @@ func (b table) run(want int, line string) (stdout, stderr string) {
 	}
 	got := cli.Run(b.t.Context(), cli.Config{
 		Args: words, Env: []string{"HOME=" + b.dir}, Stdout: &out, Stderr: &errs, Dir: b.dir, Version: "test",
-		Commands: append(manage.Commands(), func(a *cli.App) *cobra.Command { return trust.Command(a) }),
+		Commands: append(manage.Commands(), trust.Command),
 	})
 	if got != want {
 		b.t.Fatalf("mcpvault %s: exit status %d, want %d\n%s%s", line, got, want, out.String(), errs.String())

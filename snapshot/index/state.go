@@ -50,6 +50,8 @@ type stater struct {
 	buf   []byte
 	progs map[uint32]snapshot.Digest
 	pages []pageName
+	// names are the refs of nodes that were asked for, by number; refs is room for a list of them.
+	names []string
 	refs  []string
 }
 
@@ -115,16 +117,27 @@ func (s *stater) server(id ServerID) snapshot.Digest {
 func (s *stater) user(p PrincipalID) snapshot.Digest {
 	r := s.x.principal(p)
 	s.begin('u')
-	s.text(s.x.PrincipalName(p))
+	s.text(s.x.NameOf(p))
 	s.buf = append(s.buf, r[atFlags], r[atKind], r[atClearance])
 	s.bytes(s.x.Region(p))
 	refs := s.refs[:0]
 	for i := range s.x.memberCount(r) {
-		refs = append(refs, string(s.x.nodeRef(s.x.memberAt(r, i))))
+		refs = append(refs, s.ref(s.x.memberAt(r, i)))
 	}
 	s.list(refs)
 	s.refs = refs
 	return s.end()
+}
+
+// ref is what a node stands for.
+func (s *stater) ref(n uint32) string {
+	if int(n) >= len(s.names) {
+		s.names = append(s.names, make([]string, int(s.x.nodeCount())+1-len(s.names))...)
+	}
+	if s.names[n] == "" {
+		s.names[n] = string(s.x.nodeRef(n))
+	}
+	return s.names[n]
 }
 
 func (s *stater) list(refs []string) {
@@ -141,10 +154,10 @@ func (s *stater) node(n uint32) (snapshot.Digest, bool) {
 		return snapshot.Digest{}, false
 	}
 	s.begin('n')
-	s.text(string(s.x.nodeRef(n)))
+	s.text(s.ref(n))
 	refs := make([]string, 0, len(up))
 	for _, p := range up {
-		refs = append(refs, string(s.x.nodeRef(p)))
+		refs = append(refs, s.ref(p))
 	}
 	s.list(refs)
 	return s.end(), true
@@ -166,7 +179,7 @@ func (s *stater) grant(g grantInfo) snapshot.Digest {
 	s.begin('g')
 	s.text(g.id)
 	s.flag(g.deny)
-	s.text(string(s.x.nodeRef(g.node)))
+	s.text(s.ref(g.node))
 	for _, i := range order {
 		s.page(g.reach[i].page)
 		s.word(g.reach[i].mask)
@@ -199,7 +212,7 @@ func (s *stater) page(page uint32) {
 func (s *stater) cell(key uint64, c cell) snapshot.Digest {
 	conds := s.conds(c.conds)
 	s.begin('c')
-	s.text(string(s.x.nodeRef(uint32(key >> 32))))
+	s.text(s.ref(uint32(key >> 32)))
 	s.page(uint32(key))
 	s.word(c.allow)
 	s.word(c.deny)
@@ -266,7 +279,7 @@ func (s *stater) instr(p *Program, in Instr) {
 	case in.Op == snapshot.OpMember:
 		refs := make([]string, 0, p.Set(in.Operand))
 		for i := range p.Set(in.Operand) {
-			refs = append(refs, string(s.x.nodeRef(uint32(p.Member(in.Operand, i)))))
+			refs = append(refs, s.ref(uint32(p.Member(in.Operand, i))))
 		}
 		s.num(uint64(len(refs)))
 		s.list(refs)

@@ -194,10 +194,13 @@ func (c *Cell) start(n *Node) {
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	done := make(chan error, 1)
+	n.mu.Lock()
+	n.applied = nil // before the log runs: a snapshot is restored, and told of, at its start
+	n.mu.Unlock()
 	go func() { done <- log.Run(ctx) }()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n.Store, n.Log, n.applied, n.cancel, n.done = st, log, nil, cancel, done
+	n.Store, n.Log, n.cancel, n.done = st, log, cancel, done
 }
 
 // KillNode ends a node as SIGKILL would, and returns when its files are closed.

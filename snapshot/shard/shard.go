@@ -168,6 +168,11 @@ func check(c *snapshotv1.Catalogue) error {
 		if err := checkTools(s); err != nil {
 			return err
 		}
+		for _, list := range [][]*snapshotv1.CatalogueEntry{s.GetPrompts(), s.GetResources(), s.GetResourceTemplates()} {
+			if err := checkEntries(s.GetName(), list); err != nil {
+				return err
+			}
+		}
 	}
 	last = ""
 	for _, h := range c.GetHosts() {
@@ -182,6 +187,24 @@ func check(c *snapshotv1.Catalogue) error {
 			return malformed("issuer %.64q empty or twice", i.GetIssuer())
 		}
 		issuers[i.GetIssuer()] = true
+	}
+	return nil
+}
+
+// checkEntries looks at the prompts, resources or templates of a server.
+func checkEntries(server string, list []*snapshotv1.CatalogueEntry) error {
+	last := ""
+	for _, e := range list {
+		if err := snapshot.CheckName(e.GetName()); err != nil {
+			return malformed("server %q: %v", server, err)
+		}
+		if e.GetName() <= last {
+			return malformed("server %q: %q out of order", server, e.GetName())
+		}
+		last = e.GetName()
+		if len(e.GetRaw()) > MaxTool {
+			return malformed("server %q: %q of %d bytes", server, e.GetName(), len(e.GetRaw()))
+		}
 	}
 	return nil
 }

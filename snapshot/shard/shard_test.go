@@ -117,6 +117,15 @@ func TestCatalogueIsSortedAndEachThingOnce(t *testing.T) {
 		"tool too large": func(c *snapshotv1.Catalogue) {
 			c.Servers[0].Tools[0].Raw = make([]byte, shard.MaxTool+1)
 		},
+		"prompt order": func(c *snapshotv1.Catalogue) {
+			c.Servers[0].Prompts = []*snapshotv1.CatalogueEntry{{Name: "b"}, {Name: "a"}}
+		},
+		"resource without a name": func(c *snapshotv1.Catalogue) {
+			c.Servers[0].Resources = []*snapshotv1.CatalogueEntry{{Raw: []byte(`{}`)}}
+		},
+		"template too large": func(c *snapshotv1.Catalogue) {
+			c.Servers[0].ResourceTemplates = []*snapshotv1.CatalogueEntry{{Name: "a", Raw: make([]byte, shard.MaxTool+1)}}
+		},
 		"host order":   func(c *snapshotv1.Catalogue) { slices.Reverse(c.Hosts) },
 		"issuer twice": func(c *snapshotv1.Catalogue) { c.Issuers = append(c.Issuers, c.Issuers[0]) },
 		"issuer":       func(c *snapshotv1.Catalogue) { c.Issuers[0].Issuer = "" },

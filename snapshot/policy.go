@@ -3,7 +3,7 @@ package snapshot
 import "strings"
 
 // Policy is everything about access in one tenant, in the one form that directory rows and authored Cedar both lower to.
-// It is the input of index.Build and of the slow twin. Slices may come in any order; Build sorts.
+// It is the input of builder.Build and of the slow twin. Slices may come in any order; Build sorts.
 type Policy struct {
 	Tenant     TenantID
 	Principals []Principal

@@ -7,6 +7,7 @@ import (
 	"github.com/mcpvault/mcpvault/bench/authz"
 	"github.com/mcpvault/mcpvault/controlplane/compile"
 	decision "github.com/mcpvault/mcpvault/snapshot/authz"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
 
@@ -42,7 +43,7 @@ func BenchmarkBuild10k(b *testing.B) {
 	p := output(b).Policy
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := index.Build(p); err != nil {
+		if _, err := builder.Build(p); err != nil {
 			b.Fatal(err)
 		}
 	}

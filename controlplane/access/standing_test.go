@@ -7,6 +7,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/authz"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/snapshottest"
 )
@@ -17,7 +18,7 @@ func TestAReportSaysWhatDecisionsCanBe(t *testing.T) {
 	usable, always := 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		p := snapshottest.Policies().Draw(t, "policy")
-		raw, err := index.Build(p)
+		raw, err := builder.Build(p)
 		if err != nil {
 			t.Fatalf("build: %v", err)
 		}

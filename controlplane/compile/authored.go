@@ -87,7 +87,7 @@ func (c *compiler) authoredGrant(p *policy.Policy, w *policy.World, who *graph) 
 	return g, true
 }
 
-// settle makes a rule what index.Build takes: nobody belongs to what does not exist, and what no cell could evaluate fails
+// settle makes a rule what builder.Build takes: nobody belongs to what does not exist, and what no cell could evaluate fails
 // closed.
 func (c *compiler) settle(g *snapshot.Grant, who *graph) {
 	gone := slices.DeleteFunc(policy.Members(g.When), who.has)

@@ -16,7 +16,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
-	"github.com/mcpvault/mcpvault/snapshot/index"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/shard"
 )
 
@@ -122,7 +122,7 @@ func Compile(in Input) (*Output, error) {
 		return nil, err
 	}
 	out := &Output{Policy: pol, Report: Report{Notes: notes}}
-	if out.Index, err = index.Build(pol); err != nil {
+	if out.Index, err = builder.Build(pol); err != nil {
 		return nil, fmt.Errorf("compile tenant %s: %w", in.Tenant.Name, err)
 	}
 	if out.Catalogue, err = shard.EncodeCatalogue(catalogue); err != nil {

@@ -11,6 +11,7 @@ import (
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 	"google.golang.org/protobuf/proto"
@@ -38,7 +39,7 @@ func (l *line) rebase(t testing.TB, name string, gen uint64) *line {
 	t.Helper()
 	l.index = compiled(t, l.policy)
 	l.head = l.a.signed(t, string(l.policy.Tenant), name, gen, l.a.head, func(x, _ *[]byte) {
-		raw, err := index.Build(l.policy)
+		raw, err := builder.Build(l.policy)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -54,7 +55,7 @@ func (l *line) rebase(t testing.TB, name string, gen uint64) *line {
 
 func compiled(t testing.TB, p *snapshot.Policy) *index.Index {
 	t.Helper()
-	raw, err := index.Build(p)
+	raw, err := builder.Build(p)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ import (
 	"github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1/cellv1connect"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
-	"github.com/mcpvault/mcpvault/snapshot/index"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 	"github.com/mcpvault/mcpvault/snapshot/shard"
 	"google.golang.org/protobuf/proto"
@@ -141,7 +141,7 @@ func basePolicy(id string) *snapshot.Policy {
 // signed makes the head of one tenant and keeps its shards.
 func (a *authority) signed(t testing.TB, id, name string, gen uint64, signer *seal.Signer, spoil func(index, catalogue *[]byte)) []byte {
 	t.Helper()
-	x, err := index.Build(basePolicy(id))
+	x, err := builder.Build(basePolicy(id))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -548,7 +548,7 @@ func TestANodeThatLacksTheNewestGenerationHoldsWritesBack(t *testing.T) {
 	eventually(t, "generation 1 is live", func() bool { return n.generation() == 1 })
 	// The cell commits generation 2 while nobody gives this node its shards.
 	_, next := a.generation(t, 2, a.head, func(x, _ *[]byte) {
-		raw, err := index.Build(&snapshot.Policy{
+		raw, err := builder.Build(&snapshot.Policy{
 			Tenant: acme, Servers: []snapshot.Server{{Name: "demo", Items: []string{snapshot.ItemOther, "echo"}}},
 		})
 		if err != nil {

@@ -8,13 +8,14 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
 
 // tenant builds a tenant with one server `demo` that offers echo.
 func tenant(t *testing.T, name string, generation uint64, hosts ...string) *pdp.Tenant {
 	t.Helper()
-	raw, err := index.Build(&snapshot.Policy{
+	raw, err := builder.Build(&snapshot.Policy{
 		Tenant:     snapshot.TenantID("id-" + name),
 		Principals: []snapshot.Principal{{Name: "alice"}},
 		Servers:    []snapshot.Server{{Name: "demo", Items: []string{"echo"}}},
@@ -159,7 +160,7 @@ func TestWritesWaitForTheGenerationThatTheCellIsAt(t *testing.T) {
 
 func TestAnIndexAndACatalogueThatDoNotFitAreRefused(t *testing.T) {
 	t.Parallel()
-	raw, err := index.Build(&snapshot.Policy{Tenant: "x", Servers: []snapshot.Server{{Name: "demo"}}})
+	raw, err := builder.Build(&snapshot.Policy{Tenant: "x", Servers: []snapshot.Server{{Name: "demo"}}})
 	if err != nil {
 		t.Fatal(err)
 	}

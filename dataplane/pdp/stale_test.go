@@ -6,6 +6,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
 
@@ -19,7 +20,7 @@ const (
 // class=payment for 300.
 func labelled(t *testing.T) *pdp.Tenant {
 	t.Helper()
-	raw, err := index.Build(&snapshot.Policy{
+	raw, err := builder.Build(&snapshot.Policy{
 		Tenant: "id-acme", Principals: []snapshot.Principal{{Name: "alice"}},
 		Servers: []snapshot.Server{{Name: "bank", Items: []string{"balance", "pay", "close", snapshot.ItemOther}}},
 	})

@@ -27,6 +27,7 @@ import (
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"google.golang.org/protobuf/proto"
 )
@@ -201,7 +202,7 @@ func injecting(t testing.TB, cfg pep.Config, injector pep.Injector, grants []sna
 func (g *gateway) publish() {
 	g.t.Helper()
 	g.gen++
-	b, err := index.Build(g.policy)
+	b, err := builder.Build(g.policy)
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -7,13 +7,14 @@ import (
 
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/authz"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/snapshottest"
 )
 
 func build(t testing.TB, p *snapshot.Policy) *index.Index {
 	t.Helper()
-	b, err := index.Build(p)
+	b, err := builder.Build(p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +36,7 @@ func resolve(t interface{ Fatalf(string, ...any) }, x *index.Index, c snapshotte
 }
 
 func openOrFatal(t *rapid.T, p *snapshot.Policy) *index.Index {
-	b, err := index.Build(p)
+	b, err := builder.Build(p)
 	if err != nil {
 		t.Fatalf("build: %v", err)
 	}

@@ -8,6 +8,7 @@ import (
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/clock"
+	"github.com/mcpvault/mcpvault/snapshot/internal/layout"
 )
 
 // What Apply refuses.
@@ -117,14 +118,14 @@ func (a *applier) programs(d *snapshotv1.Delta) error {
 func (a *applier) program(dp *snapshotv1.DeltaProgram) (Program, error) {
 	x, ov := a.x, a.x.ov
 	p := Program{x: x, pool: &pool{}, code: slices.Clone(dp.GetCode())}
-	if len(p.code) == 0 || len(p.code)%codeSize != 0 || len(p.code) > maxCode*codeSize {
+	if len(p.code) == 0 || len(p.code)%layout.CodeSize != 0 || len(p.code) > layout.MaxCode*layout.CodeSize {
 		return p, ErrDelta
 	}
 	for _, name := range dp.GetArgs() {
 		if snapshot.CheckName(name) != nil {
 			return p, ErrDelta
 		}
-		var r [argSize]byte
+		var r [layout.ArgSize]byte
 		le.PutUint32(r[:], uint32(len(p.pool.heap)))
 		le.PutUint16(r[4:], uint16(len(name)))
 		fold := FoldHash([]byte(name))
@@ -172,10 +173,10 @@ func (a *applier) texts(p *Program, dp *snapshotv1.DeltaProgram) ([]uint64, erro
 func (a *applier) sets(p *Program, dp *snapshotv1.DeltaProgram) ([]uint64, error) {
 	refs := make([]uint64, 0, len(dp.GetSets()))
 	for _, s := range dp.GetSets() {
-		if len(s)%valueSize != 0 {
+		if len(s)%layout.ValueSize != 0 {
 			return nil, ErrDelta
 		}
-		refs = append(refs, uint64(len(p.pool.values)/valueSize)|uint64(len(s)/valueSize)<<32)
+		refs = append(refs, uint64(len(p.pool.values)/layout.ValueSize)|uint64(len(s)/layout.ValueSize)<<32)
 		p.pool.values = append(p.pool.values, s...)
 	}
 	return refs, nil
@@ -218,7 +219,7 @@ func (x *Index) zoneID(name string) (uint32, bool) {
 func relocate(p *Program, sets, texts []uint64, zones []uint32) bool {
 	seen := map[uint64]bool{}
 	for pc := range p.Len() {
-		r := p.code[pc*codeSize : (pc+1)*codeSize]
+		r := p.code[pc*layout.CodeSize : (pc+1)*layout.CodeSize]
 		in := p.Instr(pc)
 		switch {
 		case hasSet(in.Op):
@@ -230,7 +231,7 @@ func relocate(p *Program, sets, texts []uint64, zones []uint32) bool {
 			if in.Op == snapshot.OpIn && in.Type == snapshot.TypeString && !seen[ref] {
 				seen[ref] = true
 				for k := range int(ref >> 32) {
-					at := (int(uint32(ref)) + k) * valueSize
+					at := (int(uint32(ref)) + k) * layout.ValueSize
 					n := le.Uint64(p.pool.values[at:])
 					if n >= uint64(len(texts)) {
 						return false
@@ -248,7 +249,7 @@ func relocate(p *Program, sets, texts []uint64, zones []uint32) bool {
 			if in.Zone >= len(zones) {
 				return false
 			}
-			le.PutUint32(r[4:], argWord(in.From, uint32(in.Arg), zones[in.Zone]))
+			le.PutUint32(r[4:], layout.ArgWord(in.From, uint32(in.Arg), zones[in.Zone]))
 		}
 	}
 	return true
@@ -305,7 +306,7 @@ func (a *applier) grants(d *snapshotv1.Delta) error {
 func (a *applier) reach(list []*snapshotv1.DeltaReach) ([]reach, bool) {
 	out := make([]reach, 0, len(list))
 	for _, r := range list {
-		if r.GetPage() != anyPage && r.GetPage() >= a.x.nPages || int(r.GetProgram()) > a.x.Programs() {
+		if r.GetPage() != layout.AnyPage && r.GetPage() >= a.x.nPages || int(r.GetProgram()) > a.x.Programs() {
 			return nil, false
 		}
 		out = append(out, reach{mask: r.GetMask(), page: r.GetPage(), prog: r.GetProgram()})
@@ -317,16 +318,16 @@ func (a *applier) cells(d *snapshotv1.Delta) error {
 	x, ov := a.x, a.x.ov
 	for i, dc := range d.GetCells() {
 		node, page := dc.GetNode(), dc.GetPage()
-		if node == 0 || node > x.nodeCount() || page != anyPage && page >= x.nPages {
+		if node == 0 || node > x.nodeCount() || page != layout.AnyPage && page >= x.nPages {
 			return misfit("cell", i)
 		}
 		old, had := x.cellOf(node, page)
 		if had {
-			a.sum.sub(a.now.cell(cellKey(node, page), old))
+			a.sum.sub(a.now.cell(layout.CellKey(node, page), old))
 		} else if dc.GetRemoved() {
 			return misfit("cell", i)
 		}
-		c := ovCell{key: cellKey(node, page), removed: dc.GetRemoved()}
+		c := ovCell{key: layout.CellKey(node, page), removed: dc.GetRemoved()}
 		if !c.removed {
 			c.allow, c.deny = dc.GetAllow(), dc.GetDeny()
 			c.conds.First = x.nConds + uint32(len(ov.conds))
@@ -386,39 +387,39 @@ func (a *applier) users(d *snapshotv1.Delta) error {
 }
 
 // user makes the record of a principal. Its name stays where it is.
-func (a *applier) user(du *snapshotv1.DeltaUser) (rec [principalSize]byte, ok bool) {
+func (a *applier) user(du *snapshotv1.DeltaUser) (rec [layout.PrincipalSize]byte, ok bool) {
 	if id := du.GetId(); id < a.x.nPrincipals {
-		copy(rec[:], a.x.principals[id*principalSize:][:atFlags])
+		copy(rec[:], a.x.principals[id*layout.PrincipalSize:][:layout.AtFlags])
 	}
 	if du.GetRemoved() {
-		rec[atFlags] = flagDisabled | flagRemoved
+		rec[layout.AtFlags] = layout.FlagDisabled | layout.FlagRemoved
 		return rec, true
 	}
-	if du.GetFlags()&^flagDisabled != 0 || du.GetKind() > uint32(snapshot.KindWorkload) || du.GetClearance() > snapshot.MaxLevel {
+	if du.GetFlags()&^layout.FlagDisabled != 0 || du.GetKind() > uint32(snapshot.KindWorkload) || du.GetClearance() > snapshot.MaxLevel {
 		return rec, false
 	}
-	rec[atFlags], rec[atKind], rec[atClearance] = byte(du.GetFlags()), byte(du.GetKind()), byte(du.GetClearance())
+	rec[layout.AtFlags], rec[layout.AtKind], rec[layout.AtClearance] = byte(du.GetFlags()), byte(du.GetKind()), byte(du.GetClearance())
 	region, ok := a.region(du.GetRegion())
 	if !ok {
 		return rec, false
 	}
-	le.PutUint16(rec[atRegion:], region)
+	le.PutUint16(rec[layout.AtRegion:], region)
 	nodes := du.GetNodes()
 	for i, n := range nodes {
 		if n == 0 || n > a.x.nodeCount() || i > 0 && n <= nodes[i-1] {
 			return rec, false
 		}
 	}
-	if len(nodes) <= inlineNodes {
-		rec[atCount] = byte(len(nodes))
+	if len(nodes) <= layout.InlineNodes {
+		rec[layout.AtCount] = byte(len(nodes))
 		for i, n := range nodes {
-			le.PutUint32(rec[atNodes+4*i:], n)
+			le.PutUint32(rec[layout.AtNodes+4*i:], n)
 		}
 		return rec, true
 	}
-	rec[atCount] = manyNodes
-	le.PutUint32(rec[atNodes:], uint32(len(a.x.members)/memberSize+len(a.x.ov.members)))
-	le.PutUint32(rec[atNodes+4:], uint32(len(nodes)))
+	rec[layout.AtCount] = layout.ManyNodes
+	le.PutUint32(rec[layout.AtNodes:], uint32(len(a.x.members)/layout.MemberSize+len(a.x.ov.members)))
+	le.PutUint32(rec[layout.AtNodes+4:], uint32(len(nodes)))
 	a.x.ov.members = append(a.x.ov.members, nodes...)
 	return rec, true
 }
@@ -428,9 +429,9 @@ func (a *applier) region(name string) (uint16, bool) {
 	if name == "" {
 		return 0, true
 	}
-	base := len(a.x.regions) / regionSize
+	base := len(a.x.regions) / layout.RegionSize
 	for i := range base {
-		if string(a.x.name(a.x.regions[i*regionSize:])) == name {
+		if string(a.x.name(a.x.regions[i*layout.RegionSize:])) == name {
 			return uint16(i + 1), true
 		}
 	}

@@ -3,24 +3,13 @@ package index_test
 import (
 	"testing"
 
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/snapshottest"
 )
 
-func BenchmarkBuild10k(b *testing.B) {
-	p := snapshottest.Large(10_000)
-	b.ReportAllocs()
-	for b.Loop() {
-		raw, err := index.Build(p)
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.ReportMetric(float64(len(raw)), "bytes")
-	}
-}
-
 func BenchmarkOpen10k(b *testing.B) {
-	raw, err := index.Build(snapshottest.Large(10_000))
+	raw, err := builder.Build(snapshottest.Large(10_000))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -34,7 +23,7 @@ func BenchmarkOpen10k(b *testing.B) {
 }
 
 func BenchmarkView(b *testing.B) {
-	raw, err := index.Build(snapshottest.Large(10_000))
+	raw, err := builder.Build(snapshottest.Large(10_000))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/authz"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/snapshottest"
 )
@@ -117,7 +118,7 @@ func keepGrants(p *snapshot.Policy, list []snapshot.Grant) []snapshot.Grant {
 }
 
 func built(t *rapid.T, p *snapshot.Policy) *index.Index {
-	b, err := index.Build(p)
+	b, err := builder.Build(p)
 	if err != nil {
 		t.Fatalf("build: %v", err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/internal/layout"
 )
 
 // ErrRebase means that no delta leads from one index to the other: servers or items differ, or there is too much to say.
@@ -150,13 +151,13 @@ func (d *differ) program(id uint32) uint32 {
 func (d *differ) extract(id uint32) *snapshotv1.DeltaProgram {
 	p := d.next.Program(id)
 	out := &snapshotv1.DeltaProgram{Code: slices.Clone(p.code)}
-	for i := range len(p.args) / argSize {
+	for i := range len(p.args) / layout.ArgSize {
 		name, _ := p.ArgName(i)
 		out.Args = append(out.Args, string(name))
 	}
 	for pc := range p.Len() {
 		in := p.Instr(pc)
-		r := out.GetCode()[pc*codeSize : (pc+1)*codeSize]
+		r := out.GetCode()[pc*layout.CodeSize : (pc+1)*layout.CodeSize]
 		switch {
 		case hasSet(in.Op):
 			le.PutUint64(r[8:], uint64(len(out.GetSets())))
@@ -172,7 +173,7 @@ func (d *differ) extract(id uint32) *snapshotv1.DeltaProgram {
 				at = len(out.GetZones())
 				out.Zones = append(out.Zones, name)
 			}
-			le.PutUint32(r[4:], argWord(in.From, uint32(in.Arg), uint32(at)))
+			le.PutUint32(r[4:], layout.ArgWord(in.From, uint32(in.Arg), uint32(at)))
 		}
 	}
 	return out
@@ -233,7 +234,7 @@ func (d *differ) cells() {
 	kept := make(map[uint64]bool, d.old.nCells)
 	for key, c := range d.next.allCells() {
 		node, page := d.node[uint32(key>>32)], uint32(key)
-		kept[cellKey(node, page)] = true
+		kept[layout.CellKey(node, page)] = true
 		old, had := d.old.cellOf(node, page)
 		if had && d.sameCell(old, c) {
 			continue
@@ -297,7 +298,7 @@ func (d *differ) users() {
 func (d *differ) user(id uint32, p PrincipalID) *snapshotv1.DeltaUser {
 	r := d.next.principal(p)
 	return &snapshotv1.DeltaUser{
-		Id: id, Flags: uint32(r[atFlags]), Kind: uint32(r[atKind]), Clearance: uint32(r[atClearance]),
+		Id: id, Flags: uint32(r[layout.AtFlags]), Kind: uint32(r[layout.AtKind]), Clearance: uint32(r[layout.AtClearance]),
 		Region: string(d.next.Region(p)), Nodes: d.members(d.next, p, true),
 	}
 }
@@ -318,7 +319,7 @@ func (d *differ) members(x *Index, p PrincipalID, translate bool) []uint32 {
 
 func (d *differ) sameUser(old, next PrincipalID) bool {
 	a, b := d.old.principal(old), d.next.principal(next)
-	return a[atFlags] == b[atFlags] && a[atKind] == b[atKind] && a[atClearance] == b[atClearance] &&
+	return a[layout.AtFlags] == b[layout.AtFlags] && a[layout.AtKind] == b[layout.AtKind] && a[layout.AtClearance] == b[layout.AtClearance] &&
 		string(d.old.Region(old)) == string(d.next.Region(next)) &&
 		slices.Equal(d.members(d.old, old, false), d.members(d.next, next, true))
 }

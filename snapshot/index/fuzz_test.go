@@ -1,4 +1,4 @@
-package index
+package index_test
 
 import (
 	"bytes"
@@ -8,10 +8,11 @@ import (
 
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/index"
 )
 
 // two are a policy and what became of it, with every kind of record between them.
-func two(t testing.TB) (old, next *Index) {
+func two(t testing.TB) (old, next *index.Index) {
 	t.Helper()
 	number := func(n int64) snapshot.Value { return snapshot.Value{Type: snapshot.TypeNumber, Int: n} }
 	text := func(s string) snapshot.Value { return snapshot.Value{Type: snapshot.TypeString, Str: s} }
@@ -25,7 +26,7 @@ func two(t testing.TB) (old, next *Index) {
 			{ID: "h", Subject: "role:r", Server: "s", Tool: "x", When: &snapshot.Cond{Op: snapshot.OpLt, Arg: "n", Value: number(5)}},
 		},
 	}
-	old = openOf(t, p)
+	old = open(t, p)
 	p.Principals = []snapshot.Principal{
 		{Name: "alice", Region: "eu", Clearance: 2, Nodes: []snapshot.Ref{"role:r"}},
 		{Name: "carol", Nodes: []snapshot.Ref{"team:a", "role:r", "team:b", "team:c", "team:d", "team:e", "team:f"}},
@@ -50,32 +51,19 @@ func two(t testing.TB) (old, next *Index) {
 		}}},
 		{ID: "z", Subject: snapshot.Everyone, Server: "*", Deny: true, When: &snapshot.Cond{Op: snapshot.OpHas, Arg: "q"}},
 	}
-	return old, openOf(t, p)
-}
-
-func openOf(t testing.TB, p *snapshot.Policy) *Index {
-	t.Helper()
-	b, err := Build(p)
-	if err != nil {
-		t.Fatal(err)
-	}
-	x, err := Open(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return x
+	return old, open(t, p)
 }
 
 // readAll reads everything that an index offers.
-func readAll(x *Index) {
+func readAll(x *index.Index) {
 	for p := range x.Principals() + 1 {
-		id := PrincipalID(p)
+		id := index.PrincipalID(p)
 		_, _ = x.Principal(x.PrincipalName(id))
 		_ = x.Person(id)
 		for s := range x.Servers() + 1 {
-			v := x.View(id, ServerID(s))
-			for i := range x.ItemCount(ServerID(s)) {
-				for range x.Rules(&v, ItemID(i)) {
+			v := x.View(id, index.ServerID(s))
+			for i := range x.ItemCount(index.ServerID(s)) {
+				for range x.Rules(&v, index.ItemID(i)) {
 					continue
 				}
 			}
@@ -86,36 +74,36 @@ func readAll(x *Index) {
 		for pc := range p.Len() {
 			if in := p.Instr(pc); in.Op == snapshot.OpMember {
 				_ = p.Belongs(in.Operand, 0)
-			} else if in.From == snapshot.FromClock && readsZone(in.Op) {
+			} else if in.From == snapshot.FromClock && index.ReadsZone(in.Op) {
 				_ = p.Clock(in.Zone, in.Arg, 0)
 			}
 		}
 	}
-	newStater(x).whole()
+	x.Sum()
 }
 
 func TestApplyKnowsEveryRecord(t *testing.T) {
 	t.Parallel()
 	old, next := two(t)
-	d, err := Diff(old, next)
+	d, err := index.Diff(old, next)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(d.GetPrograms()) == 0 || len(d.GetNodes()) == 0 || len(d.GetGrants()) == 0 || len(d.GetCells()) == 0 || len(d.GetUsers()) != 3 {
 		t.Errorf("the delta lacks something: %v", d)
 	}
-	got, err := Apply(old, d)
-	if err != nil || got.StateHash() != next.StateHash() || newStater(got).whole() != next.StateHash() {
-		t.Fatalf("%v: sum %v, whole %v, want %v", err, got.StateHash(), newStater(got).whole(), next.StateHash())
+	got, err := index.Apply(old, d)
+	if err != nil || got.StateHash() != next.StateHash() || got.Sum() != next.StateHash() {
+		t.Fatalf("%v: sum %v, whole %v, want %v", err, got.StateHash(), got.Sum(), next.StateHash())
 	}
-	if newStater(old).whole() != old.StateHash() {
+	if old.Sum() != old.StateHash() {
 		t.Error("the old index has changed")
 	}
-	back, err := Diff(got, old)
+	back, err := index.Diff(got, old)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := Apply(got, back); err != nil || again.StateHash() != old.StateHash() {
+	if again, err := index.Apply(got, back); err != nil || again.StateHash() != old.StateHash() {
 		t.Errorf("there and back: %v", err)
 	}
 }
@@ -124,31 +112,31 @@ func TestApplyKnowsEveryRecord(t *testing.T) {
 func TestDeltasOnOneIndexAreApart(t *testing.T) {
 	t.Parallel()
 	old, next := two(t)
-	d, err := Diff(old, next)
+	d, err := index.Diff(old, next)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := Apply(old, d)
+	a, err := index.Apply(old, d)
 	if err != nil {
 		t.Fatal(err)
 	}
-	state := newStater(a).whole()
+	state := a.Sum()
 	for range 3 {
 		other := proto.CloneOf(d)
 		other.Users[1].Name = "mallory" + other.GetUsers()[1].GetName()
 		other.Users[1].Region = "us"
-		if _, err := apply(old, other); err != nil {
+		if _, err := index.ApplyAny(old, other); err != nil {
 			t.Fatal(err)
 		}
-		back, err := Diff(a, old)
+		back, err := index.Diff(a, old)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Apply(a, back); err != nil {
+		if _, err := index.Apply(a, back); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if newStater(a).whole() != state {
+	if a.Sum() != state {
 		t.Error("one delta wrote into another's index")
 	}
 }
@@ -157,7 +145,7 @@ func TestDeltasOnOneIndexAreApart(t *testing.T) {
 // applied must be readable, and its running state that of its records.
 func FuzzApply(f *testing.F) {
 	old, next := two(f)
-	d, err := Diff(old, next)
+	d, err := index.Diff(old, next)
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -178,12 +166,12 @@ func FuzzApply(f *testing.F) {
 			if proto.Unmarshal(raw, delta) != nil {
 				continue
 			}
-			x, err := apply(old, delta)
+			x, err := index.ApplyAny(old, delta)
 			if err != nil {
 				continue
 			}
 			readAll(x)
-			if whole := newStater(x).whole(); whole != x.StateHash() {
+			if whole := x.Sum(); whole != x.StateHash() {
 				t.Fatalf("running state %v, records have %v: %v", x.StateHash(), whole, delta)
 			}
 		}

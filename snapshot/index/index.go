@@ -1,27 +1,25 @@
 // Package index is the flat decision index: one tenant's whole policy in one block of bytes that a cell can check once
-// and then read without decoding, copying or allocating.
-//
-// Build does the work of a decision ahead of time. Names become dense ids, the graph is closed (what a node inherits is
-// folded into it), facts about items are folded into masks, and every (node, page of 64 items) that any grant reaches
-// becomes one 32-byte cell with an allow and a deny mask. What cannot be settled ahead stays as small programs. Build
-// promises the same bytes for the same policy, in whatever order its parts come.
+// and then read without decoding, copying or allocating. Package builder makes the block.
 //
 // Open checks every offset and index once and never panics, so that reading needs no further checks. Apply makes a new
-// Index of an old one and a delta. An Index is read-only and safe for any number of readers. It keeps the bytes it was
-// opened on; nobody may write to them.
+// Index of an old one and a delta, and Diff the delta of two. An Index is read-only and safe for any number of readers. It
+// keeps the bytes it was opened on; nobody may write to them.
 //
-// Deciding is package authz; layout.go is the format; ../DESIGN.md tells how blocks and deltas travel.
+// Deciding is package authz; ../internal/layout is the format; ../DESIGN.md tells how blocks and deltas travel.
 package index
 
 import (
 	"encoding/binary"
 	"iter"
-	"math/bits"
 	"unsafe"
 
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/clock"
+	"github.com/mcpvault/mcpvault/snapshot/internal/layout"
 )
+
+// MaxSize bounds a block: a million principals take a fifth of it.
+const MaxSize = 1 << 30
 
 // Dense numbers of one index. They mean nothing in another.
 type (
@@ -94,7 +92,7 @@ func (x *Index) Principal(name string) (PrincipalID, bool) {
 			return id, true
 		}
 	}
-	id, ok := lookup(x.principalNames, hashName(0, name), name, x.principalName)
+	id, ok := lookup(x.principalNames, layout.HashName(0, name), name, x.principalName)
 	if ok && x.ov != nil && x.gone(PrincipalID(id)) {
 		return 0, false
 	}
@@ -125,20 +123,20 @@ type Person struct {
 // Person reads what conditions may ask about a principal that exists.
 func (x *Index) Person(p PrincipalID) Person {
 	r := x.principal(p)
-	return Person{Kind: snapshot.PrincipalKind(r[atKind]), Clearance: r[atClearance], Region: string(x.Region(p))}
+	return Person{Kind: snapshot.PrincipalKind(r[layout.AtKind]), Clearance: r[layout.AtClearance], Region: string(x.Region(p))}
 }
 
 // Region is where a principal belongs, nil when that is nowhere. It must not be written to.
 func (x *Index) Region(p PrincipalID) []byte {
 	r := x.principal(p)
-	n := uint32(le.Uint16(r[atRegion:]))
+	n := uint32(le.Uint16(r[layout.AtRegion:]))
 	if n == 0 {
 		return nil
 	}
-	if base := uint32(len(x.regions) / regionSize); n > base {
+	if base := uint32(len(x.regions) / layout.RegionSize); n > base {
 		return []byte(x.ov.regions[n-1-base])
 	}
-	return x.name(x.regions[(n-1)*regionSize:])
+	return x.name(x.regions[(n-1)*layout.RegionSize:])
 }
 
 // NameOf is PrincipalName without a copy: it must not outlive the index.
@@ -158,11 +156,11 @@ func text(b []byte) string {
 }
 
 // Clearance is the highest class of data that a principal may touch.
-func (x *Index) Clearance(p PrincipalID) uint8 { return x.principal(p)[atClearance] }
+func (x *Index) Clearance(p PrincipalID) uint8 { return x.principal(p)[layout.AtClearance] }
 
 // Kind says what a principal is.
 func (x *Index) Kind(p PrincipalID) snapshot.PrincipalKind {
-	return snapshot.PrincipalKind(x.principal(p)[atKind])
+	return snapshot.PrincipalKind(x.principal(p)[layout.AtKind])
 }
 
 // principal is the record of a principal; of one that does not exist, that of one who is gone.
@@ -173,21 +171,23 @@ func (x *Index) principal(p PrincipalID) []byte {
 		}
 	}
 	if uint32(p) < x.nPrincipals {
-		return x.principals[int(p)*principalSize : (int(p)+1)*principalSize : (int(p)+1)*principalSize]
+		return x.principals[int(p)*layout.PrincipalSize : (int(p)+1)*layout.PrincipalSize : (int(p)+1)*layout.PrincipalSize]
 	}
 	return nobody[:]
 }
 
-var nobody = [principalSize]byte{atFlags: flagDisabled | flagRemoved}
+var nobody = [layout.PrincipalSize]byte{layout.AtFlags: layout.FlagDisabled | layout.FlagRemoved}
 
-func (x *Index) gone(p PrincipalID) bool { return x.principal(p)[atFlags]&flagRemoved != 0 }
+func (x *Index) gone(p PrincipalID) bool {
+	return x.principal(p)[layout.AtFlags]&layout.FlagRemoved != 0
+}
 
 // Disabled reports whether the principal is switched off; one that does not exist is.
-func (x *Index) Disabled(p PrincipalID) bool { return x.principal(p)[atFlags] != 0 }
+func (x *Index) Disabled(p PrincipalID) bool { return x.principal(p)[layout.AtFlags] != 0 }
 
 // Server finds a server by name.
 func (x *Index) Server(name string) (ServerID, bool) {
-	id, ok := lookup(x.serverNames, hashName(0, name), name, x.serverName)
+	id, ok := lookup(x.serverNames, layout.HashName(0, name), name, x.serverName)
 	return ServerID(id), ok
 }
 
@@ -204,7 +204,7 @@ func (x *Index) Item(s ServerID, name string) (ItemID, bool) {
 	if uint32(s) >= x.nServers {
 		return 0, false
 	}
-	id, ok := lookup(x.itemNames, hashName(uint64(s)+1, name), name, x.itemName)
+	id, ok := lookup(x.itemNames, layout.HashName(uint64(s)+1, name), name, x.itemName)
 	base, n := x.itemRange(s)
 	if !ok || id-base < n {
 		return ItemID(id - base), ok
@@ -309,15 +309,18 @@ func (x *Index) itemRange(s ServerID) (base, n uint32) {
 	if uint32(s) >= x.nServers {
 		return 0, 0
 	}
-	r := x.servers[int(s)*serverSize:]
+	r := x.servers[int(s)*layout.ServerSize:]
 	return le.Uint32(r[12:]), le.Uint32(r[16:])
 }
 
-func (x *Index) pageBase(s ServerID) uint32 { return le.Uint32(x.servers[int(s)*serverSize+8:]) }
+func (x *Index) pageBase(s ServerID) uint32 { return le.Uint32(x.servers[int(s)*layout.ServerSize+8:]) }
 
-func (b *block) principalName(i uint32) []byte { return b.name(b.principals[int(i)*principalSize:]) }
-func (b *block) serverName(i uint32) []byte    { return b.name(b.servers[int(i)*serverSize:]) }
-func (b *block) itemName(i uint32) []byte      { return b.name(b.items[int(i)*itemSize:]) }
+func (b *block) principalName(i uint32) []byte {
+	return b.name(b.principals[int(i)*layout.PrincipalSize:])
+}
+
+func (b *block) serverName(i uint32) []byte { return b.name(b.servers[int(i)*layout.ServerSize:]) }
+func (b *block) itemName(i uint32) []byte   { return b.name(b.items[int(i)*layout.ItemSize:]) }
 
 // name reads a name reference: offset in the heap and length.
 func (b *block) name(ref []byte) []byte {
@@ -327,14 +330,14 @@ func (b *block) name(ref []byte) []byte {
 
 // lookup probes one of the name tables and compares the whole name.
 func lookup(table []byte, h uint64, name string, nameOf func(uint32) []byte) (uint32, bool) {
-	slots := uint32(len(table) / nameSlotSize)
-	i, tag := nameHome(h, slots), uint32(h)<<24
+	slots := uint32(len(table) / layout.NameSlotSize)
+	i, tag := layout.NameHome(h, slots), uint32(h)<<24
 	for {
-		slot := le.Uint32(table[i*nameSlotSize:])
+		slot := le.Uint32(table[i*layout.NameSlotSize:])
 		if slot == 0 {
 			return 0, false
 		}
-		if id := slot&maxID - 1; slot&^maxID == tag && string(nameOf(id)) == name {
+		if id := slot&layout.MaxID - 1; slot&^layout.MaxID == tag && string(nameOf(id)) == name {
 			return id, true
 		}
 		if i++; i == slots {
@@ -343,37 +346,13 @@ func lookup(table []byte, h uint64, name string, nameOf func(uint32) []byte) (ui
 	}
 }
 
-const maxID = 1<<24 - 1
-
-// nameHome is where the search for a name begins.
-func nameHome(h uint64, slots uint32) uint32 {
-	hi, _ := bits.Mul64(h, uint64(slots))
-	return uint32(hi)
-}
-
-// hashName is FNV-1a with a finish that spreads the high bits; seed keeps the items of servers apart.
-func hashName(seed uint64, name string) uint64 {
-	h := 14695981039346656037 ^ mix(seed)
-	for i := range len(name) {
-		h = (h ^ uint64(name[i])) * 1099511628211
-	}
-	return mix(h)
-}
-
-func mix(h uint64) uint64 {
-	h *= 0x9E3779B97F4A7C15
-	h ^= h >> 32
-	h *= 0xD6E8FEB86659FD93
-	return h ^ h>>29
-}
-
 // cell returns the offset of the cell of a node and a page in the block, or -1.
 func (b *block) cell(node, page uint32) int {
-	key := cellKey(node, page)
-	for i := cellHome(key, b.cellSlots); ; {
-		switch le.Uint64(b.cells[int(i)*cellSize:]) {
+	key := layout.CellKey(node, page)
+	for i := layout.CellHome(key, b.cellSlots); ; {
+		switch le.Uint64(b.cells[int(i)*layout.CellSize:]) {
 		case key:
-			return int(i) * cellSize
+			return int(i) * layout.CellSize
 		case 0:
 			return -1
 		}
@@ -381,13 +360,6 @@ func (b *block) cell(node, page uint32) int {
 			i = 0
 		}
 	}
-}
-
-func cellKey(node, page uint32) uint64 { return uint64(node)<<32 | uint64(page) }
-
-func cellHome(key, slots uint64) uint64 {
-	hi, _ := bits.Mul64(mix(key), slots)
-	return hi
 }
 
 func bit(set []uint64, i uint32) bool { return int(i/64) < len(set) && set[i/64]>>(i%64)&1 != 0 }

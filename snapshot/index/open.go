@@ -8,6 +8,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/clock"
+	"github.com/mcpvault/mcpvault/snapshot/internal/layout"
 	"github.com/mcpvault/mcpvault/snapshot/residual"
 )
 
@@ -37,14 +38,14 @@ func Open(b []byte, keep ...any) (*Index, error) {
 		}
 		*s.data = data[:len(data):len(data)]
 	}
-	x.nPrincipals = uint32(len(x.principals) / principalSize)
-	x.nServers = uint32(len(x.servers) / serverSize)
-	x.nNodes = uint32(len(x.nodes) / nodeSize)
-	x.nPrograms = uint32(len(x.programs) / programSize)
-	x.nConds = uint32(len(x.conds) / condSize)
-	x.nGrants = uint32(len(x.grants) / grantSize)
+	x.nPrincipals = uint32(len(x.principals) / layout.PrincipalSize)
+	x.nServers = uint32(len(x.servers) / layout.ServerSize)
+	x.nNodes = uint32(len(x.nodes) / layout.NodeSize)
+	x.nPrograms = uint32(len(x.programs) / layout.ProgramSize)
+	x.nConds = uint32(len(x.conds) / layout.CondSize)
+	x.nGrants = uint32(len(x.grants) / layout.GrantSize)
 	x.everyone, x.nPages = le.Uint32(b[32:]), le.Uint32(b[36:])
-	copy(x.state[:], b[stateAt:])
+	copy(x.state[:], b[layout.StateAt:])
 	if err := x.check(le.Uint32(b[24:]), le.Uint32(b[28:])); err != nil {
 		return nil, fmt.Errorf("open index: %w", err)
 	}
@@ -58,61 +59,61 @@ type section struct {
 
 func (b *block) sections() []section {
 	return []section{
-		{secPrincipals, &b.principals},
-		{secMembers, &b.members},
-		{secRegions, &b.regions},
-		{secServers, &b.servers},
-		{secItems, &b.items},
-		{secCells, &b.cells},
-		{secConds, &b.conds},
-		{secPrograms, &b.programs},
-		{secCode, &b.code},
-		{secArgs, &b.args},
-		{secValues, &b.values},
-		{secZones, &b.zoneRecs},
-		{secTransitions, &b.transitions},
-		{secPrincipalNames, &b.principalNames},
-		{secServerNames, &b.serverNames},
-		{secItemNames, &b.itemNames},
-		{secNodes, &b.nodes},
-		{secEdges, &b.edges},
-		{secNodeGrants, &b.nodeGrants},
-		{secGrants, &b.grants},
-		{secReaches, &b.reaches},
-		{secHeap, &b.heap},
+		{layout.SecPrincipals, &b.principals},
+		{layout.SecMembers, &b.members},
+		{layout.SecRegions, &b.regions},
+		{layout.SecServers, &b.servers},
+		{layout.SecItems, &b.items},
+		{layout.SecCells, &b.cells},
+		{layout.SecConds, &b.conds},
+		{layout.SecPrograms, &b.programs},
+		{layout.SecCode, &b.code},
+		{layout.SecArgs, &b.args},
+		{layout.SecValues, &b.values},
+		{layout.SecZones, &b.zoneRecs},
+		{layout.SecTransitions, &b.transitions},
+		{layout.SecPrincipalNames, &b.principalNames},
+		{layout.SecServerNames, &b.serverNames},
+		{layout.SecItemNames, &b.itemNames},
+		{layout.SecNodes, &b.nodes},
+		{layout.SecEdges, &b.edges},
+		{layout.SecNodeGrants, &b.nodeGrants},
+		{layout.SecGrants, &b.grants},
+		{layout.SecReaches, &b.reaches},
+		{layout.SecHeap, &b.heap},
 	}
 }
 
 // readHeader returns the sections by id.
 func readHeader(b []byte) (map[int][]byte, error) {
-	if len(b) < headerFixed || string(b[:8]) != magic {
+	if len(b) < layout.HeaderFixed || string(b[:8]) != layout.Magic {
 		return nil, ErrFormat
 	}
-	if v := le.Uint16(b[8:]); v != major {
+	if v := le.Uint16(b[8:]); v != layout.Major {
 		return nil, fmt.Errorf("version %d.%d: %w", v, le.Uint16(b[10:]), ErrVersion)
 	}
 	n := le.Uint32(b[12:])
-	start := alignUp(headerFixed + sectionEntry*uint64(n))
-	if n > maxSections || le.Uint64(b[16:]) != uint64(len(b)) || start > uint64(len(b)) {
+	start := layout.AlignUp(layout.HeaderFixed + layout.SectionEntry*uint64(n))
+	if n > layout.MaxSections || le.Uint64(b[16:]) != uint64(len(b)) || start > uint64(len(b)) {
 		return nil, fmt.Errorf("length: %w", ErrFormat)
 	}
-	if !zero(b[headerFixed+sectionEntry*uint64(n) : start]) {
+	if !zero(b[layout.HeaderFixed+layout.SectionEntry*uint64(n) : start]) {
 		return nil, fmt.Errorf("after the header: %w", ErrFormat)
 	}
 	sections := make(map[int][]byte, n)
 	at := start
 	for i := range n {
-		e := b[headerFixed+i*sectionEntry:][:sectionEntry]
+		e := b[layout.HeaderFixed+i*layout.SectionEntry:][:layout.SectionEntry]
 		id, width := le.Uint32(e), uint64(le.Uint32(e[4:]))
 		off, count := le.Uint64(e[8:]), le.Uint64(e[16:])
-		if off != at || width == 0 || count > uint64(len(b))/width || off+alignUp(width*count) > uint64(len(b)) {
+		if off != at || width == 0 || count > uint64(len(b))/width || off+layout.AlignUp(width*count) > uint64(len(b)) {
 			return nil, fmt.Errorf("section %d lies outside: %w", id, ErrFormat)
 		}
-		at = off + alignUp(width*count)
+		at = off + layout.AlignUp(width*count)
 		if !zero(b[off+width*count : at]) {
 			return nil, fmt.Errorf("after section %d: %w", id, ErrFormat)
 		}
-		if _, twice := sections[int(id)]; twice || id == 0 || id < secEnd && width != uint64(recordSize(int(id))) {
+		if _, twice := sections[int(id)]; twice || id == 0 || id < layout.SecEnd && width != uint64(layout.RecordSize(int(id))) {
 			return nil, fmt.Errorf("section %d: %w", id, ErrFormat)
 		}
 		sections[int(id)] = b[off : off+width*count]
@@ -137,7 +138,7 @@ func (x *Index) check(tenantOff, tenantLen uint32) error {
 		return bad("tenant", 0)
 	}
 	x.tenant = string(x.heap[tenantOff : tenantOff+tenantLen])
-	if x.everyone > x.nNodes || x.nPrincipals > maxNameSlots {
+	if x.everyone > x.nNodes || x.nPrincipals > layout.MaxNameSlots {
 		return bad("everyone", 0)
 	}
 	for _, step := range []func() error{
@@ -160,14 +161,14 @@ func (x *Index) checkNames() error {
 		recs  []byte
 		width int
 	}{
-		{"principal", x.principals, principalSize},
-		{"region", x.regions, regionSize},
-		{"server", x.servers, serverSize},
-		{"item", x.items, itemSize},
-		{"node", x.nodes, nodeSize},
-		{"grant", x.grants, grantSize},
-		{"zone", x.zoneRecs, zoneSize},
-		{"arg", x.args, argSize},
+		{"principal", x.principals, layout.PrincipalSize},
+		{"region", x.regions, layout.RegionSize},
+		{"server", x.servers, layout.ServerSize},
+		{"item", x.items, layout.ItemSize},
+		{"node", x.nodes, layout.NodeSize},
+		{"grant", x.grants, layout.GrantSize},
+		{"zone", x.zoneRecs, layout.ZoneSize},
+		{"arg", x.args, layout.ArgSize},
 	} {
 		for i := 0; i < len(s.recs); i += s.width {
 			off, n := le.Uint32(s.recs[i:]), le.Uint16(s.recs[i+4:])
@@ -177,11 +178,11 @@ func (x *Index) checkNames() error {
 			}
 		}
 	}
-	x.argNames = make([]uint64, argTable(len(x.args)/argSize))
-	for i := 0; i < len(x.args); i += argSize {
+	x.argNames = make([]uint64, argTable(len(x.args)/layout.ArgSize))
+	for i := 0; i < len(x.args); i += layout.ArgSize {
 		fold := le.Uint64(x.args[i+8:])
 		if fold == 0 || fold != FoldHash(x.name(x.args[i:])) {
-			return bad("arg", i/argSize)
+			return bad("arg", i/layout.ArgSize)
 		}
 		x.addArg(fold)
 	}
@@ -201,10 +202,10 @@ func argTable(n int) int {
 func (x *Index) checkServers() error {
 	var page, item uint64
 	for s := range x.nServers {
-		r := x.servers[s*serverSize:]
+		r := x.servers[s*layout.ServerSize:]
 		n := le.Uint32(r[16:])
 		if uint64(le.Uint32(r[8:])) != page || uint64(le.Uint32(r[12:])) != item || n > snapshot.MaxServerItems+1 ||
-			item+uint64(n) > uint64(len(x.items)/itemSize) ||
+			item+uint64(n) > uint64(len(x.items)/layout.ItemSize) ||
 			s > 0 && bytes.Compare(x.serverName(s-1), x.serverName(s)) >= 0 {
 			return bad("server", int(s))
 		}
@@ -213,40 +214,40 @@ func (x *Index) checkServers() error {
 				return bad("item", int(uint32(item)+i))
 			}
 		}
-		page += (uint64(n) + itemsPerPage - 1) / itemsPerPage
+		page += (uint64(n) + layout.ItemsPerPage - 1) / layout.ItemsPerPage
 		item += uint64(n)
 	}
-	if page != uint64(x.nPages) || item != uint64(len(x.items)/itemSize) || item > maxNameSlots {
+	if page != uint64(x.nPages) || item != uint64(len(x.items)/layout.ItemSize) || item > layout.MaxNameSlots {
 		return bad("servers", int(x.nServers))
 	}
 	return nil
 }
 
 func (x *Index) checkPrincipals() error {
-	for i := 0; i < len(x.members); i += memberSize {
+	for i := 0; i < len(x.members); i += layout.MemberSize {
 		if n := le.Uint32(x.members[i:]); n == 0 || n > x.nNodes {
-			return bad("member", i/memberSize)
+			return bad("member", i/layout.MemberSize)
 		}
 	}
-	regions := len(x.regions) / regionSize
+	regions := len(x.regions) / layout.RegionSize
 	for p := range x.nPrincipals {
-		r := x.principals[p*principalSize : (p+1)*principalSize]
-		if r[atFlags]&^flagDisabled != 0 || r[atKind] > byte(snapshot.KindWorkload) || r[atClearance] > snapshot.MaxLevel ||
-			int(le.Uint16(r[atRegion:])) > regions {
+		r := x.principals[p*layout.PrincipalSize : (p+1)*layout.PrincipalSize]
+		if r[layout.AtFlags]&^layout.FlagDisabled != 0 || r[layout.AtKind] > byte(snapshot.KindWorkload) || r[layout.AtClearance] > snapshot.MaxLevel ||
+			int(le.Uint16(r[layout.AtRegion:])) > regions {
 			return bad("principal", int(p))
 		}
-		n := r[atCount]
-		if n == manyNodes {
-			if uint64(le.Uint32(r[atNodes:]))+uint64(le.Uint32(r[atNodes+4:])) > uint64(len(x.members)/memberSize) {
+		n := r[layout.AtCount]
+		if n == layout.ManyNodes {
+			if uint64(le.Uint32(r[layout.AtNodes:]))+uint64(le.Uint32(r[layout.AtNodes+4:])) > uint64(len(x.members)/layout.MemberSize) {
 				return bad("principal", int(p))
 			}
 			continue
 		}
-		if n > inlineNodes {
+		if n > layout.InlineNodes {
 			return bad("principal", int(p))
 		}
 		for i := range int(n) {
-			if node := le.Uint32(r[atNodes+4*i:]); node == 0 || node > x.nNodes {
+			if node := le.Uint32(r[layout.AtNodes+4*i:]); node == 0 || node > x.nNodes {
 				return bad("principal", int(p))
 			}
 		}
@@ -255,19 +256,19 @@ func (x *Index) checkPrincipals() error {
 }
 
 func (x *Index) checkZones() error {
-	total := uint64(len(x.transitions) / transitionSize)
-	for i := 0; i < len(x.zoneRecs); i += zoneSize {
+	total := uint64(len(x.transitions) / layout.TransitionSize)
+	for i := 0; i < len(x.zoneRecs); i += layout.ZoneSize {
 		first, n := le.Uint32(x.zoneRecs[i+8:]), le.Uint32(x.zoneRecs[i+12:])
 		if n == 0 || uint64(first)+uint64(n) > total {
-			return bad("zone", i/zoneSize)
+			return bad("zone", i/layout.ZoneSize)
 		}
 		c := clock.Table{At: make([]int64, n), Off: make([]int32, n)}
 		for k := range c.At {
-			t := x.transitions[(int(first)+k)*transitionSize:]
+			t := x.transitions[(int(first)+k)*layout.TransitionSize:]
 			c.At[k], c.Off[k] = int64(le.Uint64(t)), int32(le.Uint32(t[8:]))
 		}
 		if !c.OK() {
-			return bad("zone", i/zoneSize)
+			return bad("zone", i/layout.ZoneSize)
 		}
 		x.clocks = append(x.clocks, c)
 	}
@@ -276,11 +277,11 @@ func (x *Index) checkZones() error {
 
 func (x *Index) checkPrograms() error {
 	for i := range x.nPrograms {
-		r := x.programs[i*programSize:]
+		r := x.programs[i*layout.ProgramSize:]
 		code, nCode := le.Uint32(r), le.Uint16(r[4:])
 		args, nArgs := le.Uint32(r[8:]), le.Uint16(r[6:])
-		if nCode == 0 || nCode > maxCode || uint64(code)+uint64(nCode) > uint64(len(x.code)/codeSize) ||
-			uint64(args)+uint64(nArgs) > uint64(len(x.args)/argSize) {
+		if nCode == 0 || nCode > layout.MaxCode || uint64(code)+uint64(nCode) > uint64(len(x.code)/layout.CodeSize) ||
+			uint64(args)+uint64(nArgs) > uint64(len(x.args)/layout.ArgSize) {
 			return bad("program", int(i))
 		}
 		p := x.Program(i)
@@ -326,7 +327,7 @@ func instrOK(p *Program, in Instr, pc, zones int, nodes uint32) bool {
 func operandOK(p *Program, in Instr, zones int) bool {
 	switch in.From {
 	case snapshot.FromArgs:
-		return in.Arg < len(p.args)/argSize && in.Type != snapshot.TypeIP
+		return in.Arg < len(p.args)/layout.ArgSize && in.Type != snapshot.TypeIP
 	case snapshot.FromClock:
 		return in.Op != snapshot.OpHas && in.Zone < zones && in.Arg <= clock.Year && in.Type == snapshot.TypeNumber
 	case snapshot.FromContext, snapshot.FromPrincipal:
@@ -362,7 +363,7 @@ func constantOK(p *Program, in Instr) bool {
 		return true
 	case snapshot.OpInRange:
 		return in.Type == snapshot.TypeIP && in.From == snapshot.FromContext && p.setOK(in.Operand, 3, func(uint64) bool { return true }) &&
-			p.Set(in.Operand) == 3 && p.Member(in.Operand, 2)&^v4Network <= 128
+			p.Set(in.Operand) == 3 && p.Member(in.Operand, 2)&^layout.V4Network <= 128
 	case snapshot.OpIn:
 		return p.setOK(in.Operand, snapshot.MaxCondValues, func(v uint64) bool { return p.operandOK(in.Type, v) })
 	case snapshot.OpLt, snapshot.OpLe, snapshot.OpGt, snapshot.OpGe:
@@ -374,7 +375,7 @@ func constantOK(p *Program, in Instr) bool {
 
 func (p *Program) setOK(ref uint64, limit int, member func(uint64) bool) bool {
 	first, count := uint64(uint32(ref)), ref>>32
-	if count > uint64(limit) || first+count > uint64(len(p.pool.values)/valueSize) {
+	if count > uint64(limit) || first+count > uint64(len(p.pool.values)/layout.ValueSize) {
 		return false
 	}
 	for i := range int(count) {
@@ -429,19 +430,19 @@ func (x *Index) checkConds() error {
 // checkCells checks that every cell is found where it lies, that a search for one that is not there ends, and that the
 // cells refer to nodes, pages and conditions that exist.
 func (x *Index) checkCells() error {
-	slots := len(x.cells) / cellSize
+	slots := len(x.cells) / layout.CellSize
 	x.cellSlots = uint64(slots)
 	x.anyNode, x.ownNode = make([]uint64, x.nNodes/64+1), make([]uint64, x.nNodes/64+1)
 	// A run of full slots may go round the end of the table: it begins where the last free slot is.
 	run := 0
-	for run < slots && le.Uint64(x.cells[(slots-1-run)*cellSize:]) != 0 {
+	for run < slots && le.Uint64(x.cells[(slots-1-run)*layout.CellSize:]) != 0 {
 		run++
 	}
 	if run == slots {
 		return bad("cells", slots)
 	}
 	for i := range slots {
-		c := x.cells[i*cellSize:][:cellSize]
+		c := x.cells[i*layout.CellSize:][:layout.CellSize]
 		key := le.Uint64(c)
 		if key == 0 {
 			if le.Uint64(c[8:])|le.Uint64(c[16:])|le.Uint64(c[24:]) != 0 {
@@ -454,15 +455,15 @@ func (x *Index) checkCells() error {
 		x.nCells++
 		node, page := uint32(key>>32), uint32(key)
 		conds := uint64(le.Uint32(c[24:])) + uint64(le.Uint16(c[28:])) + uint64(le.Uint16(c[30:]))
-		away := i - int(cellHome(key, x.cellSlots))
+		away := i - int(layout.CellHome(key, x.cellSlots))
 		if away < 0 {
 			away += slots
 		}
-		if node == 0 || node > x.nNodes || page != anyPage && page >= x.nPages || conds > uint64(x.nConds) ||
-			away >= run || away > maxProbe {
+		if node == 0 || node > x.nNodes || page != layout.AnyPage && page >= x.nPages || conds > uint64(x.nConds) ||
+			away >= run || away > layout.MaxProbe {
 			return bad("cell", i)
 		}
-		if page == anyPage {
+		if page == layout.AnyPage {
 			x.anyNode[node/64] |= 1 << (node % 64)
 		} else {
 			x.ownNode[node/64] |= 1 << (node % 64)
@@ -474,35 +475,35 @@ func (x *Index) checkCells() error {
 // checkGraph checks nodes, edges and grants. That edges lead in no circle need not be checked: whoever climbs them keeps
 // what they have seen.
 func (x *Index) checkGraph() error {
-	for i := 0; i < len(x.edges); i += edgeSize {
+	for i := 0; i < len(x.edges); i += layout.EdgeSize {
 		if n := le.Uint32(x.edges[i:]); n == 0 || n > x.nNodes {
-			return bad("edge", i/edgeSize)
+			return bad("edge", i/layout.EdgeSize)
 		}
 	}
-	for i := 0; i < len(x.nodeGrants); i += edgeSize {
+	for i := 0; i < len(x.nodeGrants); i += layout.EdgeSize {
 		if le.Uint32(x.nodeGrants[i:]) >= x.nGrants {
-			return bad("grant of a node", i/edgeSize)
+			return bad("grant of a node", i/layout.EdgeSize)
 		}
 	}
-	for i := 0; i < len(x.nodes); i += nodeSize {
+	for i := 0; i < len(x.nodes); i += layout.NodeSize {
 		r := x.nodes[i:]
-		if uint64(le.Uint32(r[8:]))+uint64(le.Uint32(r[12:])) > uint64(len(x.edges)/edgeSize) ||
-			uint64(le.Uint32(r[16:]))+uint64(le.Uint32(r[20:])) > uint64(len(x.nodeGrants)/edgeSize) {
-			return bad("node", i/nodeSize)
+		if uint64(le.Uint32(r[8:]))+uint64(le.Uint32(r[12:])) > uint64(len(x.edges)/layout.EdgeSize) ||
+			uint64(le.Uint32(r[16:]))+uint64(le.Uint32(r[20:])) > uint64(len(x.nodeGrants)/layout.EdgeSize) {
+			return bad("node", i/layout.NodeSize)
 		}
 	}
 	for i := range x.nGrants {
-		r := x.grants[i*grantSize:]
+		r := x.grants[i*layout.GrantSize:]
 		if node := le.Uint32(r[8:]); node == 0 || node > x.nNodes ||
-			uint64(le.Uint32(r[12:]))+uint64(le.Uint32(r[16:])) > uint64(len(x.reaches)/reachSize) ||
-			i > 0 && bytes.Compare(x.name(x.grants[(i-1)*grantSize:]), x.name(r)) >= 0 {
+			uint64(le.Uint32(r[12:]))+uint64(le.Uint32(r[16:])) > uint64(len(x.reaches)/layout.ReachSize) ||
+			i > 0 && bytes.Compare(x.name(x.grants[(i-1)*layout.GrantSize:]), x.name(r)) >= 0 {
 			return bad("grant", int(i))
 		}
 	}
-	for i := 0; i < len(x.reaches); i += reachSize {
+	for i := 0; i < len(x.reaches); i += layout.ReachSize {
 		r := x.reaches[i:]
-		if page := le.Uint32(r[8:]); page != anyPage && page >= x.nPages || le.Uint32(r[12:]) > x.nPrograms {
-			return bad("reach", i/reachSize)
+		if page := le.Uint32(r[8:]); page != layout.AnyPage && page >= x.nPages || le.Uint32(r[12:]) > x.nPrograms {
+			return bad("reach", i/layout.ReachSize)
 		}
 	}
 	return nil
@@ -517,7 +518,7 @@ func (x *Index) checkTables() error {
 	}{
 		{"principal names", x.principalNames, x.nPrincipals},
 		{"server names", x.serverNames, x.nServers},
-		{"item names", x.itemNames, uint32(len(x.items) / itemSize)},
+		{"item names", x.itemNames, uint32(len(x.items) / layout.ItemSize)},
 	} {
 		if err := checkTable(t.table, t.n); err != nil {
 			return fmt.Errorf("%s: %w", t.what, err)
@@ -527,16 +528,16 @@ func (x *Index) checkTables() error {
 }
 
 func checkTable(table []byte, n uint32) error {
-	slots := len(table) / nameSlotSize
+	slots := len(table) / layout.NameSlotSize
 	used, run := uint32(0), 0
 	for i := range slots {
-		slot := le.Uint32(table[i*nameSlotSize:])
+		slot := le.Uint32(table[i*layout.NameSlotSize:])
 		if slot == 0 {
 			run = 0
 			continue
 		}
 		used++
-		if run++; slot&maxID == 0 || slot&maxID > n || run > maxProbe {
+		if run++; slot&layout.MaxID == 0 || slot&layout.MaxID > n || run > layout.MaxProbe {
 			return bad("slot", i)
 		}
 	}

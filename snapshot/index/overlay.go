@@ -6,6 +6,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/clock"
+	"github.com/mcpvault/mcpvault/snapshot/internal/layout"
 )
 
 // overlay is what deltas have made of a block: small sorted lists, looked at only for what a delta has touched. It is
@@ -36,7 +37,7 @@ type overlay struct {
 
 type ovUser struct {
 	id  uint32
-	rec [principalSize]byte
+	rec [layout.PrincipalSize]byte
 }
 
 type ovName struct {
@@ -115,7 +116,7 @@ func (o *overlay) user(p PrincipalID) []byte {
 	return o.users[i].rec[:]
 }
 
-func (o *overlay) setUser(id uint32, rec [principalSize]byte) {
+func (o *overlay) setUser(id uint32, rec [layout.PrincipalSize]byte) {
 	o.dirtyUsers = setBit(o.dirtyUsers, id)
 	i, ok := slices.BinarySearchFunc(o.users, id, func(u ovUser, id uint32) int { return cmp.Compare(u.id, id) })
 	if ok {
@@ -130,7 +131,7 @@ func (o *overlay) principal(base uint32, name string) (PrincipalID, bool) {
 	i, ok := slices.BinarySearchFunc(o.byName, name, func(n ovName, name string) int { return cmp.Compare(n.name, name) })
 	for ; ok && i < len(o.byName) && o.byName[i].name == name; i++ {
 		id := PrincipalID(o.byName[i].id)
-		if r := o.user(id); uint32(id) >= base && r != nil && r[atFlags]&flagRemoved == 0 {
+		if r := o.user(id); uint32(id) >= base && r != nil && r[layout.AtFlags]&layout.FlagRemoved == 0 {
 			return id, true
 		}
 	}
@@ -148,7 +149,7 @@ func (o *overlay) cell(node, page uint32) (ovCell, bool) {
 	if !bit(o.dirtyNodes, node) {
 		return ovCell{}, false
 	}
-	i, ok := slices.BinarySearchFunc(o.cells, cellKey(node, page), func(c ovCell, key uint64) int { return cmp.Compare(c.key, key) })
+	i, ok := slices.BinarySearchFunc(o.cells, layout.CellKey(node, page), func(c ovCell, key uint64) int { return cmp.Compare(c.key, key) })
 	if !ok {
 		return ovCell{}, false
 	}
@@ -224,7 +225,7 @@ func (x *Index) nodeRef(n uint32) snapshot.Ref {
 	if n > x.nNodes {
 		return snapshot.Ref(x.ov.newNodes[n-1-x.nNodes])
 	}
-	return snapshot.Ref(x.name(x.nodes[(n-1)*nodeSize:]))
+	return snapshot.Ref(x.name(x.nodes[(n-1)*layout.NodeSize:]))
 }
 
 // parentsOf lists the nodes above a node.
@@ -237,11 +238,11 @@ func (x *Index) parentsOf(n uint32) []uint32 {
 	if n > x.nNodes {
 		return nil
 	}
-	r := x.nodes[(n-1)*nodeSize:]
+	r := x.nodes[(n-1)*layout.NodeSize:]
 	first, count := le.Uint32(r[8:]), le.Uint32(r[12:])
 	out := make([]uint32, count)
 	for i := range out {
-		out[i] = le.Uint32(x.edges[(int(first)+i)*edgeSize:])
+		out[i] = le.Uint32(x.edges[(int(first)+i)*layout.EdgeSize:])
 	}
 	return out
 }

@@ -2,6 +2,7 @@ package index
 
 import (
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/internal/layout"
 	"github.com/mcpvault/mcpvault/snapshot/residual"
 )
 
@@ -64,32 +65,6 @@ const (
 	AttrHome // the principal's region
 )
 
-// attrNumber is the number of an attribute of context, clock or principal.
-func attrNumber(from snapshot.Source, name string) uint32 {
-	list := []string{"name", "kind", "clearance", "region"}
-	switch from {
-	case snapshot.FromContext:
-		list = []string{"ip", "region", "actor"}
-	case snapshot.FromClock:
-		list = snapshot.ClockFields()
-	default: // the principal's
-	}
-	for i, n := range list {
-		if n == name {
-			return uint32(i)
-		}
-	}
-	return 1<<16 - 1
-}
-
-// argWord packs a source and what it needs into the arg of an instruction; zone is below 1<<16.
-func argWord(from snapshot.Source, n, zone uint32) uint32 {
-	if from == snapshot.FromClock {
-		return uint32(from)<<24 | n<<16 | zone
-	}
-	return uint32(from)<<24 | n
-}
-
 // operandOf unpacks the operand of OpSame and OpDiffer.
 func operandOf(word uint64) (snapshot.Source, int) {
 	return snapshot.Source(word >> 24 & 0xFF), int(word & 0xFFFFFF)
@@ -98,13 +73,16 @@ func operandOf(word uint64) (snapshot.Source, int) {
 // Other is the second operand of OpSame and OpDiffer.
 func (in Instr) Other() (from snapshot.Source, attr int) { return operandOf(in.Operand) }
 
+// IsV4Network reports whether the third operand of a network is that of one of IPv4 addresses.
+func IsV4Network(size uint64) bool { return size&layout.V4Network != 0 }
+
 // Cond returns the i-th condition entry: which items of its page it is about, and its program.
 func (x *Index) Cond(i uint32) (mask uint64, program uint32) {
 	if i >= x.nConds {
 		c := x.ov.conds[i-x.nConds]
 		return c.mask, c.prog
 	}
-	r := x.conds[int(i)*condSize : (int(i)+1)*condSize]
+	r := x.conds[int(i)*layout.CondSize : (int(i)+1)*layout.CondSize]
 	return le.Uint64(r), le.Uint32(r[8:])
 }
 
@@ -123,29 +101,29 @@ func (x *Index) Program(i uint32) Program {
 		p.x = x
 		return p
 	}
-	r := x.programs[int(i)*programSize : (int(i)+1)*programSize]
+	r := x.programs[int(i)*layout.ProgramSize : (int(i)+1)*layout.ProgramSize]
 	code, args := int(le.Uint32(r)), int(le.Uint32(r[8:]))
 	return Program{
 		x:     x,
-		code:  x.code[code*codeSize : (code+int(le.Uint16(r[4:])))*codeSize],
-		args:  x.args[args*argSize : (args+int(le.Uint16(r[6:])))*argSize],
+		code:  x.code[code*layout.CodeSize : (code+int(le.Uint16(r[4:])))*layout.CodeSize],
+		args:  x.args[args*layout.ArgSize : (args+int(le.Uint16(r[6:])))*layout.ArgSize],
 		pool:  &x.pool,
 		Flags: le.Uint16(r[12:]),
 	}
 }
 
 // Len counts the instructions.
-func (p *Program) Len() int { return len(p.code) / codeSize }
+func (p *Program) Len() int { return len(p.code) / layout.CodeSize }
 
 // Op is the operator of one instruction, and Target where it jumps to if it is a jump: Instr for those who need no more.
-func (p *Program) Op(pc int) snapshot.Op { return snapshot.Op(p.code[pc*codeSize]) }
+func (p *Program) Op(pc int) snapshot.Op { return snapshot.Op(p.code[pc*layout.CodeSize]) }
 
 // Target is where a jump leads.
-func (p *Program) Target(pc int) int { return int(le.Uint16(p.code[pc*codeSize+2:])) }
+func (p *Program) Target(pc int) int { return int(le.Uint16(p.code[pc*layout.CodeSize+2:])) }
 
 // Instr returns one instruction.
 func (p *Program) Instr(pc int) Instr {
-	r := p.code[pc*codeSize : (pc+1)*codeSize]
+	r := p.code[pc*layout.CodeSize : (pc+1)*layout.CodeSize]
 	word := le.Uint32(r[4:])
 	in := Instr{
 		Op: snapshot.Op(r[0]), Type: snapshot.Type(r[1]), Target: int(le.Uint16(r[2:])),
@@ -159,7 +137,7 @@ func (p *Program) Instr(pc int) Instr {
 
 // ArgName returns the name of an argument that the program reads, and its folded hash.
 func (p *Program) ArgName(i int) (name []byte, fold uint64) {
-	r := p.args[i*argSize : (i+1)*argSize]
+	r := p.args[i*layout.ArgSize : (i+1)*layout.ArgSize]
 	off, n := le.Uint32(r), le.Uint16(r[4:])
 	return p.pool.heap[off : int(off)+int(n)], le.Uint64(r[8:])
 }
@@ -175,7 +153,7 @@ func (p *Program) Set(operand uint64) int { return int(operand >> 32) }
 
 // Member returns the operand of the i-th member of a set.
 func (p *Program) Member(operand uint64, i int) uint64 {
-	return le.Uint64(p.pool.values[(int(uint32(operand))+i)*valueSize:])
+	return le.Uint64(p.pool.values[(int(uint32(operand))+i)*layout.ValueSize:])
 }
 
 // Clock returns the field of a zone's clock at a time.
@@ -285,7 +263,12 @@ func (p *Program) Paths(leaf func(Instr) uint8) (mayTrue, mayFalse bool) {
 	return cur&CanTrue != 0, cur&CanFalse != 0
 }
 
-// flags derives a program's flags from its code.
+// Flags derives a program's flags from its code.
+func Flags(code []byte) uint16 {
+	p := Program{code: code}
+	return p.flags()
+}
+
 func (p *Program) flags() uint16 {
 	var f uint16
 	mayTrue, mayFalse := p.Paths(func(Instr) uint8 { return CanTrue | CanFalse })

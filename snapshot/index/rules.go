@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"iter"
 	"slices"
+
+	"github.com/mcpvault/mcpvault/snapshot/internal/layout"
 )
 
 // Rule is one grant that reaches an item.
@@ -30,8 +32,8 @@ type grantInfo struct {
 // reaches the principal through several nodes comes several times. It is for explaining, not for deciding.
 func (x *Index) Rules(v *View, item ItemID) iter.Seq[Rule] {
 	return func(yield func(Rule) bool) {
-		bit := uint64(1) << (item % itemsPerPage)
-		for mask, rule := range x.PageRules(v, int(item)/itemsPerPage) {
+		bit := uint64(1) << (item % layout.ItemsPerPage)
+		for mask, rule := range x.PageRules(v, int(item)/layout.ItemsPerPage) {
 			if mask&bit != 0 && uint32(item) < v.items && !yield(rule) {
 				return
 			}
@@ -66,7 +68,7 @@ func (x *Index) rulesFrom(via, page uint32, yield func(uint64, Rule) bool) bool 
 		var path []string
 		for _, g := range x.grantsOf(queue[at].node) {
 			for _, r := range g.reach {
-				if r.page != page && r.page != anyPage {
+				if r.page != page && r.page != layout.AnyPage {
 					continue
 				}
 				if path == nil {
@@ -94,10 +96,10 @@ func (x *Index) rulesFrom(via, page uint32, yield func(uint64, Rule) bool) bool 
 func (x *Index) grantsOf(node uint32) []grantInfo {
 	var out []grantInfo
 	if node <= x.nNodes {
-		r := x.nodes[(node-1)*nodeSize:]
+		r := x.nodes[(node-1)*layout.NodeSize:]
 		first, count := int(le.Uint32(r[16:])), int(le.Uint32(r[20:]))
 		for i := range count {
-			g := x.grantAt(le.Uint32(x.nodeGrants[(first+i)*edgeSize:]))
+			g := x.grantAt(le.Uint32(x.nodeGrants[(first+i)*layout.EdgeSize:]))
 			if x.ov == nil || x.ov.grant(g.id) == nil {
 				out = append(out, g)
 			}
@@ -119,13 +121,13 @@ func (x *Index) grantsOf(node uint32) []grantInfo {
 
 // grantAt is the i-th grant of the block.
 func (b *block) grantAt(i uint32) grantInfo {
-	r := b.grants[int(i)*grantSize : (int(i)+1)*grantSize]
+	r := b.grants[int(i)*layout.GrantSize : (int(i)+1)*layout.GrantSize]
 	first, n := int(le.Uint32(r[12:])), int(le.Uint32(r[16:]))
 	g := grantInfo{
-		id: string(b.name(r)), deny: le.Uint16(r[6:])&grantDenies != 0, node: le.Uint32(r[8:]), reach: make([]reach, n),
+		id: string(b.name(r)), deny: le.Uint16(r[6:])&layout.GrantDenies != 0, node: le.Uint32(r[8:]), reach: make([]reach, n),
 	}
 	for k := range g.reach {
-		c := b.reaches[(first+k)*reachSize:]
+		c := b.reaches[(first+k)*layout.ReachSize:]
 		g.reach[k] = reach{mask: le.Uint64(c), page: le.Uint32(c[8:]), prog: le.Uint32(c[12:])}
 	}
 	return g
@@ -135,13 +137,13 @@ func (b *block) grantAt(i uint32) grantInfo {
 func (b *block) findGrant(id string) (grantInfo, bool) {
 	lo, hi := uint32(0), b.nGrants
 	for lo < hi {
-		if mid := lo + (hi-lo)/2; string(b.name(b.grants[mid*grantSize:])) < id {
+		if mid := lo + (hi-lo)/2; string(b.name(b.grants[mid*layout.GrantSize:])) < id {
 			lo = mid + 1
 		} else {
 			hi = mid
 		}
 	}
-	if lo == b.nGrants || string(b.name(b.grants[lo*grantSize:])) != id {
+	if lo == b.nGrants || string(b.name(b.grants[lo*layout.GrantSize:])) != id {
 		return grantInfo{}, false
 	}
 	return b.grantAt(lo), true

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/internal/layout"
 )
 
 // The state hash is the sum, modulo 2^256, of the SHA-256 of each record: users, cells, grants, nodes with parents, and
@@ -44,6 +45,9 @@ func sumOf(d snapshot.Digest) (s sum) {
 	return s
 }
 
+// Sum computes the state hash from every record, as nobody has to who believes StateHash.
+func (x *Index) Sum() snapshot.Digest { return newStater(x).whole() }
+
 // stater writes the records of an index. It keeps what it looked up; it is for one goroutine.
 type stater struct {
 	x     *Index
@@ -64,7 +68,7 @@ func newStater(x *Index) *stater {
 	s := &stater{x: x, progs: map[uint32]snapshot.Digest{}}
 	for srv := range x.nServers {
 		_, n := x.itemRange(ServerID(srv))
-		for pg := range (n + itemsPerPage - 1) / itemsPerPage {
+		for pg := range (n + layout.ItemsPerPage - 1) / layout.ItemsPerPage {
 			s.pages = append(s.pages, pageName{srv, pg})
 		}
 	}
@@ -118,7 +122,7 @@ func (s *stater) user(p PrincipalID) snapshot.Digest {
 	r := s.x.principal(p)
 	s.begin('u')
 	s.text(s.x.NameOf(p))
-	s.buf = append(s.buf, r[atFlags], r[atKind], r[atClearance])
+	s.buf = append(s.buf, r[layout.AtFlags], r[layout.AtKind], r[layout.AtClearance])
 	s.bytes(s.x.Region(p))
 	refs := s.refs[:0]
 	for i := range s.x.memberCount(r) {
@@ -200,7 +204,7 @@ func (s *stater) flag(b bool) {
 
 // page names a page by its server and its number there.
 func (s *stater) page(page uint32) {
-	if page == anyPage {
+	if page == layout.AnyPage {
 		s.text("*")
 		return
 	}
@@ -336,14 +340,14 @@ func (x *Index) zoneName(i int) string {
 	if i >= len(x.clocks) {
 		return x.ov.zones[i-len(x.clocks)]
 	}
-	return string(x.name(x.zoneRecs[i*zoneSize:]))
+	return string(x.name(x.zoneRecs[i*layout.ZoneSize:]))
 }
 
 // allCells yields the cells in force with their keys.
 func (x *Index) allCells() func(yield func(uint64, cell) bool) {
 	return func(yield func(uint64, cell) bool) {
-		for i := 0; i < len(x.cells); i += cellSize {
-			c := x.cells[i : i+cellSize]
+		for i := 0; i < len(x.cells); i += layout.CellSize {
+			c := x.cells[i : i+layout.CellSize]
 			key := le.Uint64(c)
 			if key == 0 {
 				continue

@@ -1,5 +1,7 @@
 package index
 
+import "github.com/mcpvault/mcpvault/snapshot/internal/layout"
+
 // View is what is left of the policy once a principal and a server are fixed. It is a plain value: build it once a
 // session and server, keep it, and build it anew when the index is replaced. The zero View denies everything.
 type View struct {
@@ -63,7 +65,7 @@ func (v *View) Items() int { return int(v.items) }
 func (v *View) Disabled() bool { return v.disabled }
 
 // Pages counts the pages of 64 items.
-func (v *View) Pages() int { return int(v.items+itemsPerPage-1) / itemsPerPage }
+func (v *View) Pages() int { return int(v.items+layout.ItemsPerPage-1) / layout.ItemsPerPage }
 
 // Page returns the page of an item and the item's bit in it, which is 0 for an item that does not exist. Pages after the
 // first are built into scratch.
@@ -71,11 +73,11 @@ func (v *View) Page(item ItemID, scratch *Page) (*Page, uint64) {
 	if uint32(item) >= v.items {
 		return &v.first, 0
 	}
-	bit := uint64(1) << (item % itemsPerPage)
-	if item < itemsPerPage {
+	bit := uint64(1) << (item % layout.ItemsPerPage)
+	if item < layout.ItemsPerPage {
 		return &v.first, bit
 	}
-	v.load(scratch, uint32(item)/itemsPerPage)
+	v.load(scratch, uint32(item)/layout.ItemsPerPage)
 	return scratch, bit
 }
 
@@ -84,7 +86,7 @@ func (v *View) First(item ItemID) (*Page, uint64) {
 	if uint32(item) >= v.items {
 		return &v.first, 0
 	}
-	return &v.first, 1 << (item % itemsPerPage)
+	return &v.first, 1 << (item % layout.ItemsPerPage)
 }
 
 // load gathers the masks of one page over all nodes of the principal.
@@ -101,11 +103,11 @@ func (v *View) load(pg *Page, page uint32) {
 		if c, ok := x.cellOf(node, v.pageBase+page); ok {
 			pg.add(x, c)
 		}
-		if c, ok := x.cellOf(node, anyPage); ok {
+		if c, ok := x.cellOf(node, layout.AnyPage); ok {
 			pg.add(x, c)
 		}
 	}
-	if rest := v.items - page*itemsPerPage; rest < itemsPerPage {
+	if rest := v.items - page*layout.ItemsPerPage; rest < layout.ItemsPerPage {
 		valid := uint64(1)<<rest - 1
 		pg.Allow &= valid
 		pg.Deny &= valid
@@ -149,9 +151,9 @@ func (v *View) Range(pg *Page, item ItemID, k int) CondRange {
 	if pg.n <= inlineRanges {
 		return pg.ranges[k&(inlineRanges-1)]
 	}
-	page := v.pageBase + uint32(item)/itemsPerPage
+	page := v.pageBase + uint32(item)/layout.ItemsPerPage
 	if k&1 == 1 {
-		page = anyPage
+		page = layout.AnyPage
 	}
 	c, _ := v.x.cellOf(v.nodeAt(k/2), page)
 	return c.conds
@@ -174,7 +176,7 @@ func (x *Index) cellOf(node, page uint32) (cell, bool) {
 		}
 	}
 	owners := x.ownNode
-	if page == anyPage {
+	if page == layout.AnyPage {
 		owners = x.anyNode
 	}
 	if !bit(owners, node) {
@@ -184,7 +186,7 @@ func (x *Index) cellOf(node, page uint32) (cell, bool) {
 	if off < 0 {
 		return cell{}, false
 	}
-	c := x.cells[off : off+cellSize : off+cellSize]
+	c := x.cells[off : off+layout.CellSize : off+layout.CellSize]
 	return cell{
 		allow: le.Uint64(c[8:]), deny: le.Uint64(c[16:]),
 		conds: CondRange{First: le.Uint32(c[24:]), Deny: le.Uint16(c[28:]), Allow: le.Uint16(c[30:])},
@@ -193,22 +195,22 @@ func (x *Index) cellOf(node, page uint32) (cell, bool) {
 
 // memberCount counts the direct nodes of a principal.
 func (x *Index) memberCount(r []byte) int {
-	if n := r[atCount]; n != manyNodes {
+	if n := r[layout.AtCount]; n != layout.ManyNodes {
 		return int(n)
 	}
-	return int(le.Uint32(r[atNodes+4:]))
+	return int(le.Uint32(r[layout.AtNodes+4:]))
 }
 
 // memberAt is the i-th direct node of a principal.
 func (x *Index) memberAt(r []byte, i int) uint32 {
-	if r[atCount] != manyNodes {
-		return le.Uint32(r[atNodes+4*i:])
+	if r[layout.AtCount] != layout.ManyNodes {
+		return le.Uint32(r[layout.AtNodes+4*i:])
 	}
-	at := int(le.Uint32(r[atNodes:])) + i
-	if base := len(x.members) / memberSize; at >= base {
+	at := int(le.Uint32(r[layout.AtNodes:])) + i
+	if base := len(x.members) / layout.MemberSize; at >= base {
 		return x.ov.members[at-base]
 	}
-	return le.Uint32(x.members[at*memberSize:])
+	return le.Uint32(x.members[at*layout.MemberSize:])
 }
 
 // everyoneNode is the node of everyone, 0 when there is none.

@@ -12,6 +12,7 @@ import (
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/authz"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/replay"
 	"github.com/mcpvault/mcpvault/snapshot/snapshottest"
@@ -68,7 +69,7 @@ func record(t interface{ Fatalf(string, ...any) }, x *index.Index, c snapshottes
 }
 
 func open(t interface{ Fatalf(string, ...any) }, p *snapshot.Policy) *index.Index {
-	raw, err := index.Build(p)
+	raw, err := builder.Build(p)
 	if err != nil {
 		t.Fatalf("build: %v", err)
 	}

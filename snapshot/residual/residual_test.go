@@ -13,6 +13,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/authz"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/residual"
 	"github.com/mcpvault/mcpvault/snapshot/snapshottest"
@@ -284,7 +285,7 @@ func TestResidualAgreesWithNativePrograms(t *testing.T) {
 			Servers: []snapshot.Server{{Name: "s", Items: []string{"t"}}},
 			Grants:  []snapshot.Grant{{ID: "g", Subject: snapshot.Everyone, Server: "s", When: c}},
 		}
-		b, err := index.Build(p)
+		b, err := builder.Build(p)
 		if err != nil {
 			t.Fatal(err)
 		}

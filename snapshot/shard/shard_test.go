@@ -10,6 +10,7 @@ import (
 
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 	"github.com/mcpvault/mcpvault/snapshot/shard"
@@ -140,7 +141,7 @@ func TestCatalogueIsSortedAndEachThingOnce(t *testing.T) {
 
 func TestCatalogueAndIndexAgree(t *testing.T) {
 	t.Parallel()
-	b, err := index.Build(policy())
+	b, err := builder.Build(policy())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +182,7 @@ func TestCatalogueIsEncodedTheSame(t *testing.T) {
 
 func FuzzCatalogue(f *testing.F) {
 	p := policy()
-	b, err := index.Build(p)
+	b, err := builder.Build(p)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -7,7 +7,7 @@ import (
 
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
-	"github.com/mcpvault/mcpvault/snapshot/index"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 	"github.com/mcpvault/mcpvault/snapshot/shard"
 )
@@ -67,7 +67,7 @@ func (a *Authority) Body(version uint64, epoch snapshot.Epoch) *snapshotv1.Roots
 // filled them; tenant and shards are set here, and a version of 1.1 and a long validity when they are missing.
 func (a *Authority) Publish(tb testing.TB, p *snapshot.Policy, c *snapshotv1.Catalogue, h *snapshotv1.Head) []byte {
 	tb.Helper()
-	idx, err := index.Build(p)
+	idx, err := builder.Build(p)
 	must(tb, err)
 	c.TenantId = string(p.Tenant)
 	if c.Tenant == "" {

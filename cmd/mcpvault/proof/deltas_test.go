@@ -10,6 +10,7 @@ import (
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
 	"github.com/mcpvault/mcpvault/snapshot/snapshottest"
@@ -21,7 +22,7 @@ func compiled(t *testing.T, users ...string) *index.Index {
 	for _, u := range users {
 		p.Principals = append(p.Principals, snapshot.Principal{Name: u})
 	}
-	raw, err := index.Build(p)
+	raw, err := builder.Build(p)
 	if err != nil {
 		t.Fatal(err)
 	}

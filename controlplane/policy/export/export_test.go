@@ -16,6 +16,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/policy/export"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/authz"
+	"github.com/mcpvault/mcpvault/snapshot/builder"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/snapshottest"
 )
@@ -175,7 +176,7 @@ func readBack(t *rapid.T, p *snapshot.Policy, text string) *snapshot.Policy {
 }
 
 func open(t *rapid.T, p *snapshot.Policy) *index.Index {
-	b, err := index.Build(p)
+	b, err := builder.Build(p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +213,7 @@ forbid (principal, action == Action::"call", resource == Tool::"payments/refund"
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := index.Build(p)
+	b, err := builder.Build(p)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package index
+package builder
 
 import (
 	"fmt"
@@ -7,12 +7,20 @@ import (
 
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/fold"
+	"github.com/mcpvault/mcpvault/snapshot/internal/layout"
 )
 
 // folded is what is left of a grant's condition for an item.
 type folded struct {
 	verdict fold.Verdict
 	prog    uint32 // number of its program + 1, when nothing is certain
+}
+
+// reach is what a grant reaches on one page.
+type reach struct {
+	mask uint64
+	page uint32
+	prog uint32 // number of its program + 1, 0 for none
 }
 
 // lookup finds the facts of an item by name; those that every item has are among them.
@@ -44,7 +52,7 @@ func (b *builder) reachOf(g *snapshot.Grant) ([]reach, error) {
 		if err != nil || !f.reaches() {
 			return nil, err
 		}
-		return []reach{{mask: ^uint64(0), page: anyPage, prog: f.prog}}, nil
+		return []reach{{mask: ^uint64(0), page: layout.AnyPage, prog: f.prog}}, nil
 	}
 	var out []reach
 	for _, sp := range b.order {
@@ -74,7 +82,7 @@ func (b *builder) reachOn(out []reach, g *snapshot.Grant, sp *serverPlan, attrs 
 		if err != nil || !f.reaches() {
 			return out, err
 		}
-		for pg := from / itemsPerPage; pg*itemsPerPage < to; pg++ {
+		for pg := from / layout.ItemsPerPage; pg*layout.ItemsPerPage < to; pg++ {
 			out = append(out, reach{mask: pageMask(pg, from, to), page: sp.pageBase + pg, prog: f.prog})
 		}
 		return out, nil
@@ -88,7 +96,7 @@ func (b *builder) reachOn(out []reach, g *snapshot.Grant, sp *serverPlan, attrs 
 		if !f.reaches() {
 			continue
 		}
-		page, bit := sp.pageBase+i/itemsPerPage, uint64(1)<<(i%itemsPerPage)
+		page, bit := sp.pageBase+i/layout.ItemsPerPage, uint64(1)<<(i%layout.ItemsPerPage)
 		at := slices.IndexFunc(out[start:], func(r reach) bool { return r.page == page && r.prog == f.prog })
 		if at < 0 {
 			out = append(out, reach{mask: bit, page: page, prog: f.prog})
@@ -102,10 +110,10 @@ func (b *builder) reachOn(out []reach, g *snapshot.Grant, sp *serverPlan, attrs 
 // pageMask has the bits of the items from..to that lie on a page.
 func pageMask(page, from, to uint32) uint64 {
 	mask := ^uint64(0)
-	if lo := page * itemsPerPage; from > lo {
+	if lo := page * layout.ItemsPerPage; from > lo {
 		mask &= ^uint64(0) << (from - lo)
 	}
-	if hi := (page + 1) * itemsPerPage; to < hi {
+	if hi := (page + 1) * layout.ItemsPerPage; to < hi {
 		mask &= ^uint64(0) >> (hi - to)
 	}
 	return mask

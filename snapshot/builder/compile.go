@@ -1,4 +1,4 @@
-package index
+package builder
 
 import (
 	"encoding/binary"
@@ -9,6 +9,8 @@ import (
 
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/clock"
+	"github.com/mcpvault/mcpvault/snapshot/index"
+	"github.com/mcpvault/mcpvault/snapshot/internal/layout"
 )
 
 // program compiles a condition and returns its number; equal conditions share one.
@@ -22,27 +24,26 @@ func (b *builder) program(c *snapshot.Cond) (uint32, error) {
 	if err := pc.emit(c); err != nil {
 		return 0, err
 	}
-	if len(pc.code) > maxCode*codeSize {
-		return 0, fmt.Errorf("condition needs more than %d instructions", maxCode)
+	if len(pc.code) > layout.MaxCode*layout.CodeSize {
+		return 0, fmt.Errorf("condition needs more than %d instructions", layout.MaxCode)
 	}
 	key := fmt.Sprintf("%q%s", names, pc.code)
 	if id, ok := b.progID[key]; ok {
 		return id, nil
 	}
-	id := b.w.count(secPrograms)
+	id := b.w.count(layout.SecPrograms)
 	b.progID[key] = id
-	firstCode, firstArg := b.w.count(secCode), b.w.count(secArgs)
-	b.w.append(secCode, pc.code)
+	firstCode, firstArg := b.w.count(layout.SecCode), b.w.count(layout.SecArgs)
+	b.w.append(layout.SecCode, pc.code)
 	for _, n := range names {
-		le.PutUint64(b.w.name(secArgs, n)[8:], FoldHash([]byte(n)))
+		le.PutUint64(b.w.name(layout.SecArgs, n)[8:], index.FoldHash([]byte(n)))
 	}
-	r := b.w.record(secPrograms)
+	r := b.w.record(layout.SecPrograms)
 	le.PutUint32(r, firstCode)
-	le.PutUint16(r[4:], uint16(len(pc.code)/codeSize))
+	le.PutUint16(r[4:], uint16(len(pc.code)/layout.CodeSize))
 	le.PutUint16(r[6:], uint16(len(names)))
 	le.PutUint32(r[8:], firstArg)
-	prog := Program{code: pc.code}
-	le.PutUint16(r[12:], prog.flags())
+	le.PutUint16(r[12:], index.Flags(pc.code))
 	return id, nil
 }
 
@@ -57,7 +58,7 @@ func (c *compiler) collect(n *snapshot.Cond) {
 	for _, k := range n.Kids {
 		c.collect(k)
 	}
-	if ReadsOperand(n.Op) && n.From == snapshot.FromArgs {
+	if index.ReadsOperand(n.Op) && n.From == snapshot.FromArgs {
 		c.args[n.Arg] = 0
 	}
 }
@@ -66,9 +67,9 @@ func (c *compiler) collect(n *snapshot.Cond) {
 func (c *compiler) emit(n *snapshot.Cond) error {
 	switch n.Op {
 	case snapshot.OpAnd:
-		return c.chain(n.Kids, OpJumpFalse)
+		return c.chain(n.Kids, index.OpJumpFalse)
 	case snapshot.OpOr:
-		return c.chain(n.Kids, OpJumpTrue)
+		return c.chain(n.Kids, index.OpJumpTrue)
 	case snapshot.OpNot:
 		if err := c.emit(n.Kids[0]); err != nil {
 			return err
@@ -100,11 +101,11 @@ func (c *compiler) leaf(n *snapshot.Cond) error {
 	}
 	switch {
 	case n.With != nil:
-		op := OpSame
+		op := index.OpSame
 		if n.Op == snapshot.OpNe {
-			op = OpDiffer
+			op = index.OpDiffer
 		}
-		c.instr(op, snapshot.TypeString, arg, uint64(argWord(n.With.From, attrNumber(n.With.From, n.With.Arg), 0)))
+		c.instr(op, snapshot.TypeString, arg, uint64(layout.ArgWord(n.With.From, layout.AttrNumber(n.With.From, n.With.Arg), 0)))
 	case n.Op == snapshot.OpHas:
 		c.instr(n.Op, 0, arg, 0)
 	case n.Op == snapshot.OpInRange:
@@ -132,9 +133,9 @@ func (c *compiler) arg(n *snapshot.Cond) (uint32, error) {
 		return c.args[n.Arg], nil
 	case snapshot.FromClock:
 		zone, err := c.b.zone(n.Zone)
-		return argWord(n.From, attrNumber(n.From, n.Arg), zone), err
+		return layout.ArgWord(n.From, layout.AttrNumber(n.From, n.Arg), zone), err
 	default:
-		return argWord(n.From, attrNumber(n.From, n.Arg), 0), nil
+		return layout.ArgWord(n.From, layout.AttrNumber(n.From, n.Arg), 0), nil
 	}
 }
 
@@ -144,16 +145,10 @@ func networkWords(p netip.Prefix) []uint64 {
 	a := p.Addr().As16()
 	bits := uint64(p.Bits())
 	if p.Addr().Is4() {
-		bits += 96 | v4Network
+		bits += 96 | layout.V4Network
 	}
 	return []uint64{binary.BigEndian.Uint64(a[:]), binary.BigEndian.Uint64(a[8:]), bits}
 }
-
-// v4Network marks a network of IPv4 addresses: no IPv6 address lies in it, nor the other way round.
-const v4Network = 1 << 32
-
-// IsV4Network reports whether the third operand of a network is that of one of IPv4 addresses.
-func IsV4Network(size uint64) bool { return size&v4Network != 0 }
 
 // zone numbers a time zone and writes its table.
 func (b *builder) zone(name string) (uint32, error) {
@@ -164,17 +159,17 @@ func (b *builder) zone(name string) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	id := b.w.count(secZones)
+	id := b.w.count(layout.SecZones)
 	if id > 1<<16-1 {
 		return 0, fmt.Errorf("more than %d time zones", id)
 	}
 	b.zoneID[name] = id
-	first := b.w.count(secTransitions)
-	r := b.w.name(secZones, name)
+	first := b.w.count(layout.SecTransitions)
+	r := b.w.name(layout.SecZones, name)
 	le.PutUint32(r[8:], first)
 	le.PutUint32(r[12:], uint32(len(c.At)))
 	for i := range c.At {
-		t := b.w.record(secTransitions)
+		t := b.w.record(layout.SecTransitions)
 		le.PutUint64(t, uint64(c.At[i]))
 		le.PutUint32(t[8:], uint32(c.Off[i]))
 	}
@@ -225,7 +220,7 @@ func (c *compiler) chain(kids []*snapshot.Cond, jump snapshot.Op) error {
 		}
 	}
 	for _, at := range holes {
-		le.PutUint16(c.code[at+2:], uint16(len(c.code)/codeSize))
+		le.PutUint16(c.code[at+2:], uint16(len(c.code)/layout.CodeSize))
 	}
 	return nil
 }
@@ -245,7 +240,7 @@ func (c *compiler) operand(v snapshot.Value) uint64 {
 }
 
 func (c *compiler) instr(op snapshot.Op, t snapshot.Type, arg uint32, operand uint64) {
-	var r [codeSize]byte
+	var r [layout.CodeSize]byte
 	r[0], r[1] = byte(op), byte(t)
 	le.PutUint32(r[4:], arg)
 	le.PutUint64(r[8:], operand)

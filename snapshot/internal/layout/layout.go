@@ -1,4 +1,5 @@
-package index
+// Package layout is the format of an index block: what its writer and its reader agree on.
+package layout
 
 // The format, all numbers little endian. The header:
 //
@@ -38,100 +39,97 @@ package index
 //	heap         1  names and string constants
 //
 // A name is u32 offset in the heap and u16 length. An operand is a number, 0 or 1, or offset | length<<32 (of a string in
-// the heap, of a set in values). The arg of an instruction is u8 source << 24 and what the source needs; see program.go.
+// the heap, of a set in values). The arg of an instruction is u8 source << 24 and what the source needs; see ArgWord.
 const (
-	magic = "MCPVIDX\x00"
-	major = 2
-	minor = 0
-	align = 64
+	Magic = "MCPVIDX\x00"
+	Major = 2
+	Minor = 0
+	Align = 64
 
-	headerFixed  = 128
-	sectionEntry = 24
-	stateAt      = 40
-	maxSections  = 256
-)
-
-// MaxSize bounds a block: a million principals take a fifth of it.
-const MaxSize = 1 << 30
-
-const (
-	secPrincipals = iota + 1
-	secMembers
-	secRegions
-	secServers
-	secItems
-	secCells
-	secConds
-	secPrograms
-	secCode
-	secArgs
-	secValues
-	secZones
-	secTransitions
-	secPrincipalNames
-	secServerNames
-	secItemNames
-	secNodes
-	secEdges
-	secNodeGrants
-	secGrants
-	secReaches
-	secHeap
-	secEnd
+	HeaderFixed  = 128
+	SectionEntry = 24
+	StateAt      = 40
+	MaxSections  = 256
 )
 
 const (
-	principalSize  = 32
-	memberSize     = 4
-	regionSize     = 8
-	serverSize     = 32
-	itemSize       = 8
-	cellSize       = 32
-	condSize       = 16
-	programSize    = 16
-	codeSize       = 16
-	argSize        = 16
-	valueSize      = 8
-	zoneSize       = 16
-	transitionSize = 12
-	nameSlotSize   = 4
-	nodeSize       = 24
-	edgeSize       = 4
-	grantSize      = 20
-	reachSize      = 16
+	SecPrincipals = iota + 1
+	SecMembers
+	SecRegions
+	SecServers
+	SecItems
+	SecCells
+	SecConds
+	SecPrograms
+	SecCode
+	SecArgs
+	SecValues
+	SecZones
+	SecTransitions
+	SecPrincipalNames
+	SecServerNames
+	SecItemNames
+	SecNodes
+	SecEdges
+	SecNodeGrants
+	SecGrants
+	SecReaches
+	SecHeap
+	SecEnd
 )
 
-// recordSize says how wide the records of each known section are.
-func recordSize(sec int) uint32 {
-	return [secEnd]uint32{
-		secPrincipals: principalSize, secMembers: memberSize, secRegions: regionSize, secServers: serverSize,
-		secItems: itemSize, secCells: cellSize, secConds: condSize, secPrograms: programSize, secCode: codeSize,
-		secArgs: argSize, secValues: valueSize, secZones: zoneSize, secTransitions: transitionSize,
-		secPrincipalNames: nameSlotSize, secServerNames: nameSlotSize, secItemNames: nameSlotSize,
-		secNodes: nodeSize, secEdges: edgeSize, secNodeGrants: edgeSize, secGrants: grantSize, secReaches: reachSize,
-		secHeap: 1,
+const (
+	PrincipalSize  = 32
+	MemberSize     = 4
+	RegionSize     = 8
+	ServerSize     = 32
+	ItemSize       = 8
+	CellSize       = 32
+	CondSize       = 16
+	ProgramSize    = 16
+	CodeSize       = 16
+	ArgSize        = 16
+	ValueSize      = 8
+	ZoneSize       = 16
+	TransitionSize = 12
+	NameSlotSize   = 4
+	NodeSize       = 24
+	EdgeSize       = 4
+	GrantSize      = 20
+	ReachSize      = 16
+)
+
+// RecordSize says how wide the records of each known section are.
+func RecordSize(sec int) uint32 {
+	return [SecEnd]uint32{
+		SecPrincipals: PrincipalSize, SecMembers: MemberSize, SecRegions: RegionSize, SecServers: ServerSize,
+		SecItems: ItemSize, SecCells: CellSize, SecConds: CondSize, SecPrograms: ProgramSize, SecCode: CodeSize,
+		SecArgs: ArgSize, SecValues: ValueSize, SecZones: ZoneSize, SecTransitions: TransitionSize,
+		SecPrincipalNames: NameSlotSize, SecServerNames: NameSlotSize, SecItemNames: NameSlotSize,
+		SecNodes: NodeSize, SecEdges: EdgeSize, SecNodeGrants: EdgeSize, SecGrants: GrantSize, SecReaches: ReachSize,
+		SecHeap: 1,
 	}[sec]
 }
 
 const (
-	flagDisabled = 1 // principals
-	flagRemoved  = 2 // principals, in an overlay only
+	FlagDisabled = 1 // principals
+	FlagRemoved  = 2 // principals, in an overlay only
 
-	inlineNodes  = 5
-	manyNodes    = 255
-	atFlags      = 6
-	atCount      = 7
-	atKind       = 8
-	atClearance  = 9
-	atRegion     = 10
-	atNodes      = 12
-	grantDenies  = 1 // grants
-	maxNameSlots = 1<<24 - 2
-	// anyPage is the page of a grant on every server.
-	anyPage      = 1<<32 - 1
-	itemsPerPage = 64
-	// maxProbe bounds how far a record may lie from its home slot; an honest table stays far below.
-	maxProbe = 4096
-	// maxCode bounds a program: two instructions a node at most.
-	maxCode = 1024
+	InlineNodes  = 5
+	ManyNodes    = 255
+	AtFlags      = 6
+	AtCount      = 7
+	AtKind       = 8
+	AtClearance  = 9
+	AtRegion     = 10
+	AtNodes      = 12
+	GrantDenies  = 1 // grants
+	MaxNameSlots = 1<<24 - 2
+	// AnyPage is the page of a grant on every server.
+	AnyPage      = 1<<32 - 1
+	ItemsPerPage = 64
+	// MaxProbe bounds how far a record may lie from its home slot; an honest table stays far below.
+	MaxProbe = 4096
+	// MaxCode bounds a program: two instructions a node at most.
+	MaxCode = 1024
 )

@@ -1,12 +1,21 @@
-package index
+// Package builder compiles a policy into the flat index that a cell decides with. It does the work of a decision ahead of
+// time: names become dense ids, the graph is closed (what a node inherits is folded into it), facts about items are folded
+// into masks, and every (node, page of 64 items) that any grant reaches becomes one 32-byte cell with an allow and a deny
+// mask. What cannot be settled ahead stays as small programs.
+//
+// It promises the same bytes for the same policy, in whatever order its parts come. Package index reads them.
+package builder
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"slices"
 
 	"github.com/mcpvault/mcpvault/snapshot"
+	"github.com/mcpvault/mcpvault/snapshot/index"
+	"github.com/mcpvault/mcpvault/snapshot/internal/layout"
 )
 
 // Build compiles a policy. The same policy gives the same bytes in whatever order its parts come. An error names the
@@ -15,8 +24,8 @@ func Build(p *snapshot.Policy) ([]byte, error) {
 	if err := p.Validate(); err != nil {
 		return nil, fmt.Errorf("build index: %w", err)
 	}
-	if len(p.Principals) > maxNameSlots {
-		return nil, fmt.Errorf("build index: %d principals: at most %d", len(p.Principals), maxNameSlots)
+	if len(p.Principals) > layout.MaxNameSlots {
+		return nil, fmt.Errorf("build index: %d principals: at most %d", len(p.Principals), layout.MaxNameSlots)
 	}
 	b := &builder{w: newWriter(), progID: map[string]uint32{}, zoneID: map[string]uint32{}, folds: map[string]folded{}}
 	b.servers(p.Servers)
@@ -30,6 +39,8 @@ func Build(p *snapshot.Policy) ([]byte, error) {
 	b.principals(p.Principals)
 	return b.finish(p.Tenant)
 }
+
+var le = binary.LittleEndian
 
 type builder struct {
 	w *writer
@@ -83,9 +94,9 @@ func (b *builder) servers(servers []snapshot.Server) {
 		sp.itemID = make(map[string]uint32, len(sp.items))
 		for i, it := range sp.items {
 			sp.itemID[it] = uint32(i)
-			b.w.name(secItems, it)
+			b.w.name(layout.SecItems, it)
 		}
-		r := b.w.name(secServers, sp.name)
+		r := b.w.name(layout.SecServers, sp.name)
 		le.PutUint32(r[8:], sp.pageBase)
 		le.PutUint32(r[12:], sp.itemBase)
 		le.PutUint32(r[16:], uint32(len(sp.items)))
@@ -95,7 +106,7 @@ func (b *builder) servers(servers []snapshot.Server) {
 }
 
 func (sp *serverPlan) pageCount() uint32 {
-	return uint32(len(sp.items)+itemsPerPage-1) / itemsPerPage
+	return uint32(len(sp.items)+layout.ItemsPerPage-1) / layout.ItemsPerPage
 }
 
 // graph numbers every node that is named anywhere. A principal's own node is one only when something is given to it.
@@ -185,15 +196,15 @@ func (b *builder) grantRows() error {
 		}
 		var flags uint16
 		if g.Deny {
-			flags = grantDenies
+			flags = layout.GrantDenies
 		}
-		r := b.w.unique(secGrants, g.ID)
+		r := b.w.unique(layout.SecGrants, g.ID)
 		le.PutUint16(r[6:], flags)
 		le.PutUint32(r[8:], b.nodeID[g.Subject])
-		le.PutUint32(r[12:], b.w.count(secReaches))
+		le.PutUint32(r[12:], b.w.count(layout.SecReaches))
 		le.PutUint32(r[16:], uint32(len(b.reach[i])))
 		for _, rc := range b.reach[i] {
-			r := b.w.record(secReaches)
+			r := b.w.record(layout.SecReaches)
 			le.PutUint64(r, rc.mask)
 			le.PutUint32(r[8:], rc.page)
 			le.PutUint32(r[12:], rc.prog)
@@ -201,16 +212,16 @@ func (b *builder) grantRows() error {
 	}
 	for i := range b.nodes {
 		n := &b.nodes[i]
-		r := b.w.name(secNodes, string(n.ref))
-		le.PutUint32(r[8:], b.w.count(secEdges))
+		r := b.w.name(layout.SecNodes, string(n.ref))
+		le.PutUint32(r[8:], b.w.count(layout.SecEdges))
 		le.PutUint32(r[12:], uint32(len(n.parents)))
-		le.PutUint32(r[16:], b.w.count(secNodeGrants))
+		le.PutUint32(r[16:], b.w.count(layout.SecNodeGrants))
 		le.PutUint32(r[20:], uint32(len(n.grants)))
 		for _, up := range n.parents {
-			le.PutUint32(b.w.record(secEdges), up)
+			le.PutUint32(b.w.record(layout.SecEdges), up)
 		}
 		for _, g := range n.grants {
-			le.PutUint32(b.w.record(secNodeGrants), g)
+			le.PutUint32(b.w.record(layout.SecNodeGrants), g)
 		}
 	}
 	return nil
@@ -240,7 +251,7 @@ func (b *builder) cells() error {
 			return cmp.Compare(x.prog, y.prog)
 		})
 		for i := 0; i < len(gathered); {
-			c := cellPlan{key: cellKey(id, gathered[i].page), first: b.w.count(secConds)}
+			c := cellPlan{key: layout.CellKey(id, gathered[i].page), first: b.w.count(layout.SecConds)}
 			n, err := c.gather(b.w, gathered[i:])
 			if err != nil {
 				return err
@@ -293,7 +304,7 @@ func (c *cellPlan) gather(w *writer, list []grantReach) (int, error) {
 			return 0, fmt.Errorf("more than %d conditions for one subject on one server", *n)
 		}
 		*n++
-		r := w.record(secConds)
+		r := w.record(layout.SecConds)
 		le.PutUint64(r, mask)
 		le.PutUint32(r[8:], prog-1)
 	}
@@ -302,15 +313,15 @@ func (c *cellPlan) gather(w *writer, list []grantReach) (int, error) {
 // placeCells fills the hash table in the order of keys.
 func (b *builder) placeCells(built []cellPlan) {
 	slots := cellSlots(len(built))
-	table := b.w.table(secCells, slots)
+	table := b.w.table(layout.SecCells, slots)
 	for _, c := range built {
-		i := cellHome(c.key, uint64(slots))
-		for le.Uint64(table[i*cellSize:]) != 0 {
+		i := layout.CellHome(c.key, uint64(slots))
+		for le.Uint64(table[i*layout.CellSize:]) != 0 {
 			if i++; i == uint64(slots) {
 				i = 0
 			}
 		}
-		r := table[i*cellSize:]
+		r := table[i*layout.CellSize:]
 		le.PutUint64(r, c.key)
 		le.PutUint64(r[8:], c.allow)
 		le.PutUint64(r[16:], c.deny)
@@ -338,7 +349,7 @@ func (b *builder) principals(list []snapshot.Principal) {
 		if !ok {
 			region = uint16(len(regions))
 			regions[p.Region] = region
-			b.w.name(secRegions, p.Region)
+			b.w.name(layout.SecRegions, p.Region)
 		}
 		own = append(append(own[:0], "user:"...), p.Name...)
 		nodes = nodes[:0]
@@ -352,52 +363,52 @@ func (b *builder) principals(list []snapshot.Principal) {
 		}
 		slices.Sort(nodes)
 		nodes = slices.Compact(nodes)
-		r := b.w.unique(secPrincipals, p.Name)
+		r := b.w.unique(layout.SecPrincipals, p.Name)
 		if p.Disabled {
-			r[atFlags] = flagDisabled
+			r[layout.AtFlags] = layout.FlagDisabled
 		}
-		r[atKind], r[atClearance] = byte(p.Kind), p.Clearance
-		le.PutUint16(r[atRegion:], region)
+		r[layout.AtKind], r[layout.AtClearance] = byte(p.Kind), p.Clearance
+		le.PutUint16(r[layout.AtRegion:], region)
 		b.members(r, nodes)
 	}
 }
 
 func (b *builder) members(r []byte, nodes []uint32) {
-	if len(nodes) <= inlineNodes {
-		r[atCount] = byte(len(nodes))
+	if len(nodes) <= layout.InlineNodes {
+		r[layout.AtCount] = byte(len(nodes))
 		for i, n := range nodes {
-			le.PutUint32(r[atNodes+4*i:], n)
+			le.PutUint32(r[layout.AtNodes+4*i:], n)
 		}
 		return
 	}
-	r[atCount] = manyNodes
-	le.PutUint32(r[atNodes:], b.w.count(secMembers))
-	le.PutUint32(r[atNodes+4:], uint32(len(nodes)))
+	r[layout.AtCount] = layout.ManyNodes
+	le.PutUint32(r[layout.AtNodes:], b.w.count(layout.SecMembers))
+	le.PutUint32(r[layout.AtNodes+4:], uint32(len(nodes)))
 	for _, n := range nodes {
-		le.PutUint32(b.w.record(secMembers), n)
+		le.PutUint32(b.w.record(layout.SecMembers), n)
 	}
 }
 
 func (b *builder) finish(tenant snapshot.TenantID) ([]byte, error) {
-	b.w.names(secPrincipalNames, secPrincipals, nil)
-	b.w.names(secServerNames, secServers, nil)
-	seeds := make([]uint64, 0, b.w.count(secItems))
+	b.w.names(layout.SecPrincipalNames, layout.SecPrincipals, nil)
+	b.w.names(layout.SecServerNames, layout.SecServers, nil)
+	seeds := make([]uint64, 0, b.w.count(layout.SecItems))
 	for s, sp := range b.order {
 		for range sp.items {
 			seeds = append(seeds, uint64(s)+1)
 		}
 	}
-	b.w.names(secItemNames, secItems, seeds)
+	b.w.names(layout.SecItemNames, layout.SecItems, seeds)
 	raw, err := b.w.finish(string(tenant), b.nodeID[snapshot.Everyone], b.pages)
 	if err != nil {
 		return nil, err
 	}
 	// The state is read back from the block itself, so that it is that of what readers will see.
-	x, err := Open(raw)
+	x, err := index.Open(raw)
 	if err != nil {
 		return nil, fmt.Errorf("build index: what was built does not open: %w", err)
 	}
-	state := newStater(x).whole()
-	copy(raw[stateAt:], state[:])
+	state := x.Sum()
+	copy(raw[layout.StateAt:], state[:])
 	return raw, nil
 }

@@ -1,10 +1,15 @@
-package index
+package builder
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/mcpvault/mcpvault/snapshot/index"
+	"github.com/mcpvault/mcpvault/snapshot/internal/layout"
+)
 
 // writer collects sections. Texts are stored once.
 type writer struct {
-	sections [secEnd][]byte
+	sections [layout.SecEnd][]byte
 	texts    map[string]uint32
 	sets     map[string]uint64
 }
@@ -16,18 +21,20 @@ var blank [64]byte
 // record appends a zero record and returns it; it is valid until the next one.
 func (w *writer) record(sec int) []byte {
 	n := len(w.sections[sec])
-	size := int(recordSize(sec))
+	size := int(layout.RecordSize(sec))
 	w.sections[sec] = append(w.sections[sec], blank[:size]...)
 	return w.sections[sec][n : n+size]
 }
 
 func (w *writer) append(sec int, b []byte) { w.sections[sec] = append(w.sections[sec], b...) }
 
-func (w *writer) count(sec int) uint32 { return uint32(len(w.sections[sec]) / int(recordSize(sec))) }
+func (w *writer) count(sec int) uint32 {
+	return uint32(len(w.sections[sec]) / int(layout.RecordSize(sec)))
+}
 
 // table makes a section of empty slots.
 func (w *writer) table(sec, slots int) []byte {
-	w.sections[sec] = make([]byte, slots*int(recordSize(sec)))
+	w.sections[sec] = make([]byte, slots*int(layout.RecordSize(sec)))
 	return w.sections[sec]
 }
 
@@ -35,24 +42,24 @@ func (w *writer) table(sec, slots int) []byte {
 func (w *writer) text(s string) uint64 {
 	off, ok := w.texts[s]
 	if !ok {
-		off = uint32(len(w.sections[secHeap]))
+		off = uint32(len(w.sections[layout.SecHeap]))
 		w.texts[s] = off
-		w.append(secHeap, []byte(s))
+		w.append(layout.SecHeap, []byte(s))
 	}
 	return uint64(off) | uint64(len(s))<<32
 }
 
 // set stores the operands of a set and returns its reference.
 func (w *writer) set(members []uint64) uint64 {
-	b := make([]byte, 0, len(members)*valueSize)
+	b := make([]byte, 0, len(members)*layout.ValueSize)
 	for _, m := range members {
 		b = le.AppendUint64(b, m)
 	}
 	ref, ok := w.sets[string(b)]
 	if !ok {
-		ref = uint64(w.count(secValues)) | uint64(len(members))<<32
+		ref = uint64(w.count(layout.SecValues)) | uint64(len(members))<<32
 		w.sets[string(b)] = ref
-		w.append(secValues, b)
+		w.append(layout.SecValues, b)
 	}
 	return ref
 }
@@ -62,8 +69,8 @@ func (w *writer) name(sec int, name string) []byte { return w.named(sec, name, w
 
 // unique is name for names that nothing else bears: it is not worth looking for them.
 func (w *writer) unique(sec int, name string) []byte {
-	off := len(w.sections[secHeap])
-	w.sections[secHeap] = append(w.sections[secHeap], name...)
+	off := len(w.sections[layout.SecHeap])
+	w.sections[layout.SecHeap] = append(w.sections[layout.SecHeap], name...)
 	return w.named(sec, name, uint64(off))
 }
 
@@ -79,7 +86,7 @@ func (w *writer) names(table, sec int, seeds []uint64) {
 	n := int(w.count(sec))
 	slots := uint32(tableSize(n))
 	t := w.table(table, int(slots))
-	size := int(recordSize(sec))
+	size := int(layout.RecordSize(sec))
 	for i := range n {
 		r := w.sections[sec][i*size:]
 		off := le.Uint32(r)
@@ -87,14 +94,14 @@ func (w *writer) names(table, sec int, seeds []uint64) {
 		if seeds != nil {
 			seed = seeds[i]
 		}
-		h := hashName(seed, string(w.sections[secHeap][off:off+uint32(le.Uint16(r[4:]))]))
-		at := nameHome(h, slots)
-		for le.Uint32(t[at*nameSlotSize:]) != 0 {
+		h := layout.HashName(seed, string(w.sections[layout.SecHeap][off:off+uint32(le.Uint16(r[4:]))]))
+		at := layout.NameHome(h, slots)
+		for le.Uint32(t[at*layout.NameSlotSize:]) != 0 {
 			if at++; at == slots {
 				at = 0
 			}
 		}
-		le.PutUint32(t[at*nameSlotSize:], uint32(h)<<24|uint32(i+1))
+		le.PutUint32(t[at*layout.NameSlotSize:], uint32(h)<<24|uint32(i+1))
 	}
 }
 
@@ -109,36 +116,34 @@ func cellSlots(n int) int { return 2*n + n/2 + 1 }
 // finish lays the sections out behind the header. The state hash is left to the caller.
 func (w *writer) finish(tenant string, everyone, pages uint32) ([]byte, error) {
 	tenantRef := w.text(tenant)
-	start := alignUp(headerFixed + sectionEntry*(secEnd-1))
+	start := layout.AlignUp(layout.HeaderFixed + layout.SectionEntry*(layout.SecEnd-1))
 	size := start
-	for sec := 1; sec < secEnd; sec++ {
-		size += alignUp(uint64(len(w.sections[sec])))
+	for sec := 1; sec < layout.SecEnd; sec++ {
+		size += layout.AlignUp(uint64(len(w.sections[sec])))
 	}
-	if size > MaxSize {
-		return nil, fmt.Errorf("build index: %d bytes: at most %d", size, MaxSize)
+	if size > index.MaxSize {
+		return nil, fmt.Errorf("build index: %d bytes: at most %d", size, index.MaxSize)
 	}
 	b := make([]byte, size)
-	copy(b, magic)
-	le.PutUint16(b[8:], major)
-	le.PutUint16(b[10:], minor)
-	le.PutUint32(b[12:], secEnd-1)
+	copy(b, layout.Magic)
+	le.PutUint16(b[8:], layout.Major)
+	le.PutUint16(b[10:], layout.Minor)
+	le.PutUint32(b[12:], layout.SecEnd-1)
 	le.PutUint64(b[16:], size)
 	le.PutUint32(b[24:], uint32(tenantRef))
 	le.PutUint32(b[28:], uint32(tenantRef>>32))
 	le.PutUint32(b[32:], everyone)
 	le.PutUint32(b[36:], pages)
 	off := start
-	for sec := 1; sec < secEnd; sec++ {
+	for sec := 1; sec < layout.SecEnd; sec++ {
 		data := w.sections[sec]
 		copy(b[off:], data)
-		e := b[headerFixed+(sec-1)*sectionEntry:]
+		e := b[layout.HeaderFixed+(sec-1)*layout.SectionEntry:]
 		le.PutUint32(e, uint32(sec))
-		le.PutUint32(e[4:], recordSize(sec))
+		le.PutUint32(e[4:], layout.RecordSize(sec))
 		le.PutUint64(e[8:], off)
 		le.PutUint64(e[16:], uint64(w.count(sec)))
-		off += alignUp(uint64(len(data)))
+		off += layout.AlignUp(uint64(len(data)))
 	}
 	return b, nil
 }
-
-func alignUp(n uint64) uint64 { return (n + align - 1) &^ (align - 1) }

@@ -1,7 +1,6 @@
-// Package layout is the format of an index block: what its writer and its reader agree on.
-package layout
-
-// The format, all numbers little endian. The header:
+// Package layout is the format of an index block: what its writer, package builder, and its reader, package index, agree on.
+//
+// All numbers are little endian. The header:
 //
 //	  0  magic "MCPVIDX\0"
 //	  8  u16 major, u16 minor, u32 number of sections
@@ -40,6 +39,9 @@ package layout
 //
 // A name is u32 offset in the heap and u16 length. An operand is a number, 0 or 1, or offset | length<<32 (of a string in
 // the heap, of a set in values). The arg of an instruction is u8 source << 24 and what the source needs; see ArgWord.
+package layout
+
+// The header.
 const (
 	Magic = "MCPVIDX\x00"
 	Major = 2
@@ -52,6 +54,7 @@ const (
 	MaxSections  = 256
 )
 
+// The sections by their ids, in the order in which they lie.
 const (
 	SecPrincipals = iota + 1
 	SecMembers
@@ -78,6 +81,7 @@ const (
 	SecEnd
 )
 
+// How wide the records of each section are, in bytes.
 const (
 	PrincipalSize  = 32
 	MemberSize     = 4
@@ -111,9 +115,11 @@ func RecordSize(sec int) uint32 {
 	}[sec]
 }
 
+// Flags, the places of what a principal's record holds, and bounds.
 const (
 	FlagDisabled = 1 // principals
 	FlagRemoved  = 2 // principals, in an overlay only
+	GrantDenies  = 1 // grants
 
 	InlineNodes  = 5
 	ManyNodes    = 255
@@ -123,7 +129,6 @@ const (
 	AtClearance  = 9
 	AtRegion     = 10
 	AtNodes      = 12
-	GrantDenies  = 1 // grants
 	MaxNameSlots = 1<<24 - 2
 	// AnyPage is the page of a grant on every server.
 	AnyPage      = 1<<32 - 1

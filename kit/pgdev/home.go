@@ -95,8 +95,17 @@ func (h home) lock() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the lock of %s: %w", h.base, err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	for {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EINTR) {
+			break
+		}
+	}
+	switch {
+	case errors.Is(err, syscall.EWOULDBLOCK):
 		return nil, errors.Join(conflict(h.asked), f.Close())
+	case err != nil:
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", h.base, err), f.Close())
 	}
 	return f, nil
 }

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/mcpvault/mcpvault/controlplane"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
@@ -121,16 +123,23 @@ func Compile(in Input) (*Output, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &Output{Policy: pol, Report: Report{Notes: notes}}
-	if out.Index, err = builder.Build(pol); err != nil {
+	out := &Output{Policy: pol, Report: Report{Notes: notes}, Shards: make([]*snapshotv1.Shard, 2)}
+	// The two shards have nothing to do with each other.
+	var both errgroup.Group
+	both.Go(func() (err error) {
+		if out.Index, err = builder.Build(pol); err == nil {
+			out.Shards[0] = shard.Of(snapshotv1.ShardKind_SHARD_KIND_INDEX, out.Index)
+		}
+		return err
+	})
+	both.Go(func() (err error) {
+		if out.Catalogue, err = shard.EncodeCatalogue(catalogue); err == nil {
+			out.Shards[1] = shard.Of(snapshotv1.ShardKind_SHARD_KIND_CATALOGUE, out.Catalogue)
+		}
+		return err
+	})
+	if err := both.Wait(); err != nil {
 		return nil, fmt.Errorf("compile tenant %s: %w", in.Tenant.Name, err)
-	}
-	if out.Catalogue, err = shard.EncodeCatalogue(catalogue); err != nil {
-		return nil, fmt.Errorf("compile tenant %s: %w", in.Tenant.Name, err)
-	}
-	out.Shards = []*snapshotv1.Shard{
-		shard.Of(snapshotv1.ShardKind_SHARD_KIND_INDEX, out.Index),
-		shard.Of(snapshotv1.ShardKind_SHARD_KIND_CATALOGUE, out.Catalogue),
 	}
 	return out, nil
 }

@@ -9,6 +9,7 @@ import (
 
 // policy is the one form that rows lower to. The catalogue was made before it.
 func (c *compiler) policy() *snapshot.Policy {
+	c.readAhead()
 	who := newGraph(c.in)
 	p := &snapshot.Policy{Tenant: c.in.Tenant.ID, Principals: who.principals, Nodes: who.nodes}
 	for _, g := range inOrder(c.in.Grants, func(g *Grant) string { return g.ID }) {

@@ -5,8 +5,10 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"google.golang.org/protobuf/proto"
@@ -83,6 +85,51 @@ func (c *compiler) newServer(row Server) (*server, error) {
 		s.prompts = append(s.prompts, p.GetName())
 	}
 	return s, nil
+}
+
+// readAhead reads the schemas that the conditions of grants are typed against, on all processors: one by one, as they are
+// asked for, they would be a quarter of a compilation.
+func (c *compiler) readAhead() {
+	type job struct {
+		server *server
+		tool   *snapshotv1.CatalogueTool
+		schema policy.Schema
+	}
+	var jobs []job
+	seen := map[*snapshotv1.CatalogueTool]bool{}
+	for i := range c.in.Grants {
+		g := &c.in.Grants[i]
+		s := c.servers[g.Server]
+		if g.Condition == "" || s == nil {
+			continue
+		}
+		tools := s.shown.GetTools()
+		if t := s.tool(g.Item); t != nil {
+			tools = []*snapshotv1.CatalogueTool{t}
+		} else if g.Item != "" && g.Item != controlplane.AllTools {
+			continue
+		}
+		for _, t := range tools {
+			if !seen[t] {
+				seen[t] = true
+				jobs = append(jobs, job{server: s, tool: t})
+			}
+		}
+	}
+	var all sync.WaitGroup
+	part := len(jobs)/runtime.GOMAXPROCS(0) + 1
+	for chunk := range slices.Chunk(jobs, part) {
+		all.Go(func() {
+			for i := range chunk {
+				j := &chunk[i]
+				j.schema = policy.ParseSchema(j.server.row.Name+"/"+j.tool.GetName(), j.tool.GetRaw())
+			}
+		})
+	}
+	all.Wait()
+	for _, j := range jobs {
+		j.server.parsed[j.tool.GetName()] = j.schema
+	}
 }
 
 // tool is nil when the published version has none of that name.

@@ -58,6 +58,7 @@ type builder struct {
 	progID map[string]uint32
 	zoneID map[string]uint32
 	folds  map[string]folded
+	key    []byte // room for a key of folds
 	// below caches the members of OpMember.
 	below map[uint32]uint64
 }

@@ -1,9 +1,8 @@
 package builder
 
 import (
-	"fmt"
+	"encoding/binary"
 	"slices"
-	"strings"
 
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/fold"
@@ -126,10 +125,10 @@ func (b *builder) fold(g *snapshot.Grant, attrs []string, facts fold.Facts) (fol
 	if g.When == nil {
 		return folded{verdict: fold.Certain}, nil
 	}
-	key := foldKey(g, attrs, facts)
-	if f, ok := b.folds[key]; ok {
+	if f, ok := b.folds[string(b.foldKey(g, attrs, facts))]; ok {
 		return f, nil
 	}
+	key := string(b.key)
 	left, err := fold.Settle(g.When, facts)
 	if err != nil {
 		return folded{}, err
@@ -152,38 +151,57 @@ func (b *builder) fold(g *snapshot.Grant, attrs []string, facts fold.Facts) (fol
 	return f, nil
 }
 
-// foldKey names a condition and the facts that it reads.
-func foldKey(g *snapshot.Grant, attrs []string, facts fold.Facts) string {
-	var k strings.Builder
+// foldKey names a condition and the facts that it reads. The bytes are good until the next call.
+func (b *builder) foldKey(g *snapshot.Grant, attrs []string, facts fold.Facts) []byte {
+	k := append(b.key[:0], '+')
 	if g.Deny {
-		k.WriteByte('!')
+		k[0] = '!'
 	}
-	writeCond(&k, g.When)
+	k = appendCond(k, g.When)
 	for _, a := range attrs {
 		f, ok := facts(a)
-		fmt.Fprintf(&k, "|%q=%v %d %q %d %t %q", a, ok, f.Type, f.Str, f.Int, f.Bool, f.Set)
+		k = appendText(append(k, '|'), a)
+		if !ok {
+			k = append(k, '-')
+			continue
+		}
+		k = appendValue(k, f.Value)
+		k = binary.AppendUvarint(k, uint64(len(f.Set)))
+		for _, m := range f.Set {
+			k = appendText(k, m)
+		}
 	}
-	return k.String()
+	b.key = k
+	return k
 }
 
-// writeCond writes a condition so that different ones differ.
-func writeCond(k *strings.Builder, c *snapshot.Cond) {
-	fmt.Fprintf(k, "(%d %d %q %q", c.Op, c.From, c.Arg, c.Zone)
+// appendCond writes a condition so that different ones differ.
+func appendCond(k []byte, c *snapshot.Cond) []byte {
+	k = append(k, '(', byte(c.Op), byte(c.From))
+	k = appendText(appendText(k, c.Arg), c.Zone)
 	if c.With != nil {
-		fmt.Fprintf(k, " ~%d %q", c.With.From, c.With.Arg)
+		k = appendText(append(k, '~', byte(c.With.From)), c.With.Arg)
 	}
-	if c.Value.Type != snapshot.TypeInvalid {
-		writeValue(k, c.Value)
-	}
+	k = appendValue(k, c.Value)
+	k = binary.AppendUvarint(k, uint64(len(c.Values)))
 	for _, v := range c.Values {
-		writeValue(k, v)
+		k = appendValue(k, v)
 	}
 	for _, kid := range c.Kids {
-		writeCond(k, kid)
+		k = appendCond(k, kid)
 	}
-	k.WriteByte(')')
+	return append(k, ')')
 }
 
-func writeValue(k *strings.Builder, v snapshot.Value) {
-	fmt.Fprintf(k, " %d:%q:%d:%t", v.Type, v.Str, v.Int, v.Bool)
+func appendValue(k []byte, v snapshot.Value) []byte {
+	truth := byte('f')
+	if v.Bool {
+		truth = 't'
+	}
+	return appendText(binary.AppendVarint(append(k, byte(v.Type), truth), v.Int), v.Str)
+}
+
+// appendText writes a length before the bytes, so that no two lists of texts are the same bytes.
+func appendText(k []byte, s string) []byte {
+	return append(binary.AppendUvarint(k, uint64(len(s))), s...)
 }

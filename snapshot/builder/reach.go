@@ -153,11 +153,12 @@ func (b *builder) fold(g *snapshot.Grant, attrs []string, facts fold.Facts) (fol
 
 // foldKey names a condition and the facts that it reads. The bytes are good until the next call.
 func (b *builder) foldKey(g *snapshot.Grant, attrs []string, facts fold.Facts) []byte {
-	k := append(b.key[:0], '+')
+	b.key = b.key[:0]
+	effect := byte('+')
 	if g.Deny {
-		k[0] = '!'
+		effect = '!'
 	}
-	k = appendCond(k, g.When)
+	k := appendCond(append(b.key, effect), g.When)
 	for _, a := range attrs {
 		f, ok := facts(a)
 		k = appendText(append(k, '|'), a)

@@ -148,6 +148,7 @@ func TestTheCeremonySaysWhatIsWrong(t *testing.T) {
 		"trust add-key next.json head keys/kill.key.pub":                       {2, "there already"},
 		"trust add-key next.json king r1.key.pub":                              {2, "role \"king\""},
 		"trust remove-key next.json 0123456789abcdef":                          {2, "no such key"},
+
 		"trust keygen r1.key":                                              {6, "never overwritten"},
 		"trust show first.json":                                            {2, "no root keys"},
 		"trust install first.json --keys-dir keys":                         {2, "no roots"},

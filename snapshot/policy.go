@@ -162,6 +162,22 @@ const (
 	OpFail     // always an error: what is left of an attribute that is not there
 )
 
+// Flipped is the operator that says the same with the two sides of a comparison exchanged.
+func (o Op) Flipped() Op {
+	switch o {
+	case OpLt:
+		return OpGt
+	case OpLe:
+		return OpGe
+	case OpGt:
+		return OpLt
+	case OpGe:
+		return OpLe
+	default:
+		return o
+	}
+}
+
 // Source says where the operand of a condition comes from.
 type Source uint8
 

@@ -79,21 +79,6 @@ func comparison(n xast.IsNode) (snapshot.Op, bool) {
 	return op, ok
 }
 
-func flipped(op snapshot.Op) snapshot.Op {
-	switch op {
-	case snapshot.OpLt:
-		return snapshot.OpGt
-	case snapshot.OpLe:
-		return snapshot.OpGe
-	case snapshot.OpGt:
-		return snapshot.OpLt
-	case snapshot.OpGe:
-		return snapshot.OpLe
-	default:
-		return op
-	}
-}
-
 // typeCond is `principal is User` and `resource is Tool`.
 func typeCond(root string, t types.EntityType) *snapshot.Cond {
 	if root == "principal" {
@@ -303,7 +288,7 @@ func (l *lowerer) compare(e *syntax.Expr, op snapshot.Op, in known) (*snapshot.C
 		}
 		return l.foreign(e, in)
 	case lo == nil:
-		lo, right, op = ro, left, flipped(op)
+		lo, right, op = ro, left, op.Flipped()
 	}
 	return l.compareConstant(e, op, lo, right, in)
 }

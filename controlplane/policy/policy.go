@@ -59,12 +59,6 @@ func fits(cond *snapshot.Cond) error {
 	return nil
 }
 
-// Check reports whether text is a condition at all, with no tool to type it against.
-func Check(text string) error {
-	_, err := parse(text)
-	return err
-}
-
 // parse gives the body of the single when clause that text stands for.
 func parse(text string) (*syntax.Expr, error) {
 	if strings.TrimSpace(text) == "" {

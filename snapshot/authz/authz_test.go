@@ -277,7 +277,7 @@ func TestWhatDoesNotExistIsRefused(t *testing.T) {
 				t.Errorf("view %d item %d is allowed or shown", i, item)
 			}
 		}
-		_ = authz.Rules(&v, 7, &authz.Request{}, authz.Decision{})
+		_ = authz.Deciding(authz.Reaching(&v, 7), authz.Trace(&v, 7, &authz.Request{}), authz.Decision{})
 	}
 	other, _ := x.Item(0, snapshot.ItemOther)
 	if d := authz.Decide(&views[4], other, &authz.Request{}); !d.Allow {
@@ -339,7 +339,7 @@ func TestExplanationNamesEveryGrantThatTookPart(t *testing.T) {
 			}
 		}
 		v := x.View(0, 0)
-		if got := authz.Rules(&v, item, r, e.Decision); !slices.Equal(got, tc.rules) {
+		if got := authz.Deciding(authz.Reaching(&v, item), authz.Trace(&v, item, r), e.Decision); !slices.Equal(got, tc.rules) {
 			t.Errorf("%s: rules %v", tc.raw, got)
 		}
 	}

@@ -59,12 +59,6 @@ func ExplainResource(x *index.Index, p index.PrincipalID, s index.ServerID, uri 
 	}
 }
 
-// Rules lists the ids of the grants that settled a decision, sorted: the part of an explanation that a record keeps. Of a
-// denial because no allow's condition held, they are the allows that might have.
-func Rules(v *index.View, item index.ItemID, r *Request, d Decision) []string {
-	return Deciding(Reaching(v, item), Trace(v, item, r), d)
-}
-
 // outcomes evaluates every grant among rules. One that reaches what is asked in several ways has the outcome that does most.
 func outcomes(v *index.View, rules []index.Rule, r *Request, d Decision) []GrantOutcome {
 	var grants []GrantOutcome

@@ -31,7 +31,8 @@ func reaching(v *index.View, all []sets) []index.Rule {
 }
 
 // Deciding lists the ids of the rules that settled a decision, sorted: of all that reach what was decided, those that its
-// reason and the outcomes of the conditions leave. It is Rules without evaluating anything.
+// reason and the outcomes of the conditions leave. It is the part of an explanation that a record keeps. Of a denial because
+// no allow's condition held, they are the allows that might have.
 func Deciding(rules []index.Rule, steps []Step, d Decision) []string {
 	came := func(r index.Rule) string {
 		for _, s := range steps {

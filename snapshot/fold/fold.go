@@ -203,7 +203,7 @@ func settleFact(c *snapshot.Cond, facts Facts) Result {
 	if f.Type == snapshot.TypeSet {
 		return Result{Verdict: Broken}
 	}
-	return typed(&snapshot.Cond{Op: flip(op), From: c.With.From, Arg: c.With.Arg, Value: f.Value})
+	return typed(&snapshot.Cond{Op: op.Flipped(), From: c.With.From, Arg: c.With.Arg, Value: f.Value})
 }
 
 // typed refuses to compare an attribute with a fact of another type.
@@ -212,21 +212,6 @@ func typed(c *snapshot.Cond) Result {
 		return Result{Verdict: Broken}
 	}
 	return Result{Rest: c}
-}
-
-func flip(op snapshot.Op) snapshot.Op {
-	switch op {
-	case snapshot.OpLt:
-		return snapshot.OpGt
-	case snapshot.OpLe:
-		return snapshot.OpGe
-	case snapshot.OpGt:
-		return snapshot.OpLt
-	case snapshot.OpGe:
-		return snapshot.OpLe
-	default:
-		return op
-	}
 }
 
 // settleConstant compares a fact with the constant, or the constants, of a condition.

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/mcpvault/mcpvault/kit/ports"
 )
 
 // Dev is one running `mcpvault dev`; the exported fields are dev.json.
@@ -37,6 +39,7 @@ type Dev struct {
 	// Ready is how long the start took.
 	Ready time.Duration `json:"-"`
 	bin   string
+	ports *ports.Block
 	cmd   *exec.Cmd
 	out   *bytes.Buffer
 }
@@ -52,18 +55,18 @@ func Start(ctx context.Context, bin string, flags ...string) (*Dev, error) {
 	if err != nil {
 		return nil, err
 	}
-	base, err := FreeBase()
+	block, err := ports.Take()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	args := append([]string{"dev", "--ephemeral", "--data-dir", dir, "--port-base", fmt.Sprint(base)}, flags...)
-	d := &Dev{Dir: dir, bin: bin, out: &bytes.Buffer{}, cmd: exec.CommandContext(ctx, bin, args...)}
+	args := append([]string{"dev", "--ephemeral", "--data-dir", dir, "--port-base", fmt.Sprint(block.Base)}, flags...)
+	d := &Dev{Dir: dir, bin: bin, ports: block, out: &bytes.Buffer{}, cmd: exec.CommandContext(ctx, bin, args...)}
 	d.cmd.Stdout, d.cmd.Stderr = d.out, d.out
 	d.cmd.Cancel = func() error { return d.cmd.Process.Signal(syscall.SIGTERM) }
 	d.cmd.WaitDelay = stopLimit
 	begin := time.Now()
 	if err := d.cmd.Start(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, block.Close(), os.RemoveAll(dir))
 	}
 	for time.Since(begin) < readyLimit && ctx.Err() == nil {
 		if err := d.Reload(); err == nil {
@@ -93,7 +96,7 @@ func (d *Dev) Stop() error {
 	if errors.As(err, &exit) {
 		err = fmt.Errorf("mcpvault dev: %w\n%s", err, d.out)
 	}
-	return errors.Join(err, os.RemoveAll(d.Dir))
+	return errors.Join(err, os.RemoveAll(d.Dir), d.ports.Close())
 }
 
 // PID is the parent process.
@@ -110,29 +113,6 @@ func (d *Dev) CLI(ctx context.Context, args ...string) ([]byte, error) {
 		return out.Bytes(), fmt.Errorf("mcpvault %s: %w\n%s%s", strings.Join(args, " "), err, out.Bytes(), errs.Bytes())
 	}
 	return out.Bytes(), nil
-}
-
-// FreeBase finds a port base whose ports look free.
-func FreeBase() (int, error) {
-	start := 20000 + os.Getpid()%40*200
-	for i := range 40 {
-		base := 20000 + (start-20000+i*200)%8000
-		if free(base) {
-			return base, nil
-		}
-	}
-	return 0, errors.New("no free block of ports between 20000 and 28000")
-}
-
-func free(base int) bool {
-	for off := range 40 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+off))
-		if err != nil {
-			return false
-		}
-		_ = l.Close()
-	}
-	return true
 }
 
 // FreeAddr is a loopback address that nobody listens on.

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/demo"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/devmode"
+	"github.com/mcpvault/mcpvault/kit/ports"
 )
 
 // TestMain makes this test binary answer as mcpvault, for the tests' commands and for the servers that dev starts.
@@ -129,11 +129,12 @@ func forget(t *testing.T, databaseURL string) {
 
 func (w *world) base() string {
 	w.t.Helper()
-	base, err := devmode.FreeBase(devmode.Config{DataDir: w.home, Nodes: 3, Cells: 1}, func() int { return 12_000 + 200*rand.IntN(35) })
+	block, err := ports.Take()
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return strconv.Itoa(base)
+	w.t.Cleanup(func() { _ = block.Close() })
+	return strconv.Itoa(block.Base)
 }
 
 // info reads dev.json; nil while there is none.

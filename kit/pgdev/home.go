@@ -9,8 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
+	"github.com/mcpvault/mcpvault/kit/flock"
 	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
@@ -90,24 +90,12 @@ func place(dir string, who owner) (home, error) {
 }
 
 // lock takes the directory for this process; the kernel releases it however the process ends.
-func (h home) lock() (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(h.base, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the lock of %s: %w", h.base, err)
+func (h home) lock() (*flock.Lock, error) {
+	l, err := flock.Open(filepath.Join(h.base, "lock"))
+	if errors.Is(err, flock.ErrHeld) {
+		return nil, conflict(h.asked)
 	}
-	for {
-		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if !errors.Is(err, syscall.EINTR) {
-			break
-		}
-	}
-	switch {
-	case errors.Is(err, syscall.EWOULDBLOCK):
-		return nil, errors.Join(conflict(h.asked), f.Close())
-	case err != nil:
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", h.base, err), f.Close())
-	}
-	return f, nil
+	return l, err
 }
 
 // initialise makes the cluster beside its place and moves it there when it is whole, so that an initdb that was

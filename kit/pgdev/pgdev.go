@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/mcpvault/mcpvault/kit/flock"
 	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
@@ -47,7 +48,7 @@ type Server struct {
 	ephemeral bool
 	log       *slog.Logger
 	proc      *process
-	lock      *os.File
+	lock      *flock.Lock
 	// done is closed when the process has ended and the directory may be used again.
 	done chan struct{}
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mcpvault/mcpvault/kit/flock"
 )
 
 // defaultRing is a tmpfs on every Linux.
@@ -19,24 +21,25 @@ func mapFile(name string, size int) (mem []byte, keep io.Closer, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if mem, err = mapOpen(f, size); err != nil {
-		return nil, nil, errors.Join(err, f.Close())
-	}
-	return mem, f, nil
-}
-
-func mapOpen(f *os.File, size int) ([]byte, error) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
-		return nil, err
+		return nil, nil, errors.Join(err, f.Close())
 	}
 	if st.Type != tmpfsMagic {
 		// A copy into a mapped file of a disk could hang with the disk.
-		return nil, errors.Join(unix.ENOTSUP, os.Remove(f.Name()))
+		return nil, nil, errors.Join(unix.ENOTSUP, os.Remove(f.Name()), f.Close())
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return nil, err
+	lock, err := flock.Hold(f)
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
 	}
+	if mem, err = mapOpen(f, size); err != nil {
+		return nil, nil, errors.Join(err, lock.Close())
+	}
+	return mem, lock, nil
+}
+
+func mapOpen(f *os.File, size int) ([]byte, error) {
 	// Allocated in full, because a tmpfs without room answers a copy with a signal.
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(size)); err != nil {
 		return nil, errors.Join(err, os.Remove(f.Name()))

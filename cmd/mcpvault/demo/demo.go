@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -20,6 +19,8 @@ import (
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/contexts"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/devmode"
+	"github.com/mcpvault/mcpvault/kit/ports"
+	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
 // CLI runs one command line and returns its exit status.
@@ -59,7 +60,12 @@ func Run(ctx context.Context, cfg Config) (*Summary, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make a directory for the demo: %w", err)
 	}
-	t := &tour{cfg: cfg, dir: dir, sum: &Summary{OK: true}, ids: map[string]bool{}}
+	block, err := ports.Take()
+	if err != nil {
+		return nil, errors.Join(problem.New(problem.Unavailable, err.Error(), "stop other servers on this machine"), os.RemoveAll(dir))
+	}
+	defer func() { _ = block.Close() }()
+	t := &tour{cfg: cfg, dir: dir, ports: block, sum: &Summary{OK: true}, ids: map[string]bool{}}
 	dev, err := t.install()
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
@@ -87,11 +93,12 @@ func Run(ctx context.Context, cfg Config) (*Summary, error) {
 
 // tour is one run.
 type tour struct {
-	cfg  Config
-	dir  string
-	info *devmode.Info
-	sum  *Summary
-	step *Step
+	cfg   Config
+	dir   string
+	ports *ports.Block
+	info  *devmode.Info
+	sum   *Summary
+	step  *Step
 
 	mu sync.Mutex // Guards ids: calls are made at the same time.
 	// ids are the decisions that were shown to us, so that none may be missing in the audit.
@@ -103,13 +110,7 @@ func (t *tour) install() (*devmode.Dev, error) {
 		DataDir: filepath.Join(t.dir, contexts.DevDataDir), Nodes: 3, Cells: 1, Ephemeral: true, Executable: t.cfg.Executable,
 		Env: t.cfg.Env, Logger: slog.New(slog.DiscardHandler),
 	}
-	base, err := devmode.FreeBase(cfg, func() int {
-		return 20_000 + 200*rand.IntN(55) //nolint:gosec // Any free ports will do.
-	})
-	if err != nil {
-		return nil, err
-	}
-	cfg.PortBase = base
+	cfg.PortBase = t.ports.Base
 	t.say("mcpvault demo: PostgreSQL, a control plane, three cell nodes and two MCP servers, for this run only\n")
 	return devmode.New(cfg)
 }

@@ -15,13 +15,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/demoserver"
 	"github.com/mcpvault/mcpvault/kit/pgdev"
+	"github.com/mcpvault/mcpvault/kit/flock"
 	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
@@ -206,7 +206,7 @@ func (d *Dev) event(format string, args ...any) {
 }
 
 // open makes the data directory and locks it against a second dev.
-func (p *plan) open() (*os.File, error) {
+func (p *plan) open() (*flock.Lock, error) {
 	if p.cfg.Ephemeral {
 		if left, err := os.ReadDir(p.dir); err == nil && len(left) > 0 {
 			return nil, problem.Newf(problem.Conflict, "name an empty directory, or leave --ephemeral out",
@@ -218,20 +218,19 @@ func (p *plan) open() (*os.File, error) {
 			return nil, problem.New(problem.Unavailable, "the data directory cannot be made: "+err.Error(), "choose another with --data-dir")
 		}
 	}
-	lock, err := os.OpenFile(filepath.Join(p.dir, "dev.lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock the data directory: %w", err)
-	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = lock.Close()
+	lock, err := flock.Open(filepath.Join(p.dir, "dev.lock"))
+	if errors.Is(err, flock.ErrHeld) {
 		return nil, problem.Newf(problem.Conflict, "stop it with `mcpvault dev stop all`, or choose another with --data-dir",
 			"another mcpvault dev uses %s", p.dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock the data directory: %w", err)
 	}
 	return lock, nil
 }
 
 // close gives the data directory free, and removes it when it was for this run only.
-func (p *plan) close(lock *os.File) error {
+func (p *plan) close(lock *flock.Lock) error {
 	var err error
 	if p.cfg.Ephemeral {
 		err = os.RemoveAll(p.dir)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/mcpvault/mcpvault/kit/ports"
 	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
@@ -24,7 +25,7 @@ const (
 )
 
 // span is how many ports an installation may take from its base on.
-const span = 200
+const span = ports.Span
 
 // plan says where everything is: a pure function of the configuration.
 type plan struct {
@@ -145,22 +146,6 @@ func portTaken(port int, err error) error {
 		return problem.Newf(problem.Conflict, "stop what uses it, or choose others with --port-base", "port %d is in use", port)
 	}
 	return fmt.Errorf("listen on port %d: %w", port, err)
-}
-
-// FreeBase finds a base from which on every port that an installation needs is free. Somebody else may take one before it
-// starts; then the start says so.
-func FreeBase(cfg Config, candidates func() int) (int, error) {
-	for range 200 {
-		cfg.PortBase = candidates()
-		p, err := newPlan(cfg)
-		if err != nil {
-			continue
-		}
-		if p.checkPorts() == nil {
-			return cfg.PortBase, nil
-		}
-	}
-	return 0, problem.New(problem.Unavailable, "no run of free ports was found", "stop other servers on this machine")
 }
 
 // childEnv is the environment without what would reach into the children's own settings.

@@ -3,6 +3,7 @@ package devmode
 import (
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/server"
 	"github.com/mcpvault/mcpvault/dataplane/cell"
 	"github.com/mcpvault/mcpvault/kit/conf"
+	"github.com/mcpvault/mcpvault/kit/ports"
 	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
@@ -107,18 +109,18 @@ func TestProcessesAreFoundByTheNamesThatPeopleUse(t *testing.T) {
 
 func TestATakenPortIsNamed(t *testing.T) {
 	t.Parallel()
-	p := planned(t, nil)
-	base, err := FreeBase(p.cfg, func() int { return 1024 + 7*span })
+	block, err := ports.Take()
 	if err != nil {
-		t.Skip("that run of ports is in use here")
+		t.Fatal(err)
 	}
-	p = planned(t, func(c *Config) { c.PortBase = base })
-	l, err := net.Listen("tcp", addr(base+15))
+	defer block.Close()
+	p := planned(t, func(c *Config) { c.PortBase = block.Base })
+	l, err := net.Listen("tcp", addr(block.Base+15))
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	defer l.Close()
-	if err := p.checkPorts(); problem.CodeOf(err) != problem.Conflict || !strings.Contains(err.Error(), "--port-base") || !strings.Contains(err.Error(), "2439") {
+	if err := p.checkPorts(); problem.CodeOf(err) != problem.Conflict || !strings.Contains(err.Error(), "--port-base") || !strings.Contains(err.Error(), strconv.Itoa(block.Base+15)) {
 		t.Fatal(err)
 	}
 }

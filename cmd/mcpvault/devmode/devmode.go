@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/demoserver"
-	"github.com/mcpvault/mcpvault/kit/pgdev"
 	"github.com/mcpvault/mcpvault/kit/flock"
+	"github.com/mcpvault/mcpvault/kit/pgdev"
 	"github.com/mcpvault/mcpvault/kit/problem"
 )
 

@@ -5,7 +5,7 @@ package snapshot
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
+	"strconv"
 
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 )
@@ -33,7 +33,11 @@ func (v Version) Newer(w Version) bool {
 	return v.Generation > w.Generation
 }
 
-func (v Version) String() string { return fmt.Sprintf("%d.%d", v.Epoch, v.Generation) }
+func (v Version) String() string {
+	var space [41]byte
+	b := strconv.AppendUint(space[:0], uint64(v.Epoch), 10)
+	return string(strconv.AppendUint(append(b, '.'), uint64(v.Generation), 10))
+}
 
 // VersionOf reads the version that a head states.
 func VersionOf(h *snapshotv1.Head) Version {

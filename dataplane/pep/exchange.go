@@ -27,6 +27,7 @@ type exchange struct {
 	began  time.Time
 
 	rec      *auditv1.Record
+	parts    parts
 	intended bool // the intent is durable
 	recorded bool // the record is closed
 	started  bool // the answer's head is sent
@@ -66,6 +67,14 @@ type exchange struct {
 	visible bool
 }
 
+// parts are the pieces of the record that nearly every request has, made along with the exchange.
+type parts struct {
+	record    auditv1.Record
+	client    auditv1.Client
+	principal auditv1.Person
+	words     [3]string // values of the answer's headers
+}
+
 // answer ends a request.
 type answer struct {
 	status int
@@ -87,10 +96,11 @@ func (p *PEP) open(w http.ResponseWriter, r *http.Request) *exchange {
 	x.ctx, x.cancel = context.WithCancelCause(r.Context())
 	x.timer = time.AfterFunc(p.cfg.BodyTimeout+p.cfg.CallTimeout, func() { x.cancel(errTimeout) })
 	id := p.audit.NewID()
-	x.rec = &auditv1.Record{
-		Id: id, RequestId: id, Kind: auditv1.RecordKind_RECORD_KIND_CALL, TimeMs: now.UnixMilli(), Cell: p.cfg.Cell,
-		Node: p.cfg.Node, Client: &auditv1.Client{Address: address(x.ask.IP, r)}, Region: p.cfg.Region,
-	}
+	rec, client := &x.parts.record, &x.parts.client
+	client.Address = address(x.ask.IP, r)
+	x.rec, rec.Client = rec, client
+	rec.Id, rec.RequestId, rec.Kind, rec.TimeMs = id, id, auditv1.RecordKind_RECORD_KIND_CALL, now.UnixMilli()
+	rec.Cell, rec.Node, rec.Region = p.cfg.Cell, p.cfg.Node, p.cfg.Region
 	return x
 }
 
@@ -135,10 +145,10 @@ func (x *exchange) finish(a *answer) {
 	}
 	switch {
 	case a.body != nil && a.event:
-		h["Content-Type"] = []string{"text/event-stream"}
+		h["Content-Type"] = events
 		a.body = mcp.AppendEvent(make([]byte, 0, len(a.body)+32), a.body)
 	case a.body != nil:
-		h["Content-Type"] = []string{"application/json"}
+		h["Content-Type"] = jsonContent
 	}
 	x.started = true
 	x.w.WriteHeader(a.status)
@@ -147,21 +157,30 @@ func (x *exchange) finish(a *answer) {
 	}
 }
 
+// Header values that never change are shared by all answers: nobody writes into them.
+var (
+	noStore     = []string{"no-store"}
+	noSniff     = []string{"nosniff"}
+	jsonContent = []string{"application/json"}
+	events      = []string{"text/event-stream"}
+)
+
 // head sets the headers of every answer.
 func (x *exchange) head() http.Header {
-	h := x.w.Header()
-	h["Cache-Control"] = []string{"no-store"}
-	h["X-Content-Type-Options"] = []string{"nosniff"}
-	h["X-Request-Id"] = []string{x.rec.GetId()}
-	h["MCPVault-Decision-Id"] = []string{x.rec.GetId()}
-	h["MCPVault-Cell"] = []string{x.p.cfg.Cell + "/" + x.p.cfg.Node}
+	h, words := x.w.Header(), &x.parts.words
+	h["Cache-Control"], h["X-Content-Type-Options"], h["MCPVault-Cell"] = noStore, noSniff, x.p.here
+	words[0] = x.rec.GetId()
+	h["X-Request-Id"], h["MCPVault-Decision-Id"] = words[0:1:1], words[0:1:1]
 	// Not for what is hidden: the time would tell it from what does not exist.
 	if x.decided > 0 && (x.tool != nil || x.visible) {
-		ms := strconv.FormatFloat(float64(x.decided.Nanoseconds())/1e6, 'f', 4, 64)
-		h["Server-Timing"] = []string{"decision;dur=" + ms}
+		var space [32]byte
+		b := strconv.AppendFloat(append(space[:0], "decision;dur="...), float64(x.decided.Nanoseconds())/1e6, 'f', 4, 64)
+		words[1] = string(b)
+		h["Server-Timing"] = words[1:2:2]
 	}
 	if x.tenant != nil {
-		h["MCPVault-Snapshot"] = []string{x.tenant.Version.String()}
+		words[2] = x.tenant.Version.String()
+		h["MCPVault-Snapshot"] = words[2:3:3]
 	}
 	return h
 }

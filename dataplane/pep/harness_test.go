@@ -139,6 +139,12 @@ func newGateway(t testing.TB, cfg pep.Config, grants []snapshot.Grant, servers .
 // injecting is newGateway with something that adds credentials.
 func injecting(t testing.TB, cfg pep.Config, injector pep.Injector, grants []snapshot.Grant, servers ...*snapshotv1.CatalogueServer) *gateway {
 	t.Helper()
+	return assembled(t, cfg, func(p *pep.Parts) { p.Injector = injector }, grants, servers...)
+}
+
+// assembled is newGateway with parts of the test's own.
+func assembled(t testing.TB, cfg pep.Config, change func(*pep.Parts), grants []snapshot.Grant, servers ...*snapshotv1.CatalogueServer) *gateway {
+	t.Helper()
 	_, key, _ := ed25519.GenerateKey(nil)
 	signer, err := jose.NewSigner(key, "k1")
 	if err != nil {
@@ -185,9 +191,11 @@ func injecting(t testing.TB, cfg pep.Config, injector pep.Injector, grants []sna
 	}
 	up := upstream.New(upstream.Config{Dial: (&net.Dialer{}).DialContext})
 	cfg.Cell, cfg.Node, cfg.Loopback = "c1", "n1", true
-	g.pep = pep.New(cfg, pep.Parts{
-		Log: slog.New(slog.DiscardHandler), Policy: g.pdp, Authn: auth, Audit: g.book, Upstream: up, Sessions: sessions, Injector: injector,
-	})
+	parts := pep.Parts{
+		Log: slog.New(slog.DiscardHandler), Policy: g.pdp, Authn: auth, Audit: g.book, Upstream: up, Sessions: sessions,
+	}
+	change(&parts)
+	g.pep = pep.New(cfg, parts)
 	srv := httptest.NewServer(g.pep)
 	g.url = srv.URL
 	t.Cleanup(func() {

@@ -17,8 +17,9 @@ import (
 func (x *exchange) authenticate() *answer {
 	token, err := authn.FromHeader(x.r.Header, x.r.URL.RawQuery)
 	if err == nil {
-		base := x.p.baseURL(x.r) + "/mcp"
-		x.who, err = x.p.authn.BearerFor(token, x.tenant.Keys, base, base+strings.TrimPrefix(x.r.URL.Path, "/mcp"))
+		base := x.p.baseURL(x.r)
+		used := base + x.r.URL.Path // which begins with /mcp
+		x.who, err = x.p.authn.BearerFor(token, x.tenant.Keys, used[:len(base)+len("/mcp")], used)
 	}
 	if err != nil {
 		reason := "token_invalid"
@@ -30,7 +31,9 @@ func (x *exchange) authenticate() *answer {
 	}
 	x.owner = session.OwnerOf(x.who.Issuer, x.who.Subject)
 	x.pid, x.known = x.tenant.Index.Principal(x.who.Name)
-	x.rec.Principal = &auditv1.Person{Name: x.who.Name, Issuer: x.who.Issuer, Subject: x.who.Subject, Type: x.who.Type}
+	who := &x.parts.principal
+	who.Name, who.Issuer, who.Subject, who.Type = x.who.Name, x.who.Issuer, x.who.Subject, x.who.Type
+	x.rec.Principal = who
 	if x.who.Actor != "" {
 		x.ask.Actor = x.who.Actor
 		x.rec.Actor = &auditv1.Person{Name: x.who.Actor, Subject: x.who.Actor}

@@ -122,6 +122,7 @@ type PEP struct {
 	body     limit.Body
 	names    veneer.Cache[snapshot.Digest]
 	metrics  *metrics
+	here     []string          // the header value that names this node
 	bases    map[string]string // public URL without path, by host
 	draining chan struct{}     // closed by Drain
 	drained  sync.Once
@@ -153,7 +154,7 @@ func New(cfg Config, parts Parts) *PEP {
 		panic(err)
 	}
 	return &PEP{
-		metrics: counts, bases: cfg.bases(), draining: make(chan struct{}),
+		metrics: counts, here: []string{cfg.Cell + "/" + cfg.Node}, bases: cfg.bases(), draining: make(chan struct{}),
 		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, audit: parts.Audit, up: parts.Upstream,
 		injector: parts.Injector, sessions: parts.Sessions,
 		framer:  mcp.NewFramer(mcp.DefaultLimits()),

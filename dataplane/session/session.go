@@ -43,13 +43,10 @@ type Owner [16]byte
 
 // OwnerOf hashes issuer and subject.
 func OwnerOf(issuer, subject string) Owner {
-	h := sha256.New()
-	var n [8]byte
-	binary.BigEndian.PutUint64(n[:], uint64(len(issuer)))
-	h.Write(n[:])
-	h.Write([]byte(issuer))
-	h.Write([]byte(subject))
-	return Owner(h.Sum(nil))
+	var space [256]byte
+	b := binary.BigEndian.AppendUint64(space[:0], uint64(len(issuer)))
+	sum := sha256.Sum256(append(append(b, issuer...), subject...))
+	return Owner(sum[:16])
 }
 
 // Claims is what an id says.

@@ -138,7 +138,11 @@ type Response struct {
 }
 
 // Close ends the exchange; a stream that was not read to its end takes its connection along.
-func (r *Response) Close() { r.close() }
+func (r *Response) Close() {
+	if r.close != nil {
+		r.close()
+	}
+}
 
 // Forwarded reports whether a caller's header, in canonical form, crosses to an upstream.
 func Forwarded(name string) bool {

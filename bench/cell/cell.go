@@ -4,12 +4,14 @@ package cell
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -22,7 +24,9 @@ import (
 
 // Call is the price of one call through a node. Ratios are to the baseline of the same round, medians over the rounds.
 type Call struct {
-	C            int     `json:"c"`
+	C int `json:"c"`
+	// TLS says that there was TLS 1.3 in front of both.
+	TLS          bool    `json:"tls"`
 	Rounds       int     `json:"rounds"`
 	RPSRatio     float64 `json:"rps_ratio"`
 	CPURatio     float64 `json:"cpu_ratio"`
@@ -33,15 +37,23 @@ type Call struct {
 	P50us        float64 `json:"p50_us"`
 	P99us        float64 `json:"p99_us"`
 	Wrong        int     `json:"wrong_answers"`
+	// IdleKB is what an idle session with an open stream adds to the resident memory of a fresh node; 0 when not measured.
+	IdleKB float64 `json:"idle_kb_per_session"`
 }
 
 // Bench is a dev installation with the bench upstream published, and the baseline beside it.
 type Bench struct {
-	bin   string
-	dev   *devrun.Dev
-	base  string
-	basep *exec.Cmd
-	up    *exec.Cmd
+	bin string
+	dev *devrun.Dev
+	dir string // of the credential and the nodes' settings
+	up  *exec.Cmd
+	// The baseline in the clear and behind TLS.
+	plain, secure baseline
+}
+
+type baseline struct {
+	addr string
+	cmd  *exec.Cmd
 }
 
 // Start brings up everything, `mcpvault dev` with the flags given; it ends with Stop.
@@ -55,13 +67,19 @@ func Start(ctx context.Context, bin string, flags ...string) (*Bench, error) {
 		return nil, err
 	}
 	upURL := "http://" + upAddr + "/mcp"
-	if b.base, err = devrun.FreeAddr(); err != nil {
+	for kind, p := range map[string]*baseline{"proxy": &b.plain, "tls-proxy": &b.secure} {
+		if p.addr, err = devrun.FreeAddr(); err != nil {
+			return nil, errors.Join(err, b.Stop())
+		}
+		if p.cmd, err = b.spawn(ctx, kind, p.addr, upURL); err != nil {
+			return nil, errors.Join(err, b.Stop())
+		}
+	}
+	settings, err := b.settings("http://" + upAddr)
+	if err != nil {
 		return nil, errors.Join(err, b.Stop())
 	}
-	if b.basep, err = b.spawn(ctx, "proxy", b.base, upURL); err != nil {
-		return nil, errors.Join(err, b.Stop())
-	}
-	if b.dev, err = devrun.Start(ctx, bin, append([]string{"--no-demo"}, flags...)...); err != nil {
+	if b.dev, err = devrun.Start(ctx, bin, append([]string{"--no-demo", "--node-config", settings}, flags...)...); err != nil {
 		return nil, errors.Join(err, b.Stop())
 	}
 	for _, args := range [][]string{
@@ -76,13 +94,30 @@ func Start(ctx context.Context, bin string, flags ...string) (*Bench, error) {
 	return b, nil
 }
 
+// settings makes the nodes inject the credential that the upstream demands.
+func (b *Bench) settings(origin string) (file string, err error) {
+	if b.dir, err = os.MkdirTemp("", "mcpvault-bench-"); err != nil {
+		return "", err
+	}
+	credential := filepath.Join(b.dir, "credential")
+	if err := os.WriteFile(credential, []byte(peer.Credential), 0o600); err != nil {
+		return "", err
+	}
+	file = filepath.Join(b.dir, "node.yaml")
+	return file, os.WriteFile(file, fmt.Appendf(nil,
+		"inject:\n  - {name: bench, tenant: acme, server: bench, origin: %q, header: Authorization, prefix: \"Bearer \", file: %q}\n", origin, credential), 0o600)
+}
+
 // Stop ends what Start started.
 func (b *Bench) Stop() error {
 	var err error
 	if b.dev != nil {
 		err = b.dev.Stop()
 	}
-	for _, p := range []*exec.Cmd{b.up, b.basep} {
+	if b.dir != "" {
+		err = errors.Join(err, os.RemoveAll(b.dir))
+	}
+	for _, p := range []*exec.Cmd{b.up, b.plain.cmd, b.secure.cmd} {
 		if p != nil {
 			_ = p.Process.Signal(syscall.SIGTERM)
 			_ = p.Wait()
@@ -129,17 +164,26 @@ func (b *Bench) round(ctx context.Context, t load.Target, pid, c int, d time.Dur
 	}, nil
 }
 
-// Call measures with c calls in flight, in interleaved rounds: baseline, a tool that reads, a tool that writes.
-func (b *Bench) Call(ctx context.Context, c, rounds int, d time.Duration) (*Call, error) {
+// Call measures with c calls in flight, in interleaved rounds: baseline, a tool that reads, a tool that writes; with TLS 1.3
+// in front of the cell and of the baseline when secure.
+func (b *Bench) Call(ctx context.Context, c, rounds int, d time.Duration, secure bool) (*Call, error) {
 	node := b.dev.PIDs.Nodes[0]
-	base := load.Target{URL: "http://" + b.base + "/mcp", Tool: "t00"}
+	baseProcess := b.plain
+	base := load.Target{URL: "http://" + b.plain.addr + "/mcp", Token: peer.Credential, Tool: "t00"}
 	read := load.Target{URL: b.dev.MCPURLs[0] + "/bench", Token: b.dev.Tokens["alice"], Tool: "t00"}
+	if secure {
+		baseProcess = b.secure
+		base.URL, read.URL = "https://"+b.secure.addr+"/mcp", b.dev.MCPTLSURLs[0]+"/bench"
+		// What is measured is the price of TLS, not whose certificate it is.
+		base.TLS = &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}
+		read.TLS = base.TLS
+	}
 	write := read
 	write.Tool = fmt.Sprintf("t%02d", peer.Tools-1)
-	out := &Call{C: c, Rounds: rounds}
+	out := &Call{C: c, Rounds: rounds, TLS: secure}
 	var rps, cpu, p99, sync, nodeRPS, baseRPS, p50s, p99s []float64
 	for i := range rounds + 1 {
-		bl, err := b.round(ctx, base, b.basep.Process.Pid, c, d)
+		bl, err := b.round(ctx, base, baseProcess.cmd.Process.Pid, c, d)
 		if err != nil {
 			return nil, fmt.Errorf("baseline: %w", err)
 		}

@@ -5,9 +5,15 @@ package peer
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -18,24 +24,36 @@ import (
 // Tools is how many tools the server offers: t00 to t19, all alike.
 const Tools = 20
 
-// Serve runs one of the two until ctx ends: "upstream", or "proxy" to the target.
+// Credential is the bearer token without which the server answers no call.
+const Credential = "what-only-the-gateway-knows"
+
+// Serve runs one of them until ctx ends: "upstream", or "proxy" or "tls-proxy" to the target.
 func Serve(ctx context.Context, kind, listen, target string) error {
 	var h http.Handler
+	var secure *tls.Config
 	switch kind {
 	case "upstream":
 		h = http.HandlerFunc(upstream)
-	case "proxy":
+	case "proxy", "tls-proxy":
 		u, err := url.Parse(target)
 		if err != nil {
 			return err
 		}
 		h = proxy(u)
+		if kind == "tls-proxy" {
+			if secure, err = selfSigned(); err != nil {
+				return err
+			}
+		}
 	default:
-		return fmt.Errorf("unknown peer %q: upstream or proxy", kind)
+		return fmt.Errorf("unknown peer %q: upstream, proxy or tls-proxy", kind)
 	}
 	l, err := net.Listen("tcp", listen)
 	if err != nil {
 		return err
+	}
+	if secure != nil {
+		l = tls.NewListener(l, secure)
 	}
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
@@ -59,6 +77,23 @@ func proxy(target *url.URL) http.Handler {
 	})
 }
 
+// selfSigned is a certificate of this process's own; whoever measures does not check it.
+func selfSigned() (*tls.Config, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour), DNSNames: []string{"localhost"}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, NextProtos: []string{"http/1.1"},
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+	}, nil
+}
+
 type message struct {
 	ID     json.RawMessage `json:"id"`
 	Method string          `json:"method"`
@@ -70,6 +105,14 @@ type message struct {
 }
 
 func upstream(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case r.Method == http.MethodGet && r.Header.Get("Mcp-Session-Id") != "":
+		hold(w, r)
+		return
+	case r.Method == http.MethodDelete:
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", "POST")
 		w.WriteHeader(http.StatusMethodNotAllowed)
@@ -88,6 +131,13 @@ func upstream(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusAccepted)
 		return
 	}
+	if m.Method == "tools/call" && r.Header.Get("Authorization") != "Bearer "+Credential {
+		http.Error(w, "the credential is missing", http.StatusUnauthorized)
+		return
+	}
+	if m.Method == "initialize" {
+		w.Header().Set("Mcp-Session-Id", rand.Text())
+	}
 	var out bytes.Buffer
 	fmt.Fprintf(&out, `{"jsonrpc":"2.0","id":%s,`, m.ID)
 	if result := answer(&m); result != "" {
@@ -98,6 +148,14 @@ func upstream(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", fmt.Sprint(out.Len()))
 	_, _ = w.Write(out.Bytes())
+}
+
+// hold keeps a stream open on which nothing is said.
+func hold(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(w).Flush()
+	<-r.Context().Done()
 }
 
 const info = `{"name":"bench","version":"1"}`

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mcpvault/mcpvault/dataplane/inject"
 	"github.com/mcpvault/mcpvault/dataplane/remote"
 	"github.com/mcpvault/mcpvault/kit/tele"
 )
@@ -47,6 +48,8 @@ type Config struct {
 	TrustedProxies []string `yaml:"trusted_proxies"`
 	// EgressAllow lists private destinations that upstreams may have, as CIDR:port.
 	EgressAllow []string `yaml:"egress_allow"`
+	// Inject are the credentials that this node adds to calls, out of its own files.
+	Inject []inject.Rule `yaml:"inject"`
 	// SealKey is the file of this node's sealing key, made when absent; DataDir/seal.key when empty.
 	SealKey string `yaml:"seal_key"`
 	// Heartbeat is Raft's, in milliseconds; 500 when 0.
@@ -155,6 +158,7 @@ func (c *Config) frontProblems() []string {
 	if len(c.Region) > maxRegion || strings.ContainsFunc(c.Region, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		p = append(p, fmt.Sprintf("region %.80q: at most %d characters of ASCII without spaces, for example eu", c.Region, maxRegion))
 	}
+	p = append(p, inject.Check(c.Inject)...)
 	if _, err := remote.ParseProxies(c.TrustedProxies); err != nil {
 		p = append(p, "trusted_proxies: "+err.Error())
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
 	"github.com/mcpvault/mcpvault/dataplane/edge"
+	"github.com/mcpvault/mcpvault/dataplane/inject"
 	"github.com/mcpvault/mcpvault/dataplane/peers"
 	"github.com/mcpvault/mcpvault/dataplane/pep"
 	"github.com/mcpvault/mcpvault/dataplane/remote"
@@ -41,6 +42,12 @@ func (n *Node) openFront(context.Context) error {
 		return err
 	}
 	n.takeSessionKeys()
+	var injector pep.Injector
+	if len(n.cfg.Inject) > 0 {
+		if injector, err = inject.New(n.cfg.Inject, n.clock.Now); err != nil {
+			return err
+		}
+	}
 	cfg := pep.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, PublicURLs: n.cfg.PublicURLs, Loopback: n.cfg.Dev,
 		AuthorizationServers: n.cfg.AuthorizationServers, Region: n.cfg.Region, Proxies: proxies,
@@ -51,7 +58,7 @@ func (n *Node) openFront(context.Context) error {
 	}
 	n.pep = pep.New(cfg, pep.Parts{
 		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions,
-		Registerer: n.reg,
+		Injector: injector, Registerer: n.reg,
 	})
 	return n.registerMetrics()
 }

@@ -45,6 +45,8 @@ type Config struct {
 	Ephemeral bool
 	// DatabaseURL is used instead of a private PostgreSQL.
 	DatabaseURL string
+	// NodeConfig is a file with settings for every node, which win over dev's own; none when empty.
+	NodeConfig string
 	// LinkDelay is how much later than said the nodes hear the control plane; for drills.
 	LinkDelay time.Duration
 	// Executable is this program, which the children are.

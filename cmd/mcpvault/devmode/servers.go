@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"gopkg.in/yaml.v3"
@@ -14,6 +15,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/server"
 	"github.com/mcpvault/mcpvault/dataplane/cell"
 	"github.com/mcpvault/mcpvault/kit/pgdev"
+	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
 // The names of the processes that are not nodes.
@@ -90,7 +92,11 @@ func (d *Dev) startNodes(ctx context.Context) error {
 
 func (d *Dev) launchNode(n node, fresh bool) error {
 	config := d.plan.config(n.file())
-	if err := writeYAML(config, d.plan.cellConfig(n)); err != nil {
+	c := d.plan.cellConfig(n)
+	if err := d.plan.overlay(&c); err != nil {
+		return err
+	}
+	if err := writeYAML(config, c); err != nil {
 		return err
 	}
 	_, err := d.spawn(n.id(), "cell", config, fresh)
@@ -131,6 +137,27 @@ func (p *plan) cellConfig(n node) cell.Config {
 		}
 	}
 	return c
+}
+
+// overlay puts what the person wants of every node over what dev wants.
+func (p *plan) overlay(c *cell.Config) error {
+	if p.cfg.NodeConfig == "" {
+		return nil
+	}
+	f, err := os.Open(p.cfg.NodeConfig)
+	if err != nil {
+		return problem.New(problem.Invalid, "the node settings cannot be read: "+err.Error(), "check --node-config")
+	}
+	defer func() { _ = f.Close() }()
+	d := yaml.NewDecoder(f)
+	d.KnownFields(true)
+	if err := d.Decode(c); err != nil && !errors.Is(err, io.EOF) {
+		return problem.New(problem.Invalid, "the node settings are not understood: "+err.Error(), "check --node-config against docs/operations.md")
+	}
+	if wrong := c.Problems(); len(wrong) > 0 {
+		return problem.New(problem.Invalid, "the node settings are wrong: "+strings.Join(wrong, "; "), "check --node-config against docs/operations.md")
+	}
+	return nil
 }
 
 func mcpURL(n node) string    { return "http://" + addr(n.http) + "/mcp" }

@@ -29,9 +29,11 @@ type benchReport struct {
 }
 
 type benchFlags struct {
-	users, rounds, edits, restarts int
-	c                              []int
-	round, delay                   time.Duration
+	users, rounds, edits, restarts, sessions int
+
+	tls          bool
+	c            []int
+	round, delay time.Duration
 }
 
 // Bench is `mcpvault bench`.
@@ -84,6 +86,8 @@ func Bench(a *cli.App) *cobra.Command {
 		cmd.Flags().IntVar(&f.rounds, "rounds", 5, "interleaved rounds of calls")
 		cmd.Flags().DurationVar(&f.round, "round", 1500*time.Millisecond, "length of one round")
 		cmd.Flags().IntSliceVar(&f.c, "in-flight", []int{16, 64}, "calls kept in flight")
+		cmd.Flags().BoolVar(&f.tls, "tls", false, "measure calls with TLS 1.3 in front of the cell and of the baseline")
+		cmd.Flags().IntVar(&f.sessions, "sessions", 1000, "idle sessions with an open stream whose memory is measured; 0 for none")
 		cmd.Flags().IntVar(&f.edits, "edits", 40, "edits whose propagation is measured")
 		cmd.Flags().DurationVar(&f.delay, "delay", 20*time.Millisecond, "how much later the nodes hear of a revocation")
 		cmd.Flags().IntVar(&f.restarts, "restarts", 5, "restarts of a node")
@@ -115,11 +119,19 @@ func (f *benchFlags) running(ctx context.Context, a *cli.App, r *benchReport, fl
 }
 
 func (f *benchFlags) call(ctx context.Context, b *cell.Bench, r *benchReport) error {
+	var idle float64
+	if f.sessions > 0 {
+		var err error
+		if idle, err = b.Idle(ctx, f.sessions); err != nil { // first, while the node is fresh
+			return err
+		}
+	}
 	for _, c := range f.c {
-		got, err := b.Call(ctx, c, f.rounds, f.round)
+		got, err := b.Call(ctx, c, f.rounds, f.round, f.tls)
 		if err != nil {
 			return err
 		}
+		got.IdleKB = idle
 		r.Call = append(r.Call, got)
 	}
 	return nil

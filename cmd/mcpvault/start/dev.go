@@ -40,6 +40,9 @@ func Dev(a *cli.App) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if cfg.NodeConfig != "" && !filepath.IsAbs(cfg.NodeConfig) {
+				cfg.NodeConfig = filepath.Join(a.WorkDir(), cfg.NodeConfig)
+			}
 			cfg.DataDir, cfg.Env, cfg.Events = dir, a.World().Env, a.World().Stderr
 			if cfg.Executable, err = os.Executable(); err != nil {
 				return fmt.Errorf("find this program: %w", err)
@@ -65,6 +68,7 @@ func Dev(a *cli.App) *cobra.Command {
 	f.BoolVar(&cfg.NoDemo, "no-demo", false, "leave out the demo servers and the grants on them")
 	f.BoolVar(&cfg.Ephemeral, "ephemeral", false, "begin with nothing and leave nothing; in a temporary directory unless --data-dir names an empty one")
 	f.StringVar(&cfg.DatabaseURL, "database-url", "", "use this PostgreSQL instead of a private one")
+	f.StringVar(&cfg.NodeConfig, "node-config", "", "a YAML file with settings for every node, as in its own config file: they win over dev's")
 	f.DurationVar(&cfg.LinkDelay, "link-delay", 0, "let the nodes hear the control plane that much later, as over a long line")
 	f.BoolVarP(&verbose, "verbose", "v", false, "say more while starting")
 	cmd.AddCommand(devStatus(a, &dataDir),

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
+	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/kit/jose"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
@@ -71,6 +72,8 @@ type Tool struct {
 	Raw    json.RawMessage
 	Effect snapshotv1.Effect
 	Item   index.ItemID
+	// Params are the arguments that modern clients repeat in headers.
+	Params []mcp.Param
 	// Called and Listed are for how long a call of it is served, and it is shown.
 	Called, Listed Bound
 }
@@ -177,7 +180,7 @@ func newServer(x *index.Index, cs *snapshotv1.CatalogueServer) (*Server, error) 
 		if !ok {
 			return nil, fmt.Errorf("tool %q is in the catalogue but not in the index", ct.GetName())
 		}
-		s.Tools = append(s.Tools, Tool{Name: ct.GetName(), Raw: ct.GetRaw(), Effect: ct.GetEffect(), Item: item})
+		s.Tools = append(s.Tools, Tool{Name: ct.GetName(), Raw: ct.GetRaw(), Effect: ct.GetEffect(), Item: item, Params: mcp.Params(ct.GetRaw())})
 	}
 	for i := range s.Tools {
 		s.byName[s.Tools[i].Name] = &s.Tools[i]

@@ -3,11 +3,9 @@ package pep
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"slices"
-	"strings"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
@@ -52,7 +50,7 @@ func (x *exchange) bridgeModern() *answer {
 	how := streaming{translate: func(raw []byte, _ *mcp.Message) ([]byte, *answer) { return raw, nil }}
 	if x.era == mcp.EraLegacy {
 		splices = inOrder(append(splices, x.modernMeta()))
-		merge(x.set, x.paramHeaders())
+		merge(x.set, mcp.Mirror(x.tool.Params, x.msg.Raw(x.msg.Arguments)))
 		how.translate = x.toLegacy
 	}
 	return x.bridged(veneer.Apply(x.msg.Body, splices...), how)
@@ -83,38 +81,6 @@ func (x *exchange) modernMeta() veneer.Splice {
 func (x *exchange) clientInfo() []byte {
 	b := mcp.AppendString([]byte(`{"name":"mcpvault","version":`), x.p.cfg.Version)
 	return append(b, '}')
-}
-
-// paramHeaders mirrors the arguments that the tool's schema wants in headers.
-func (x *exchange) paramHeaders() http.Header {
-	h := http.Header{}
-	if !bytes.Contains(x.tool.Raw, []byte("x-mcp-header")) {
-		return h
-	}
-	var tool struct {
-		InputSchema struct {
-			Properties map[string]struct {
-				Header string `json:"x-mcp-header"`
-			} `json:"properties"`
-		} `json:"inputSchema"`
-	}
-	if json.Unmarshal(x.tool.Raw, &tool) != nil {
-		return h
-	}
-	args := x.msg.Raw(x.msg.Arguments)
-	for name, p := range tool.InputSchema.Properties {
-		at := mcp.Member(args, name)
-		if p.Header == "" || !at.Present() || strings.ContainsAny(p.Header, "\r\n: ") {
-			continue
-		}
-		value := string(args[at.Start:at.End])
-		if value[0] == '"' {
-			a := mcp.Message{Body: args}
-			value, _ = a.Text(at)
-		}
-		h[http.CanonicalHeaderKey(mcp.HeaderParamPrefix+p.Header)] = []string{mcp.EncodeHeader(value)}
-	}
-	return h
 }
 
 // toLegacy refuses what a legacy client cannot be told.

@@ -277,6 +277,12 @@ func (x *exchange) decideTool() *answer {
 	case !x.state.Fresh(x.tenant, tool.Called, x.ask.NowMS):
 		return x.deniedTool("stale")
 	}
+	if x.era == mcp.EraModern && len(tool.Params) > 0 {
+		if r := mcp.CheckParams(tool.Params, x.r.Header, x.ask.Args); r != nil {
+			x.denied(r.Reason)
+			return x.refuse(r)
+		}
+	}
 	x.tool = tool
 	x.allowed(tool.Effect)
 	return nil

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/kit/secret"
 )
@@ -123,7 +124,8 @@ type credential struct {
 	origin string
 
 	mu     sync.RWMutex
-	value  []string  // the header's; guarded by mu, replaced and never written to
+	value  []string  // the header's
+	leaks  [][]byte  // what must not come back; both are guarded by mu, replaced and never written to
 	looked time.Time // when the file was looked at last
 	stamp  time.Time // its modification time then
 }
@@ -138,7 +140,7 @@ func New(rules []Rule, now func() time.Time) (*Files, error) {
 		}
 		c := &credential{rule: r, origin: origin}
 		c.rule.Header = textproto.CanonicalMIMEHeaderKey(r.Header)
-		if _, err := c.current(now()); err != nil {
+		if _, _, err := c.current(now()); err != nil {
 			return nil, err
 		}
 		key := [2]string{r.Tenant, r.Server}
@@ -159,23 +161,30 @@ func (f *Files) Secrets(t *pdp.Tenant, s *pdp.Server) []string {
 	return nil
 }
 
-// Inject adds the server's credentials to set. It fails when the server is not where they may go, or when one cannot be read.
-func (f *Files) Inject(_ context.Context, t *pdp.Tenant, s *pdp.Server, set http.Header) error {
+// Inject adds the server's credentials to set and returns their values in each spelling, which must not come back to a
+// caller and are not to be written to. It fails when the server is not where they may go, or when one cannot be read.
+func (f *Files) Inject(_ context.Context, t *pdp.Tenant, s *pdp.Server, set http.Header) ([][]byte, error) {
 	r := f.rules[[2]string{t.Name, s.Name}]
 	if r == nil {
-		return nil
+		return nil, nil
 	}
+	var all [][]byte
 	for _, c := range r.creds {
 		if !c.goesTo(s.URL) {
-			return ErrDestination
+			return nil, ErrDestination
 		}
-		value, err := c.current(f.now())
+		value, leaks, err := c.current(f.now())
 		if err != nil {
-			return err
+			return nil, err
 		}
 		set[c.rule.Header] = value
+		if all == nil {
+			all = leaks[:len(leaks):len(leaks)]
+		} else {
+			all = append(all, leaks...)
+		}
 	}
-	return nil
+	return all, nil
 }
 
 // goesTo compares without taking the address apart when it begins as the rule spells it.
@@ -188,19 +197,21 @@ func (c *credential) goesTo(address string) bool {
 }
 
 // current is the header's value. A file that cannot be read any more leaves the last value in use: a rotation replaces files.
-func (c *credential) current(now time.Time) ([]string, error) {
+func (c *credential) current(now time.Time) (value []string, leaks [][]byte, err error) {
 	c.mu.RLock()
-	value, fresh := c.value, now.Sub(c.looked) < lookEvery && !now.Before(c.looked)
+	value, leaks = c.value, c.leaks
+	fresh := now.Sub(c.looked) < lookEvery && !now.Before(c.looked)
 	c.mu.RUnlock()
 	if fresh && value != nil {
-		return value, nil
+		return value, leaks, nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.looked = now
-	st, err := os.Stat(c.rule.File)
+	var st os.FileInfo
+	st, err = os.Stat(c.rule.File)
 	if err == nil && c.value != nil && st.ModTime().Equal(c.stamp) {
-		return c.value, nil
+		return c.value, c.leaks, nil
 	}
 	var v secret.Value
 	if err == nil {
@@ -208,12 +219,27 @@ func (c *credential) current(now time.Time) ([]string, error) {
 	}
 	if err != nil {
 		if c.value != nil {
-			return c.value, nil
+			return c.value, c.leaks, nil
 		}
-		return nil, fmt.Errorf("credential %s: %w", c.rule.Name, err)
+		return nil, nil, fmt.Errorf("credential %s: %w", c.rule.Name, err)
 	}
-	c.value, c.stamp = []string{c.rule.Prefix + string(v.Reveal())}, st.ModTime()
-	return c.value, nil
+	c.value, c.leaks, c.stamp = []string{c.rule.Prefix + string(v.Reveal())}, spellings(v.Reveal()), st.ModTime()
+	return c.value, c.leaks, nil
+}
+
+// minLeak is the shortest value that is looked for in answers: a shorter one is in them by chance.
+const minLeak = 6
+
+// spellings are a value as it is and as JSON writes it.
+func spellings(v []byte) [][]byte {
+	if len(v) < minLeak {
+		return nil
+	}
+	all := [][]byte{bytes.Clone(v)}
+	if quoted := mcp.AppendString(nil, string(v)); len(quoted) != len(v)+2 {
+		all = append(all, quoted[1:len(quoted)-1])
+	}
+	return all
 }
 
 func read(name string) (secret.Value, error) {

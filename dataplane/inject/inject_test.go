@@ -43,7 +43,7 @@ func TestACredentialGoesToItsServerAtItsOriginOnly(t *testing.T) {
 		"": inject.ErrDestination,
 	} {
 		set := http.Header{}
-		err := f.Inject(t.Context(), acme, at("pay", url), set)
+		_, err := f.Inject(t.Context(), acme, at("pay", url), set)
 		if !errors.Is(err, want) || (err == nil) != (set.Get("Authorization") == "Bearer s3cret") {
 			t.Errorf("%s: %v, %v", url, err, set)
 		}
@@ -53,7 +53,7 @@ func TestACredentialGoesToItsServerAtItsOriginOnly(t *testing.T) {
 		s string
 	}{{acme, "mail"}, {&pdp.Tenant{Name: "globex"}, "pay"}} {
 		set := http.Header{}
-		if err := f.Inject(t.Context(), other.t, at(other.s, "https://pay.example.com/mcp"), set); err != nil || len(set) > 0 {
+		if _, err := f.Inject(t.Context(), other.t, at(other.s, "https://pay.example.com/mcp"), set); err != nil || len(set) > 0 {
 			t.Errorf("%s of %s: %v, %v", other.s, other.t.Name, err, set)
 		}
 		if f.Secrets(other.t, at(other.s, "")) != nil {
@@ -67,7 +67,7 @@ func TestACredentialGoesToItsServerAtItsOriginOnly(t *testing.T) {
 
 func TestARotatedFileIsReadAgainAndALostOneStaysInUse(t *testing.T) {
 	t.Parallel()
-	r := rule(t, "old")
+	r := rule(t, "old-value")
 	now := time.Now()
 	f, err := inject.New([]inject.Rule{r}, func() time.Time { return now })
 	if err != nil {
@@ -75,29 +75,33 @@ func TestARotatedFileIsReadAgainAndALostOneStaysInUse(t *testing.T) {
 	}
 	value := func() string {
 		set := http.Header{}
-		if err := f.Inject(t.Context(), acme, at("pay", r.Origin), set); err != nil {
+		leaks, err := f.Inject(t.Context(), acme, at("pay", r.Origin), set)
+		if err != nil {
 			t.Fatal(err)
+		}
+		if len(leaks) != 1 || "Bearer "+string(leaks[0]) != set.Get("Authorization") {
+			t.Errorf("what must not come back is %q", leaks)
 		}
 		return set.Get("Authorization")
 	}
-	if err := os.WriteFile(r.File, []byte("new"), 0o600); err != nil {
+	if err := os.WriteFile(r.File, []byte("new-value"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Chtimes(r.File, now.Add(time.Hour), now.Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if got := value(); got != "Bearer old" {
+	if got := value(); got != "Bearer old-value" {
 		t.Errorf("within the second: %s", got)
 	}
 	now = now.Add(2 * time.Second)
-	if got := value(); got != "Bearer new" {
+	if got := value(); got != "Bearer new-value" {
 		t.Errorf("after it: %s", got)
 	}
 	if err := os.Remove(r.File); err != nil {
 		t.Fatal(err)
 	}
 	now = now.Add(2 * time.Second)
-	if got := value(); got != "Bearer new" {
+	if got := value(); got != "Bearer new-value" {
 		t.Errorf("without its file: %s", got)
 	}
 }

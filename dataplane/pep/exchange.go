@@ -61,7 +61,9 @@ type exchange struct {
 	// wireID is the id that the upstream is given in place of the caller's; nil for the same.
 	wireID []byte
 	set    http.Header
-	free   func()
+	// leaks are secret values that went upstream and must not come back.
+	leaks [][]byte
+	free  func()
 	// decided is how long the decision took; visible means that the caller may know of the tool that was denied.
 	decided time.Duration
 	visible bool

@@ -62,6 +62,9 @@ func (x *exchange) send(req *upstream.Request) (*upstream.Response, *answer) {
 		a.outcome = "upstream_unavailable"
 		return nil, a
 	}
+	if body, leaked := x.withoutSecrets(resp.Body); leaked {
+		resp.Body = body
+	}
 	return resp, nil
 }
 
@@ -248,6 +251,7 @@ func (x *exchange) collect(resp *upstream.Response) ([]byte, *mcp.Message, error
 		if len(ev.Data) == 0 {
 			continue
 		}
+		ev = x.cleanEvent(ev)
 		m, refusal := x.p.framer.FrameAnswer(bytes.Clone(ev.Data))
 		switch {
 		case refusal != nil:

@@ -182,7 +182,8 @@ func (x *exchange) inject() *answer {
 	if a := x.killedSecret(); a != nil {
 		return a
 	}
-	if err := x.p.injector.Inject(x.ctx, x.tenant, x.server, x.set); err != nil {
+	var err error
+	if x.leaks, err = x.p.injector.Inject(x.ctx, x.tenant, x.server, x.set); err != nil {
 		x.p.log.Error("injection failed", "server", x.server.Name, "error", err, "request_id", x.rec.GetId())
 		return x.fail(mcp.CodeServer, "injection_failed", "the credential for this server is not available", true)
 	}

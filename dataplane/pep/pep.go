@@ -63,7 +63,8 @@ type Injector interface {
 	// Secrets names the secret references whose values Inject would send to the server: a secret that was killed is not
 	// sent.
 	Secrets(t *pdp.Tenant, s *pdp.Server) []string
-	Inject(ctx context.Context, t *pdp.Tenant, s *pdp.Server, set http.Header) error
+	// Inject returns the secret values in each spelling, which are taken out of whatever comes back.
+	Inject(ctx context.Context, t *pdp.Tenant, s *pdp.Server, set http.Header) (leaks [][]byte, err error)
 }
 
 // Config configures a PEP. Zero durations and counts take the defaults named.

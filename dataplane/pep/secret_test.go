@@ -17,9 +17,9 @@ type credential struct{}
 
 func (credential) Secrets(_ *pdp.Tenant, s *pdp.Server) []string { return []string{"vault/" + s.Name} }
 
-func (credential) Inject(_ context.Context, _ *pdp.Tenant, _ *pdp.Server, set http.Header) error {
+func (credential) Inject(_ context.Context, _ *pdp.Tenant, _ *pdp.Server, set http.Header) ([][]byte, error) {
 	set.Set("Authorization", "Bearer upstream-credential")
-	return nil
+	return [][]byte{[]byte("upstream-credential")}, nil
 }
 
 func paying(t *testing.T) (*gateway, *scripted) {
@@ -70,5 +70,37 @@ func TestASecretThatIsKilledWhileTheIntentIsOnItsWayToTheDiskIsNotSent(t *testin
 	}
 	if a := g.call("/mcp/pay", "alice", "refund", "{}"); !strings.Contains(a.body, "secret_killed") || up.calls() != 0 {
 		t.Errorf("%s", a.body)
+	}
+}
+
+func TestAnInjectedCredentialNeverComesBack(t *testing.T) {
+	t.Parallel()
+	g, up := paying(t)
+	for name, reply := range map[string]func(w http.ResponseWriter, said string){
+		"in an answer": func(w http.ResponseWriter, said string) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write([]byte(`{"jsonrpc":"2.0","id":1,"result":{"resultType":"complete","content":[{"type":"text","text":"you sent ` + said + `"}]}}`))
+		},
+		"in an error": func(w http.ResponseWriter, said string) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write([]byte(`{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"bad header ` + said + `"}}`))
+		},
+		"in a stream": func(w http.ResponseWriter, said string) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			_, _ = w.Write([]byte("data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/message\",\"params\":{\"data\":\"" + said + "\"}}\n\n" +
+				"data: {\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{\"resultType\":\"complete\",\ndata: \"content\":[],\"said\":\"" + said + "\"}}\n\n"))
+		},
+	} {
+		up.script(func(w http.ResponseWriter, r *http.Request, _ string) { reply(w, r.Header.Get("Authorization")) })
+		for _, called := range []string{"balance", "refund"} {
+			a := g.call("/mcp/pay", "alice", called, "{}")
+			if strings.Contains(a.body, "upstream-credential") || !strings.Contains(a.body, "Bearer [secret]") {
+				t.Errorf("E11: %s of %s: %s", name, called, a.body)
+			}
+			recs := g.book.of(a.decision())
+			if last := recs[len(recs)-1]; last.GetDetail() != "leak_blocked" {
+				t.Errorf("E11: %s of %s is recorded as %v", name, called, last)
+			}
+		}
 	}
 }

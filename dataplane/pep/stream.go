@@ -136,6 +136,7 @@ func (x *exchange) drain(p *pump) {
 
 // event relays one event; it reports whether that was the last one.
 func (x *exchange) event(out *sseWriter, ev mcp.Event, how streaming) bool {
+	ev = x.cleanEvent(ev)
 	if len(ev.Data) == 0 {
 		if how.translate == nil && !out.send(ev.Raw) {
 			return x.endStream("client_gone", "canceled")

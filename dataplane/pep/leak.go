@@ -1,0 +1,35 @@
+package pep
+
+import (
+	"bytes"
+
+	"github.com/mcpvault/mcpvault/dataplane/mcp"
+)
+
+// redacted stands where a credential was; it fits into any JSON string.
+const redacted = "[secret]"
+
+// withoutSecrets takes what was injected out of an upstream's words, and reports whether it was there. A server that echoes
+// the headers that it got, in an error perhaps, does not hand the caller its credential.
+func (x *exchange) withoutSecrets(b []byte) ([]byte, bool) {
+	leaked := false
+	for _, s := range x.leaks {
+		if bytes.Contains(b, s) {
+			b, leaked = bytes.ReplaceAll(b, s, []byte(redacted)), true
+		}
+	}
+	if leaked {
+		x.rec.Detail = "leak_blocked"
+		x.p.log.Error("a server answered with the credential that it was sent: it was taken out", "server", x.server.Name, "request_id", x.rec.GetId())
+	}
+	return b, leaked
+}
+
+// cleanEvent is an event without what was injected.
+func (x *exchange) cleanEvent(ev mcp.Event) mcp.Event {
+	if raw, leaked := x.withoutSecrets(ev.Raw); leaked {
+		ev.Raw = raw
+		ev.Data, _ = x.withoutSecrets(ev.Data)
+	}
+	return ev
+}

@@ -3,6 +3,8 @@ package pep_test
 import (
 	"context"
 	"net/http"
+	"os"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -14,6 +16,38 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/pep"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
+
+// smuggled reads the bodies of testdata/smuggle.txt.
+func smuggled(t *testing.T) (passes, refused []string) {
+	t.Helper()
+	raw, err := os.ReadFile("testdata/smuggle.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		verdict, quoted, _ := strings.Cut(line, " ")
+		body, err := strconv.Unquote(quoted)
+		if err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		switch verdict {
+		case "pass":
+			passes = append(passes, body)
+		case "refuse":
+			refused = append(refused, body)
+		default:
+			t.Fatal(line)
+		}
+	}
+	if len(passes) < 10 || len(refused) < 60 {
+		t.Fatalf("%d and %d bodies", len(passes), len(refused))
+	}
+	return passes, refused
+}
 
 // TestNoSpellingReachesADeniedTool sends bodies that two readers could read differently, and plain ones in odd spellings,
 // to servers whose readers are not ours. Whatever the gate lets through must be the allowed tool to them too.
@@ -37,27 +71,7 @@ func TestNoSpellingReachesADeniedTool(t *testing.T) {
 		catalogueServer("sdk", sdkURL, allEras(), plainTool("denied", read), plainTool("allowed", read)),
 		catalogueServer("mg", listen(t, mgserver.NewStreamableHTTPServer(mcpGo)), allEras(), plainTool("denied", read), plainTool("allowed", read)),
 	)
-	frame := func(params string) string {
-		return `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{` + params + `,"arguments":{},` + meta + `}}`
-	}
-	passes := []string{
-		frame(`"name":"allowed"`), frame(`"n\u0061me":"\u0061llowed"`), frame(`"x":{"name":"denied","Name":"denied"},"name":"allowed"`),
-		" \n" + frame(`"name" : "allowed"`) + "\r\n", frame(`"names":"denied","name":"allowed"`),
-	}
-	refused := []string{
-		frame(`"name":"allowed","name":"denied"`), frame(`"name":"denied","name":"allowed"`), frame(`"name":"allowed","Name":"denied"`),
-		frame(`"NAME":"denied","name":"allowed"`), frame(`"name":"allowed","n\u0061me":"denied"`), frame(`"name":"allowed","\u004eame":"denied"`),
-		frame(`"name":["denied"]`), frame(`"name":"denied"`), frame(`"name":"den\u0069ed"`), frame(`"name":"allowed\u0000"`),
-		frame(`"name":"allowed "`), frame(`"name":"ALLOWED"`), frame("\"name\":\"allowed\xff\""), frame(`"name":"allowed\ud800"`),
-		strings.Replace(frame(`"name":"allowed"`), `"params":`, `"Params":{"name":"denied"},"params":`, 1),
-		strings.Replace(frame(`"name":"allowed"`), `"params":`, `"paramſ":{"name":"denied"},"params":`, 1),
-		strings.Replace(frame(`"name":"allowed"`), `"params":`, `"params":{"name":"denied"},"params":`, 1),
-		strings.Replace(frame(`"name":"allowed"`), `"method":`, `"Method":"tools/call","method":`, 1),
-		strings.Replace(frame(`"name":"allowed"`), `"tools/call"`, `"ping","method":"tools/call"`, 1),
-		frame(`"name":"allowed"`) + frame(`"name":"denied"`), frame(`"name":"allowed"`) + "\x00", "\xef\xbb\xbf" + frame(`"name":"allowed"`),
-		"[" + frame(`"name":"allowed"`) + "," + frame(`"name":"denied"`) + "]", frame(`"name":"allowed",/*"name":"denied",*/"z":1`),
-		frame(`"name":"allowed",'name':"denied"`), frame(`"name":"allowed",name:"denied"`), frame(`"name":"allowed",`),
-	}
+	passes, refused := smuggled(t)
 	for _, server := range []string{"sdk", "mg"} {
 		send := func(body, header string) *answer {
 			return g.post("/mcp/"+server, "alice", body, "MCP-Protocol-Version", "2026-07-28", "Mcp-Method", "tools/call", "Mcp-Name", header)

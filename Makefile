@@ -57,6 +57,10 @@ gen: ## generate code from the protos; leaves the tree clean when it is current
 bench: postgres build ## decision, call through a cell against a bare reverse proxy, propagation, restart
 	@bin/mcpvault bench all
 
+.PHONY: soak
+soak: postgres build ## 10,000 live sessions of 1,000 principals on one node for ten minutes
+	@bin/mcpvault bench soak --sessions 10000 --principals 1000 --for 10m
+
 # Users of the measured world: 10000, 100000 or 1000000.
 USERS ?= 10000
 

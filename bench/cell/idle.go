@@ -47,10 +47,10 @@ func (b *Bench) Idle(ctx context.Context, n int) (float64, error) {
 	for range 16 {
 		wg.Go(func() {
 			for range next {
-				c, err := idleSession(ctx, u, b.dev.Tokens["alice"])
+				c, _, err := openSession(ctx, u, b.dev.Tokens["alice"], true)
 				mu.Lock()
-				if open = append(open, c); err != nil {
-					failed = errors.Join(failed, err)
+				if failed = errors.Join(failed, err); c != nil {
+					open = append(open, c)
 				}
 				stop := failed != nil
 				mu.Unlock()
@@ -77,14 +77,20 @@ func (b *Bench) Idle(ctx context.Context, n int) (float64, error) {
 	return float64(after-before) / float64(n), nil
 }
 
-// idleSession initializes and opens the stream on which a server speaks unasked.
-func idleSession(ctx context.Context, u *url.URL, token string) (net.Conn, error) {
+// openSession initializes and, when stream, opens the stream on which a server speaks unasked, on the connection that it
+// returns.
+func openSession(ctx context.Context, u *url.URL, token string, stream bool) (_ net.Conn, id string, err error) {
 	c, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", u.Host)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
+	defer func() {
+		if err != nil || !stream {
+			_ = c.Close()
+		}
+	}()
 	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
-		return c, err
+		return nil, "", err
 	}
 	head := func(method string) string {
 		return method + " " + u.Path + " HTTP/1.1\r\nHost: " + u.Host + "\r\nAuthorization: Bearer " + token +
@@ -100,21 +106,24 @@ func idleSession(ctx context.Context, u *url.URL, token string) (net.Conn, error
 	const hello = `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"bench","version":"1"}}}`
 	resp, err := say(head("POST") + "Content-Length: " + strconv.Itoa(len(hello)) + "\r\n\r\n" + hello)
 	if err != nil {
-		return c, err
+		return nil, "", err
 	}
-	id := resp.Header.Get("Mcp-Session-Id")
+	id = resp.Header.Get("Mcp-Session-Id")
 	if err := resp.Body.Close(); err != nil || resp.StatusCode != http.StatusOK || id == "" {
-		return c, fmt.Errorf("initialize: %s %w", resp.Status, err)
+		return nil, "", errors.Join(fmt.Errorf("initialize: %s", resp.Status), err)
+	}
+	if !stream {
+		return nil, id, nil
 	}
 	resp, err = say(head("GET") + //nolint:bodyclose // the body is the stream that stays open
 		"MCP-Protocol-Version: 2025-11-25\r\nMcp-Session-Id: " + id + "\r\n\r\n")
 	if err != nil {
-		return c, err
+		return nil, "", err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return c, fmt.Errorf("the stream: %s", resp.Status)
+		return nil, "", fmt.Errorf("the stream: %s", resp.Status)
 	}
-	return c, c.SetDeadline(time.Time{})
+	return c, id, c.SetDeadline(time.Time{})
 }
 
 // quiet reports an error when the connection has ended.

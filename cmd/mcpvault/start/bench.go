@@ -26,14 +26,15 @@ type benchReport struct {
 	Propagation *cell.Propagation `json:"propagation,omitempty"`
 	Revocation  *cell.Revocation  `json:"revocation,omitempty"`
 	Restart     *cell.Restart     `json:"restart,omitempty"`
+	Soak        *cell.Soak        `json:"soak,omitempty"`
 }
 
 type benchFlags struct {
-	users, rounds, edits, restarts, sessions int
+	users, rounds, edits, restarts, sessions, principals int
 
-	tls          bool
-	c            []int
-	round, delay time.Duration
+	c                    []int
+	round, delay, length time.Duration
+	tls                  bool
 }
 
 // Bench is `mcpvault bench`.
@@ -73,6 +74,13 @@ func Bench(a *cli.App) *cobra.Command {
 			}),
 		leaf("restart", "Measures the time from starting a killed node to its first decision.",
 			func(ctx context.Context, r *benchReport) error { return f.running(ctx, a, r, nil, f.restart) }),
+		leaf("soak", "Holds many sessions of many principals on one node under mixed load; --sessions, --principals and --for say how much.",
+			func(ctx context.Context, r *benchReport) error {
+				return f.running(ctx, a, r, []string{"--nodes", "1"}, func(ctx context.Context, b *cell.Bench, r *benchReport) (err error) {
+					r.Soak, err = b.Soak(ctx, f.sessions, f.principals, f.length, a.Notef)
+					return err
+				})
+			}),
 		leaf("all", "Measures everything.", func(ctx context.Context, r *benchReport) error {
 			var err error
 			if r.Authz, err = f.decision(a); err != nil {
@@ -87,7 +95,9 @@ func Bench(a *cli.App) *cobra.Command {
 		cmd.Flags().DurationVar(&f.round, "round", 1500*time.Millisecond, "length of one round")
 		cmd.Flags().IntSliceVar(&f.c, "in-flight", []int{16, 64}, "calls kept in flight")
 		cmd.Flags().BoolVar(&f.tls, "tls", false, "measure calls with TLS 1.3 in front of the cell and of the baseline")
-		cmd.Flags().IntVar(&f.sessions, "sessions", 1000, "idle sessions with an open stream whose memory is measured; 0 for none")
+		cmd.Flags().IntVar(&f.sessions, "sessions", 1000, "live sessions: idle ones with an open stream whose memory is measured (0 for none), busy ones of a soak")
+		cmd.Flags().IntVar(&f.principals, "principals", 100, "principals of a soak")
+		cmd.Flags().DurationVar(&f.length, "for", time.Minute, "length of a soak")
 		cmd.Flags().IntVar(&f.edits, "edits", 40, "edits whose propagation is measured")
 		cmd.Flags().DurationVar(&f.delay, "delay", 20*time.Millisecond, "how much later the nodes hear of a revocation")
 		cmd.Flags().IntVar(&f.restarts, "restarts", 5, "restarts of a node")
@@ -170,6 +180,9 @@ func printBench(a *cli.App, r *benchReport) error {
 		line("call C=%-4d  against a bare reverse proxy: calls/s x%.2f, CPU a call x%.2f, p99 x%.2f; with effects, durable before and after: calls/s x%.2f",
 			x.C, x.RPSRatio, x.CPURatio, x.P99Ratio, x.SyncRPSRatio)
 		line("             %.0f calls/s (baseline %.0f), p50 %.0f us, p99 %.0f us, %d wrong answers", x.RPS, x.BaselineRPS, x.P50us, x.P99us, x.Wrong)
+		if x.IdleKB > 0 {
+			line("             an idle session with an open stream: %.1f KB", x.IdleKB)
+		}
 	}
 	if x := r.Propagation; x != nil {
 		line("edit -> law  %d edits, %d nodes: commit to last node p50 %.1f ms, p99 %.1f ms, max %.1f ms", x.Edits, x.Nodes, x.P50, x.P99, x.Max)
@@ -178,6 +191,13 @@ func printBench(a *cli.App, r *benchReport) error {
 		line("revocation   %d, %d nodes that hear the control plane %.0f ms late: commit to last node p50 %.1f ms, p99 %.1f ms, max %.1f ms; %d were deltas",
 			x.Revocations, x.Nodes, x.DelayMS, x.P50, x.P99, x.Max, x.Deltas)
 		line("             %d calls meanwhile, %d allowed after their node had acknowledged", x.Calls, x.LateAllows)
+	}
+	if x := r.Soak; x != nil {
+		line("soak         %d sessions (%d streams) of %d principals for %.0f s: %d requests, %d errors, %d streams lost, at most %.0f MB",
+			x.Sessions, x.Streams, x.Principals, x.Seconds, x.Requests, x.Errors, x.Lost, x.MaxMB)
+		if x.FirstError != "" {
+			line("             first error: %s", x.FirstError)
+		}
 	}
 	if x := r.Restart; x != nil {
 		line("restart      %d kills: process start to first decision p50 %.0f ms, max %.0f ms", x.Restarts, x.P50, x.Max)

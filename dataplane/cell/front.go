@@ -32,7 +32,7 @@ func (n *Node) openFront(context.Context) error {
 	if err != nil {
 		return err
 	}
-	up := upstream.New(upstream.Config{Dial: guard.DialContext})
+	up := upstream.New(upstream.Config{Dial: guard.DialContext, Registerer: n.reg})
 	n.onClose(func() error { up.Close(); return nil })
 	if n.authn, err = authn.New(authn.Config{Now: n.clock.Now, Registerer: n.reg}); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
+	"github.com/mcpvault/mcpvault/kit/egress"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 )
 
@@ -82,6 +83,10 @@ func (x *exchange) upstreamFailed(err error) *answer {
 		default:
 			return &answer{silent: true, reason: reason, outcome: outcome, status: 499}
 		}
+	case errors.Is(err, egress.ErrBlocked):
+		reason, message, outcome = "ssrf_blocked", "the server's address is not one that this node may connect to; nothing was sent", "refused"
+	case errors.Is(err, upstream.ErrIdentity):
+		reason, message, outcome = "upstream_identity", "the server did not prove who it is; nothing was sent", "refused"
 	case errors.Is(err, upstream.ErrUnavailable), errors.Is(err, upstream.ErrRefused):
 		reason, message, outcome, retryable = "upstream_unavailable", "the server cannot be reached; nothing was sent", "upstream_unavailable", true
 	case errors.Is(err, upstream.ErrBusy):

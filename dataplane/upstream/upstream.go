@@ -1,9 +1,14 @@
-// Package upstream is the client towards MCP servers. It sends a body that is whole in memory, once, over pooled
-// connections, and bounds everything that comes back: time to connect, bytes of an answer, bytes of an event. Headers
-// cross in both directions by allow-list only; a caller's credentials, cookies and proxy headers never do.
+// Package upstream is the client towards MCP servers: an HTTP/1.1 client of its own over pooled connections, and
+// HTTP/2 for the servers that speak nothing else. It sends a body that is whole in memory, once, and bounds everything that
+// comes back: time to connect, bytes of a head, of an answer, of an event. Headers cross in both directions by allow-list
+// only; a caller's credentials, cookies and proxy headers never do.
 //
-// It follows no redirect, retries nothing and keeps one server's trouble from the others with a bulkhead and a circuit
-// breaker each. Which addresses may be dialled at all is the dialer's business.
+// It follows no redirect and sends nothing twice: what is tried again, within a budget, is a request of which not one byte
+// was written. Each server's trouble is kept from the others with a bulkhead and a circuit breaker, and an address that
+// fails again and again is left out where a host has others. Which addresses may be dialled at all is the dialer's business.
+//
+// An answer is read strictly: where two readers of the same bytes could disagree on where it ends, it is refused, and so is
+// one that more bytes follow. Its connection is then closed, as it is whenever anything of an answer was left unread.
 package upstream
 
 import (
@@ -12,23 +17,25 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/url"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 )
 
-// The ways a call can fail. ErrUnavailable, ErrBusy and ErrRefused mean that nothing was sent; after the others the
-// outcome of the call is not known.
+// The ways a call can fail. ErrUnavailable, ErrBusy, ErrRefused and ErrIdentity mean that nothing was sent; after the
+// others the outcome of the call is not known. When the context ends, its error is returned in place of these.
 var (
 	ErrUnavailable = errors.New("the upstream cannot be reached")
 	ErrBusy        = errors.New("too many calls to the upstream are under way")
 	ErrRefused     = errors.New("the upstream failed repeatedly and is left alone for a moment")
+	ErrIdentity    = errors.New("the upstream did not prove who it is")
 	ErrBroken      = errors.New("the connection to the upstream broke")
 	ErrTooLarge    = errors.New("the upstream's answer is too large")
 	ErrRedirect    = errors.New("the upstream answered with a redirect")
@@ -37,92 +44,97 @@ var (
 
 // Config configures a Client. Zero values take the defaults named.
 type Config struct {
-	// Dial connects; it is where destinations are checked. Required.
+	// Dial connects to an address, "ip:port"; it is where destinations are checked. Required.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
-	TLS  *tls.Config
-	// ConnectTimeout: 1 s.
-	ConnectTimeout time.Duration
+	// Resolve gives the addresses of a host, those to be preferred first: the system's resolver.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// TLS chooses the configuration for a host and the identity that the request demands of it, "" for none. It is TLS 1.3
+	// whatever the configuration says; without ServerName, the host's is verified. Nil verifies the host's name by the
+	// system's roots and serves no identity.
+	TLS func(host, identity string) (*tls.Config, error)
+	// ConnectTimeout bounds resolving and connecting, over all addresses: 1 s. HandshakeTimeout: 2 s.
+	ConnectTimeout, HandshakeTimeout time.Duration
 	// MaxAnswer bounds a JSON answer: 8 MiB.
 	MaxAnswer int64
 	// MaxEvent bounds one event of a stream: 8 MiB.
 	MaxEvent int
-	// MaxCalls bounds the calls under way to one upstream: 512. Long streams do not count.
-	MaxCalls int
-	Now      func() time.Time
+	// MaxCalls bounds the calls under way to one upstream: 512. Long streams do not count; MaxStreams bounds them: 16,384.
+	MaxCalls, MaxStreams int
+	// StreamIdle ends a stream on which no byte came for so long: 30 minutes.
+	StreamIdle time.Duration
+	// MaxIdle bounds the idle connections of one upstream: 128, each closed after IdleTimeout: 60 s.
+	MaxIdle     int
+	IdleTimeout time.Duration
+	Now         func() time.Time
+	// Registerer takes the metrics; it may be nil.
+	Registerer prometheus.Registerer
 }
 
-// Client sends requests to upstreams.
-type Client struct {
-	cfg Config
-	rt  *http.Transport
-
-	mu    sync.Mutex
-	gates map[string]*gate // guarded by mu; by scheme and host
-}
-
-// New makes a client; it connects to nothing yet.
-func New(cfg Config) *Client {
-	if cfg.ConnectTimeout <= 0 {
-		cfg.ConnectTimeout = time.Second
+func (c Config) withDefaults() Config {
+	orTime := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
 	}
-	if cfg.MaxAnswer <= 0 {
-		cfg.MaxAnswer = 8 << 20
+	orInt := func(n *int, v int) {
+		if *n <= 0 {
+			*n = v
+		}
 	}
-	if cfg.MaxEvent <= 0 {
-		cfg.MaxEvent = 8 << 20
+	orTime(&c.ConnectTimeout, time.Second)
+	orTime(&c.HandshakeTimeout, 2*time.Second)
+	orTime(&c.StreamIdle, 30*time.Minute)
+	orTime(&c.IdleTimeout, 60*time.Second)
+	orInt(&c.MaxEvent, 8<<20)
+	orInt(&c.MaxCalls, 512)
+	orInt(&c.MaxStreams, 16384)
+	orInt(&c.MaxIdle, 128)
+	if c.MaxAnswer <= 0 {
+		c.MaxAnswer = 8 << 20
 	}
-	if cfg.MaxCalls <= 0 {
-		cfg.MaxCalls = 512
+	if c.Now == nil {
+		c.Now = time.Now
 	}
-	if cfg.Now == nil {
-		cfg.Now = time.Now
-	}
-	c := &Client{cfg: cfg, gates: map[string]*gate{}}
-	c.rt = &http.Transport{
-		DialContext:            c.dial,
-		TLSClientConfig:        cfg.TLS,
-		TLSHandshakeTimeout:    2 * time.Second,
-		MaxIdleConns:           1024,
-		MaxIdleConnsPerHost:    128,
-		IdleConnTimeout:        60 * time.Second,
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: 32 << 10,
-		ForceAttemptHTTP2:      true,
-		WriteBufferSize:        16 << 10,
-		ReadBufferSize:         16 << 10,
+	if c.Resolve == nil {
+		c.Resolve = func(ctx context.Context, host string) ([]netip.Addr, error) {
+			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		}
 	}
 	return c
 }
 
-// dialError marks what failed before a byte was sent.
-type dialError struct{ err error }
-
-func (e *dialError) Error() string { return "connect: " + e.err.Error() }
-func (e *dialError) Unwrap() error { return e.err }
-
-func (c *Client) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.ConnectTimeout)
-	defer cancel()
-	conn, err := c.cfg.Dial(ctx, network, addr)
-	if err != nil {
-		return nil, &dialError{err}
-	}
-	return conn, nil
+// Client sends requests to upstreams.
+type Client struct {
+	cfg  Config
+	book book
 }
 
-// Close closes the idle connections.
-func (c *Client) Close() { c.rt.CloseIdleConnections() }
+// New makes a client; it connects to nothing yet. It panics when its metrics are registered already, which only a mistake
+// in the wiring can bring about.
+func New(cfg Config) *Client {
+	c := &Client{cfg: cfg.withDefaults()}
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(collector{c})
+	}
+	return c
+}
+
+// Close closes the idle connections; those in use close when their exchanges end.
+func (c *Client) Close() { c.book.close() }
 
 // Request is one message for an upstream.
 type Request struct {
 	URL    string
 	Method string
+	// Identity is the SPIFFE ID that the server must show, "" for one that its host name is enough for.
+	Identity string
 	// Header is the caller's: only what Forwarded allows crosses.
 	Header http.Header
-	// Set replaces or adds headers after that: session, version, and what an injection adds.
+	// Set replaces or adds headers after that: session, version, and what an injection adds. An empty value removes one.
+	// How a request is framed cannot be set.
 	Set  http.Header
 	Body []byte
-	// Long is for streams that stay open: they take no place in the bulkhead.
+	// Long is for streams that stay open: they take no place in the bulkhead of the calls.
 	Long bool
 }
 
@@ -130,14 +142,15 @@ type Request struct {
 type Response struct {
 	Status  int
 	Session string
-	// Body is a whole answer that is no stream; JSON says whether it claims to be JSON.
+	// Body is a whole answer that is no stream; JSON says whether it claims to be JSON. It stays good after Close.
 	Body   []byte
 	JSON   bool
 	Events *mcp.EventReader
 	close  func()
 }
 
-// Close ends the exchange; a stream that was not read to its end takes its connection along.
+// Close ends the exchange; a stream that was not read to its end takes its connection along. It may be called while the
+// stream is read, which then fails.
 func (r *Response) Close() {
 	if r.close != nil {
 		r.close()
@@ -155,127 +168,217 @@ func Forwarded(name string) bool {
 
 // Do sends a request once. The context bounds everything, the reading of a stream included.
 func (c *Client) Do(ctx context.Context, req *Request) (*Response, error) {
-	u, err := url.Parse(req.URL)
-	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
-		return nil, fmt.Errorf("%w: its address is malformed", ErrUnavailable)
-	}
-	g := c.gate(u.Scheme + "://" + u.Host)
-	if err := g.enter(c.cfg.Now(), req.Long); err != nil {
+	t, err := c.target(req)
+	if err != nil {
 		return nil, err
 	}
-	out := &http.Request{
-		Method: req.Method, URL: u, Host: u.Host, Header: header(req), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		ContentLength: int64(len(req.Body)),
-	}
-	if len(req.Body) > 0 {
-		out.Body = io.NopCloser(bytes.NewReader(req.Body))
-		out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(req.Body)), nil }
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	resp, err := c.rt.RoundTrip(out.WithContext(ctx))
+	d := t.dest
+	buf := buffers.Get().(*[]byte)
+	defer putBuffer(buf)
+	head, more, err := t.appendRequest((*buf)[:0], req)
 	if err != nil {
-		canceled := ctx.Err() != nil
-		cause := ctx.Err()
-		cancel()
-		g.leave(c.cfg.Now(), req.Long, canceled && errors.Is(cause, context.Canceled))
-		return nil, failure(err, cause)
-	}
-	r, err := c.receive(resp)
-	done := sync.OnceFunc(func() {
-		cancel()
-		_ = resp.Body.Close()
-		g.leave(c.cfg.Now(), req.Long, err == nil && resp.StatusCode < http.StatusInternalServerError)
-	})
-	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		done()
 		return nil, err
 	}
-	if resp.StatusCode < http.StatusInternalServerError {
-		g.alive()
+	*buf = head[:cap(head)]
+	d.retries.earn()
+	probe, err := d.gate.enter(c.cfg.Now(), req.Long)
+	if err != nil {
+		d.count(err)
+		return nil, err
 	}
-	r.close = done
-	if r.Events == nil {
-		done()
+	x := call{d: d, ctx: ctx, req: req, probe: probe}
+	resp, err := x.do(head, more, *buf)
+	if resp == nil || resp.Events == nil {
+		x.leave(err)
 	}
-	return r, nil
+	return resp, err
 }
 
-func failure(err, cause error) error {
-	var de *dialError
+// call is one exchange under way.
+type call struct {
+	d     *destination
+	ctx   context.Context
+	req   *Request
+	probe bool
+	// verdict is what the answer's status said, if there was one.
+	verdict verdict
+}
+
+func (x *call) do(head, more, buf []byte) (*Response, error) {
+	if x.d.onlyHTTP2.Load() {
+		return x.http2()
+	}
+	again := false
+	for {
+		if err := x.ctx.Err(); err != nil {
+			return nil, err
+		}
+		c := x.d.pool.get()
+		if c == nil {
+			var err error
+			if c, err = x.d.dial(x.ctx, protocolHTTP1); err != nil {
+				if errors.Is(err, errOnlyHTTP2) {
+					x.d.onlyHTTP2.Store(true)
+					return x.http2()
+				}
+				return nil, err
+			}
+		}
+		resp, err := x.on(c, head, more, buf)
+		unsent := errors.Is(err, errUnsent)
+		if !unsent && !errors.Is(err, errStale) {
+			return resp, err
+		}
+		// Nothing was sent. A connection that was seen to be closed costs nothing; one that failed on writing is a retry.
+		x.d.stale.Add(1)
+		if unsent && (again || !x.d.retry()) {
+			return nil, fmt.Errorf("%w (%w)", ErrUnavailable, err)
+		}
+		again = again || unsent
+	}
+}
+
+// on makes the exchange on a connection, and gives it back or closes it.
+func (x *call) on(c *conn, head, more, buf []byte) (*Response, error) {
+	fresh := !c.used
+	stop := func() bool { return true }
+	if x.ctx.Done() != nil {
+		stop = context.AfterFunc(x.ctx, c.abort)
+	}
+	n, sent, err := c.exchange(head, more, buf)
+	if err != nil {
+		stop()
+		_ = c.nc.Close()
+		return nil, x.failed(c, err, sent, fresh)
+	}
+	r := headReader{src: c.nc, buf: buf, n: n}
+	h, rest, err := r.read()
+	if err != nil {
+		stop()
+		_ = c.nc.Close()
+		return nil, x.failed(c, err, true, fresh)
+	}
+	c.addr.served()
+	x.verdict = judge(h.status)
+	if h.media == mediaEvents && h.status == http.StatusOK {
+		return x.stream(c, h, rest, stop), nil
+	}
+	b := body{src: c.nc, rest: rest, framing: h.framing, left: h.length}
+	resp := &Response{Status: h.status, Session: h.session, JSON: h.media == mediaJSON}
+	if h.status >= 300 && h.status < 400 {
+		err = ErrRedirect
+	} else {
+		resp.Body, err = b.all(x.d.c.cfg.MaxAnswer)
+	}
+	if !stop() || err != nil || !h.keep {
+		_ = c.nc.Close()
+	} else {
+		x.d.pool.put(c, x.d.c.cfg.Now(), x.d.c.cfg.MaxIdle)
+	}
+	if err != nil {
+		return nil, x.cut(err)
+	}
+	return resp, nil
+}
+
+// failed says what it means that no head came.
+func (x *call) failed(c *conn, err error, sent, fresh bool) error {
 	switch {
-	case errors.As(err, &de):
-		return fmt.Errorf("%w (%w)", ErrUnavailable, de)
-	case cause != nil:
-		return cause
+	case errors.Is(err, errStale), errors.Is(err, errUnsent):
+		return err
+	case x.ctx.Err() != nil:
+		if errors.Is(x.ctx.Err(), context.DeadlineExceeded) {
+			x.d.hurt(c.addr)
+		}
+		return x.ctx.Err()
+	case errors.Is(err, ErrProtocol):
+		return err
+	case fresh && c.tls != nil && refusedCertificate(err):
+		return fmt.Errorf("%w (%w)", ErrIdentity, err)
+	}
+	x.d.hurt(c.addr)
+	if !sent {
+		return fmt.Errorf("%w (%w)", ErrUnavailable, err)
 	}
 	return fmt.Errorf("%w (%w)", ErrBroken, err)
 }
 
-func header(req *Request) http.Header {
-	h := make(http.Header, 10)
-	for k, v := range req.Header {
-		if Forwarded(k) {
-			h[k] = v
-		}
-	}
-	h["Accept"] = []string{"application/json, text/event-stream"}
-	if req.Method == http.MethodGet {
-		h["Accept"] = []string{"text/event-stream"}
-	}
-	h["User-Agent"] = []string{"mcpvault"}
-	if len(req.Body) > 0 {
-		h["Content-Type"] = []string{"application/json"}
-	}
-	for k, v := range req.Set {
-		if len(v) == 0 {
-			delete(h, k)
-			continue
-		}
-		h[k] = v
-	}
-	return h
+// refusedCertificate reports whether the server ended the handshake over our certificate. In TLS 1.3 it may do so after our
+// side of it is over, and then it has not read the request.
+func refusedCertificate(err error) bool {
+	s := err.Error()
+	return strings.Contains(s, "remote error: tls:") && strings.Contains(s, "certificate")
 }
 
-func (c *Client) receive(resp *http.Response) (*Response, error) {
-	if resp.StatusCode >= 300 && resp.StatusCode < 400 {
-		return nil, ErrRedirect
-	}
-	r := &Response{Status: resp.StatusCode, Session: resp.Header.Get(mcp.HeaderSession)}
-	media, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
-	media = strings.ToLower(strings.TrimSpace(media))
-	if media == "text/event-stream" && resp.StatusCode == http.StatusOK {
-		r.Events = mcp.NewEventReader(resp.Body, c.cfg.MaxEvent)
-		return r, nil
-	}
-	r.JSON = media == "application/json"
-	if resp.ContentLength > c.cfg.MaxAnswer {
-		return nil, ErrTooLarge
-	}
-	var buf bytes.Buffer
-	if resp.ContentLength > 0 {
-		buf.Grow(int(resp.ContentLength) + bytes.MinRead)
-	}
-	n, err := buf.ReadFrom(io.LimitReader(resp.Body, c.cfg.MaxAnswer+1))
+// cut says what it means that a body did not come to its end.
+func (x *call) cut(err error) error {
 	switch {
-	case err != nil:
-		return nil, fmt.Errorf("%w (%w)", ErrBroken, err)
-	case n > c.cfg.MaxAnswer:
-		return nil, ErrTooLarge
+	case errors.Is(err, ErrTooLarge), errors.Is(err, ErrRedirect), errors.Is(err, ErrProtocol):
+		return err
+	case x.ctx.Err() != nil:
+		return x.ctx.Err()
 	}
-	r.Body = buf.Bytes()
-	return r, nil
+	return fmt.Errorf("%w (%w)", ErrBroken, err)
 }
 
-func (c *Client) gate(host string) *gate {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	g, ok := c.gates[host]
-	if !ok {
-		g = &gate{max: c.cfg.MaxCalls}
-		c.gates[host] = g
+// judge is what a status tells of a server's health. A server that answers 500 to one request is alive, and one caller's
+// requests must not close it to all others.
+func judge(status int) verdict {
+	switch status {
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return failing
 	}
-	return g
+	return alive
+}
+
+// stream hands over a connection on which events come.
+func (x *call) stream(c *conn, h head, rest []byte, stop func() bool) *Response {
+	d, now := x.d, x.d.c.cfg.Now
+	b := &body{src: c.nc, rest: bytes.Clone(rest), framing: h.framing, left: h.length} // the buffer goes back
+	idle, ctx := d.c.cfg.StreamIdle, x.ctx
+	b.wait = func() error {
+		err := c.nc.SetReadDeadline(now().Add(idle))
+		if ctx.Err() != nil { // after this, abort comes later than the line above, and wins
+			return ctx.Err()
+		}
+		return err
+	}
+	d.gate.learn(now(), x.probe, x.verdict)
+	x.probe = false
+	over := *x
+	r := &Response{Status: h.status, Session: h.session, Events: mcp.NewEventReader(b, d.c.cfg.MaxEvent)}
+	r.close = sync.OnceFunc(func() {
+		switch {
+		case !stop() || !b.ended.Load() || !h.keep || c.nc.SetReadDeadline(time.Time{}) != nil:
+			_ = c.nc.Close()
+		default:
+			d.pool.put(c, now(), d.c.cfg.MaxIdle)
+		}
+		over.leave(nil)
+	})
+	return r
+}
+
+// leave counts the call and tells the gate how it went.
+func (x *call) leave(err error) {
+	v := x.verdict
+	switch {
+	case err == nil, errors.Is(err, ErrTooLarge), errors.Is(err, ErrRedirect):
+	case errors.Is(err, context.Canceled):
+		v = unproven
+	case errors.Is(err, ErrProtocol) && v == alive:
+	default:
+		v = failing
+	}
+	x.d.gate.leave(x.d.c.cfg.Now(), x.req.Long, x.probe, v)
+	x.d.count(err)
+}
+
+// buffers are for what a call reads and writes besides its body.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 8<<10); return &b }}
+
+func putBuffer(b *[]byte) {
+	if cap(*b) <= 2*inline {
+		buffers.Put(b)
+	}
 }

@@ -12,7 +12,6 @@ import (
 const (
 	// maxTarget bounds the request target.
 	maxTarget = 8 << 10
-	// minLine is the length of the shortest request line there is: "GET / HTTP/1.1" and its CRLF without the name.
 	maxMethod = 32
 )
 
@@ -208,12 +207,12 @@ func (h *head) first(line []byte) *refusal {
 	case !all(target, isTarget):
 		return errTarget
 	}
-	line2 := string(line)
-	h.method, h.target = line2[:len(method)], line2[len(method)+1:len(method)+1+len(target)]
+	kept := string(line)
+	h.method, h.target = kept[:len(method)], kept[len(method)+1:][:len(target)]
 	if !targetOK(h.method, h.target) {
 		return errTarget
 	}
-	h.requestLine = line2
+	h.requestLine = kept
 	return nil
 }
 
@@ -243,7 +242,7 @@ func (h *head) field(line []byte) *refusal {
 	if h.n < len(h.fields) && h.fields[h.n].line == string(line) {
 		f := &h.fields[h.n]
 		h.n++
-		return h.note(f.name, f.value)
+		return h.note(f.line, f.name, f.value)
 	}
 	if line[0] == ' ' || line[0] == '\t' {
 		return errFold
@@ -269,7 +268,7 @@ func (h *head) field(line []byte) *refusal {
 		h.fields = append(h.fields, f)
 	}
 	h.n++
-	return h.note(f.name, f.value)
+	return h.note(f.line, f.name, f.value)
 }
 
 // names are the names that clients send, in the form that Go's headers have. A name that is not among them costs two
@@ -300,7 +299,7 @@ func canonical(b []byte) (string, bool) {
 }
 
 // note keeps what the framing goes by.
-func (h *head) note(name, value string) *refusal {
+func (h *head) note(line, name, value string) *refusal {
 	switch name {
 	case "Host":
 		h.hosts++
@@ -315,6 +314,9 @@ func (h *head) note(name, value string) *refusal {
 	case "Transfer-Encoding":
 		h.encodings++
 		h.encoding = value
+		if len(line)-len(value) > len(name)+len(": ") {
+			return errEncoding // more space than anybody writes who does not try how it is read
+		}
 	case "Connection":
 		if value == "keep-alive" {
 			h.keep = true
@@ -391,4 +393,4 @@ func hostOK(host string) bool {
 func (h *head) chunked() bool { return h.encodings > 0 }
 
 // persists reports whether the client would send another request on this connection.
-func (h *head) persists() bool { return h.minor == 1 && !h.close }
+func (h *head) persists() bool { return !h.close && (h.minor == 1 || h.keep) }

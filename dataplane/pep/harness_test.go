@@ -458,9 +458,14 @@ func allEras() []string { return []string{"2026-07-28", "2025-11-25", "2025-06-1
 // payments is the usual gateway: alice may see and use some of one scripted server.
 func payments(t *testing.T) (*gateway, *scripted) {
 	t.Helper()
+	return paymentsWith(t, pep.Config{})
+}
+
+func paymentsWith(t *testing.T, cfg pep.Config) (*gateway, *scripted) {
+	t.Helper()
 	up := newScripted(t)
 	odd := tool{"odd", `{"x-vendor":1, "name":"odd","inputSchema":{"oneOf":[{"type":"object"}],"$id":"q","n":9007199254740993}}`, read}
-	g := newGateway(t, pep.Config{}, []snapshot.Grant{
+	g := newGateway(t, cfg, []snapshot.Grant{
 		{ID: "g1", Subject: "user:alice", Server: "pay", Tool: "balance"},
 		{ID: "g2", Subject: "user:alice", Server: "pay", Tool: "odd"},
 		{ID: "g3", Subject: "user:alice", Server: "pay", Tool: "refund", When: &snapshot.Cond{

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"time"
 )
@@ -52,7 +53,7 @@ type strictConn struct {
 	left    int64
 	chunks  chunks
 	chunked bool
-	timed   bool            // a part of a head has come
+	until   time.Time       // the end of the patience with a head of which a part has come
 	poison  *strings.Reader // what is read in place of a request that is refused
 }
 
@@ -120,11 +121,11 @@ func (s *strictConn) judge() error {
 			return nil
 		}
 		switch {
-		case n == 0 && !s.timed:
-			s.timed = true
-			_ = s.SetReadDeadline(time.Now().Add(s.lim.HeaderTimeout))
+		case n == 0 && s.until.IsZero():
+			s.until = time.Now().Add(s.lim.HeaderTimeout)
+			_ = s.SetReadDeadline(s.until)
 		case n > 0:
-			s.timed = false
+			s.until = time.Time{}
 			s.pass = n
 			s.left, s.chunked, s.chunks = max(s.head.length, 0), s.head.chunked(), chunks{}
 			s.head.reset()
@@ -134,9 +135,7 @@ func (s *strictConn) judge() error {
 }
 
 func (s *strictConn) refuse(why *refusal) {
-	if s.lim.Refused != nil {
-		s.lim.Refused(s.RemoteAddr(), why.status, why.reason)
-	}
+	s.report(why)
 	text := "\r\n\r\n" // no request line: 400
 	switch why {
 	case errHeadLarge, errFields:
@@ -147,6 +146,12 @@ func (s *strictConn) refuse(why *refusal) {
 		text = "GET / HTTP/1.1\r\nHost: x\r\nExpect: x\r\nConnection: close\r\n\r\n"
 	}
 	s.poison = strings.NewReader(text)
+}
+
+func (s *strictConn) report(why *refusal) {
+	if s.lim.Refused != nil {
+		s.lim.Refused(s.RemoteAddr(), why.status, why.reason)
+	}
 }
 
 // slack is what net/http reads beyond its limit.
@@ -170,8 +175,11 @@ func (s *strictConn) fill() error {
 	if n > 0 {
 		return nil
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		err = io.ErrNoProgress
+	case !s.until.IsZero() && errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(s.until):
+		s.report(errSlow)
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mcpvault/mcpvault/dataplane/edge"
 	"github.com/mcpvault/mcpvault/dataplane/inject"
 	"github.com/mcpvault/mcpvault/dataplane/remote"
 	"github.com/mcpvault/mcpvault/kit/tele"
@@ -79,6 +80,8 @@ type Listen struct {
 	Raft    string `yaml:"raft"`
 	Peer    string `yaml:"peer"`
 	Metrics string `yaml:"metrics"`
+	// Front is the server of HTTP/1.1 for clients: "fast", which is the default, or "nethttp", Go's own.
+	Front string `yaml:"front"`
 }
 
 // Logging says what is logged and how.
@@ -145,6 +148,9 @@ func (c *Config) frontProblems() []string {
 		if !c.Dev || err != nil || ip == nil || !ip.IsLoopback() {
 			p = append(p, "listen.http is plain HTTP: it needs dev: true and a loopback address")
 		}
+	}
+	if !edge.Front(c.Listen.Front).Valid() {
+		p = append(p, fmt.Sprintf("listen.front %.40q: it is %s (the default) or %s", c.Listen.Front, edge.FrontFast, edge.FrontNetHTTP))
 	}
 	if !c.Dev && len(c.PublicURLs) == 0 {
 		p = append(p, "public_urls is required: clients check it against the address they typed")

@@ -29,3 +29,13 @@ func TestACellSaysWhatIsWrongWithWhereItIs(t *testing.T) {
 		}
 	}
 }
+
+func TestACellNamesTheFrontsThereAre(t *testing.T) {
+	t.Parallel()
+	for front, good := range map[string]bool{"": true, "fast": true, "nethttp": true, "Fast": false, "nginx": false} {
+		c := Config{Listen: Listen{Front: front}}
+		if bad := slices.ContainsFunc(c.Problems(), func(p string) bool { return strings.HasPrefix(p, "listen.front") }); bad == good {
+			t.Errorf("%q: %v", front, c.Problems())
+		}
+	}
+}

@@ -123,7 +123,9 @@ func (n *Node) parts() (*run.Group, error) {
 const productionGrace = 10 * time.Second
 
 func (n *Node) addFronts(g *run.Group) error {
-	cfg := edge.Config{Grace: productionGrace, OnDrain: n.pep.Drain, Cut: pep.ErrStopping}
+	cfg := edge.Config{
+		Front: edge.Front(n.cfg.Listen.Front), Grace: productionGrace, Refused: n.pep.Malformed, OnDrain: n.pep.Drain, Cut: pep.ErrStopping,
+	}
 	if n.cfg.Dev {
 		cfg.Grace, cfg.MaxConns = 300*time.Millisecond, 1<<14
 	}

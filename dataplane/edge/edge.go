@@ -25,16 +25,21 @@ type Config struct {
 	Name string
 	// TLS makes the listener speak TLS 1.3; nil is plain HTTP, which binds loopback addresses only.
 	TLS *tls.Config
-	// HeaderTimeout bounds the reading of a header: 5 s. IdleTimeout bounds the pause between requests: 60 s.
-	HeaderTimeout, IdleTimeout time.Duration
-	// MaxHeader bounds a header block: 32 KiB.
-	MaxHeader int
+	// Front is the server of HTTP/1.1: FrontFast.
+	Front Front
+	// HeaderTimeout bounds the reading of a header: 5 s. IdleTimeout bounds the pause between requests: 60 s. WriteTimeout
+	// bounds the wait for a client that does not read, where a handler has set no deadline: 10 s.
+	HeaderTimeout, IdleTimeout, WriteTimeout time.Duration
+	// MaxHeader bounds a header block: 32 KiB. MaxFields bounds its fields: 100.
+	MaxHeader, MaxFields int
 	// MaxStreams bounds the requests under way on one HTTP/2 connection: 256.
 	MaxStreams int
 	// MaxConns bounds the connections of one address: 1,000. More are accepted and closed.
 	MaxConns int
 	// Grace is how long requests may take to finish at the end: 10 s.
 	Grace time.Duration
+	// Refused is told of each request that was not taken, with its status and one word for why; it may be nil.
+	Refused func(from net.Addr, status int, reason string)
 	// OnDrain is called when the grace begins, so that streams without an end can be ended; it may be nil.
 	OnDrain func()
 	// Cut is the cause that requests find in their contexts when the grace is over, so that they can tell their callers;
@@ -45,18 +50,15 @@ type Config struct {
 // lastWords is the time for answers after the grace.
 const lastWords = 500 * time.Millisecond
 
-// slack is what net/http reads beyond its limit.
-const slack = 4 << 10
-
 // ErrNotLoopback refuses plain HTTP on an address that others can reach.
 var ErrNotLoopback = errors.New("plain HTTP is served on loopback addresses only: configure TLS")
 
 // Server is one listener with its handler.
 type Server struct {
-	cfg  Config
-	log  *slog.Logger
-	http *http.Server
-	ln   net.Listener
+	cfg    Config
+	log    *slog.Logger
+	ln     net.Listener
+	fronts *fronts
 	// drain ends the contexts of the requests that are left when the grace is over.
 	drain context.CancelCauseFunc
 }
@@ -69,29 +71,13 @@ func New(cfg Config, ln net.Listener, h http.Handler, log *slog.Logger) (*Server
 		return nil, fmt.Errorf("%s on %s: %w", cfg.Name, ln.Addr(), ErrNotLoopback)
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	var protocols http.Protocols
-	protocols.SetHTTP1(true)
-	s := &Server{cfg: cfg, log: log, drain: cancel}
-	s.http = &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: cfg.HeaderTimeout,
-		IdleTimeout:       cfg.IdleTimeout,
-		MaxHeaderBytes:    cfg.MaxHeader - slack,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: cfg.MaxStreams},
-		Protocols:         &protocols,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		BaseContext:       func(net.Listener) context.Context { return ctx },
+	counted := newCounted(ln, cfg.MaxConns)
+	f, err := newFronts(ctx, cfg, counted, h, log)
+	if err != nil {
+		cancel(nil)
+		return nil, err
 	}
-	s.ln = newCounted(ln, cfg.MaxConns)
-	if cfg.TLS != nil {
-		protocols.SetHTTP2(true)
-		t := cfg.TLS.Clone()
-		t.MinVersion = tls.VersionTLS13
-		t.SessionTicketsDisabled = true
-		t.NextProtos = []string{"h2", "http/1.1"}
-		s.http.TLSConfig = t
-	}
-	return s, nil
+	return &Server{cfg: cfg, log: log, drain: cancel, fronts: f, ln: counted}, nil
 }
 
 // Addr is where the server listens.
@@ -102,15 +88,10 @@ func (s *Server) Addr() net.Addr { return s.ln.Addr() }
 func (s *Server) Run(ctx context.Context) error {
 	defer s.drain(nil)
 	failed := make(chan error, 1)
-	go func() {
-		if s.cfg.TLS != nil {
-			failed <- s.http.ServeTLS(s.ln, "", "")
-			return
-		}
-		failed <- s.http.Serve(s.ln)
-	}()
+	go func() { failed <- s.fronts.serve() }()
 	select {
 	case err := <-failed:
+		s.fronts.close()
 		return fmt.Errorf("serve %s: %w", s.cfg.Name, err)
 	case <-ctx.Done():
 	}
@@ -119,13 +100,13 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.cfg.OnDrain != nil {
 		s.cfg.OnDrain()
 	}
-	if err := s.http.Shutdown(grace); err != nil {
+	if err := s.fronts.shutdown(grace); err != nil {
 		s.log.Warn("requests were cut off at the end of the grace", "listener", s.cfg.Name)
 		s.drain(s.cfg.Cut)
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
 		defer cancel()
-		if s.http.Shutdown(last) != nil {
-			_ = s.http.Close()
+		if s.fronts.shutdown(last) != nil {
+			s.fronts.close()
 		}
 	}
 	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
@@ -148,8 +129,15 @@ func (c Config) withDefaults() Config {
 	or(&c.HeaderTimeout, 5*time.Second)
 	or(&c.IdleTimeout, 60*time.Second)
 	or(&c.Grace, 10*time.Second)
-	if c.MaxHeader <= slack {
+	or(&c.WriteTimeout, 10*time.Second)
+	if c.MaxHeader <= 0 {
 		c.MaxHeader = 32 << 10
+	}
+	if c.MaxFields <= 0 {
+		c.MaxFields = 100
+	}
+	if c.Front == "" {
+		c.Front = FrontFast
 	}
 	if c.MaxStreams <= 0 {
 		c.MaxStreams = 256
@@ -215,6 +203,9 @@ type conn struct {
 	net.Conn
 	leave func()
 }
+
+// NetConn is the connection below.
+func (c *conn) NetConn() net.Conn { return c.Conn }
 
 // Close closes the connection and frees its place.
 func (c *conn) Close() error {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
+	"github.com/mcpvault/mcpvault/dataplane/edge"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/pep"
 	"github.com/mcpvault/mcpvault/dataplane/session"
@@ -196,14 +197,34 @@ func assembled(t testing.TB, cfg pep.Config, change func(*pep.Parts), grants []s
 	}
 	change(&parts)
 	g.pep = pep.New(cfg, parts)
-	srv := httptest.NewServer(g.pep)
-	g.url = srv.URL
-	t.Cleanup(func() {
-		srv.CloseClientConnections()
-		srv.Close()
-		up.Close()
-	})
+	t.Cleanup(up.Close)
+	// More fields than in production: the bound of the pipeline is tested, which holds for every protocol.
+	g.url = g.listen(edge.Config{MaxFields: 200})
 	return g
+}
+
+// listen serves the pipeline on one more address, as a node does.
+func (g *gateway) listen(cfg edge.Config) (url string) {
+	g.t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	cfg.Grace, cfg.OnDrain, cfg.Refused, cfg.Cut = 10*time.Millisecond, g.pep.Drain, g.pep.Malformed, pep.ErrStopping
+	s, err := edge.New(cfg, ln, g.pep, slog.New(slog.DiscardHandler))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	g.t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			g.t.Error(err)
+		}
+	})
+	return "http://" + s.Addr().String()
 }
 
 // publish compiles the policy and the catalogue into the next generation and makes it live.
@@ -437,9 +458,14 @@ func allEras() []string { return []string{"2026-07-28", "2025-11-25", "2025-06-1
 // payments is the usual gateway: alice may see and use some of one scripted server.
 func payments(t *testing.T) (*gateway, *scripted) {
 	t.Helper()
+	return paymentsWith(t, pep.Config{})
+}
+
+func paymentsWith(t *testing.T, cfg pep.Config) (*gateway, *scripted) {
+	t.Helper()
 	up := newScripted(t)
 	odd := tool{"odd", `{"x-vendor":1, "name":"odd","inputSchema":{"oneOf":[{"type":"object"}],"$id":"q","n":9007199254740993}}`, read}
-	g := newGateway(t, pep.Config{}, []snapshot.Grant{
+	g := newGateway(t, cfg, []snapshot.Grant{
 		{ID: "g1", Subject: "user:alice", Server: "pay", Tool: "balance"},
 		{ID: "g2", Subject: "user:alice", Server: "pay", Tool: "odd"},
 		{ID: "g3", Subject: "user:alice", Server: "pay", Tool: "refund", When: &snapshot.Cond{

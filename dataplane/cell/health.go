@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/http/pprof"
 	"strings"
 	"time"
 
@@ -96,6 +97,11 @@ func (n *Node) healthMux() *http.ServeMux {
 	mux.HandleFunc("GET /readyz/{check}", n.readyz)
 	mux.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, run.Version()) })
 	mux.Handle("GET /metrics", n.reg.Handler(n.log))
+	if n.cfg.Dev {
+		// Profiles show what is in memory: they are not for a page that others can reach.
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	}
 	return mux
 }
 

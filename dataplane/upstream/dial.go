@@ -39,6 +39,10 @@ func (d *destination) dial(ctx context.Context, protocol string) (*conn, error) 
 			var c *conn
 			if c, err = d.secure(parent, nc, a, protocol); err == nil {
 				d.connects.Add(1)
+				if protocol == protocolHTTP1 && d.hidesHTTP2(parent, c) {
+					_ = c.nc.Close()
+					return nil, errOnlyHTTP2
+				}
 				return c, nil
 			}
 		}
@@ -140,6 +144,29 @@ func (d *destination) tlsConfig(protocol string) (*tls.Config, error) {
 		cfg.ServerName = d.host
 	}
 	return cfg, nil
+}
+
+// hidesHTTP2 finds out what it means when a server names no protocol, once: most do not know how to, but one that speaks
+// HTTP/2 only may let a client for HTTP/1.1 in all the same, as crypto/tls does.
+func (d *destination) hidesHTTP2(ctx context.Context, c *conn) bool {
+	if c.tls == nil || d.named.Load() || c.tls.ConnectionState().NegotiatedProtocol != "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.c.cfg.ConnectTimeout)
+	defer cancel()
+	nc, err := d.connect(ctx, c.addr, 1)
+	if err != nil {
+		return false
+	}
+	second, err := d.secure(ctx, nc, c.addr, protocolHTTP2)
+	if err == nil {
+		_ = second.nc.Close()
+		return true
+	}
+	if errors.Is(err, ErrIdentity) || errors.Is(err, errOnlyHTTP2) {
+		d.named.Store(true)
+	}
+	return false
 }
 
 // handshakeFailure tells a server that is not who it should be from one that is not there.

@@ -43,6 +43,7 @@ type destination struct {
 	retries   budget
 
 	onlyHTTP2 atomic.Bool
+	named     atomic.Bool // it is known what it means that the server names no protocol
 	h2        http2Side
 
 	outcomes                       [outcomeCount]atomic.Int64

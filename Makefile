@@ -33,6 +33,13 @@ test: postgres ## run every test with the race detector, against a real PostgreS
 e2e: postgres build ## real clients that were not written here, and the outside conformance suite (needs npm)
 	$(GO) run ./bench/outside all
 
+# Further runs: CONFORMANCEFLAGS='-times 10 -control-plane-down -leader-kill'.
+CONFORMANCEFLAGS ?=
+
+.PHONY: conformance
+conformance: postgres build ## the outside suite's server leg and client leg through a cell, and what CONFORMANCEFLAGS adds
+	$(GO) run ./bench/outside conformance $(CONFORMANCEFLAGS)
+
 .PHONY: lint
 lint: quick ## every linter, and the wire format against the last tag
 	$(TOOL) golangci-lint run ./...

@@ -33,26 +33,3 @@ func clients(ctx context.Context, k *toolkit, bin string) error {
 	}
 	return errors.Join(errs, d.Stop())
 }
-
-func conformance(ctx context.Context, k *toolkit, bin string, floor int) error {
-	up, err := startUpstream(ctx, k)
-	if err != nil {
-		return err
-	}
-	defer up.stop()
-	d, err := devrun.Start(ctx, bin, "--no-demo")
-	if err != nil {
-		return err
-	}
-	for _, args := range [][]string{
-		{"server", "add", "everything", "--url", up.url},
-		{"server", "approve", "everything", "--effect", "hints"},
-		{"grant", "user:alice", "server:everything"},
-	} {
-		if _, err := d.CLI(ctx, args...); err != nil {
-			return errors.Join(err, d.Stop())
-		}
-	}
-	err = suite(ctx, k, d.MCPURLs[0]+"/everything", d.Tokens["alice"], floor)
-	return errors.Join(err, d.Stop())
-}

@@ -15,16 +15,17 @@ var packageJSON []byte
 //go:embed client.mjs
 var clientJS []byte
 
-// everythingServer is the official Go SDK's conformance server.
-const everythingServer = "github.com/modelcontextprotocol/go-sdk/conformance/everything-server@v1.8.0"
+// goPrograms are the official Go SDK's conformance server and client.
+const goPrograms = "github.com/modelcontextprotocol/go-sdk/conformance/%s@v1.8.0"
 
 // toolkit is where the installed programs are.
 type toolkit struct {
-	dir        string
-	node       string
-	suite      string // folder of the conformance package
-	client     string // client.mjs
-	everything string
+	dir              string
+	node             string
+	suite            string // folder of the conformance package
+	client           string // client.mjs
+	everything       string
+	everythingClient string
 }
 
 // install brings the pinned packages into the cache; when they are there it costs nothing.
@@ -35,6 +36,8 @@ func install(ctx context.Context, dir string) (*toolkit, error) {
 		suite:      filepath.Join(dir, "node_modules", "@modelcontextprotocol", "conformance"),
 		client:     filepath.Join(dir, "client.mjs"),
 		everything: filepath.Join(dir, "bin", "everything-server"),
+
+		everythingClient: filepath.Join(dir, "bin", "everything-client"),
 	}
 	if err := os.MkdirAll(filepath.Join(dir, "bin"), 0o755); err != nil {
 		return nil, err
@@ -56,9 +59,12 @@ func install(ctx context.Context, dir string) (*toolkit, error) {
 			return nil, err
 		}
 	}
-	if !exists(k.everything) {
-		env := []string{"GOBIN=" + filepath.Dir(k.everything), "GOFLAGS="}
-		if err := command(ctx, dir, env, "go", "install", everythingServer); err != nil {
+	for _, program := range []string{k.everything, k.everythingClient} {
+		if exists(program) {
+			continue
+		}
+		env := []string{"GOBIN=" + filepath.Dir(program), "GOFLAGS="}
+		if err := command(ctx, dir, env, "go", "install", fmt.Sprintf(goPrograms, filepath.Base(program))); err != nil {
 			return nil, err
 		}
 	}

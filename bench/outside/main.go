@@ -1,8 +1,11 @@
-// Command outside holds the gateway to programs that were not written here: the npm TypeScript clients, old and new, and
-// the MCP conformance suite of the protocol's own authors, run through a real cell.
+// Command outside holds the gateway to programs that were not written here: the npm TypeScript clients, old and new, the MCP
+// Inspector, Claude Code, the Go clients, servers from npm and from Go, and the MCP conformance suite of the protocol's own
+// authors, run through a real cell.
 //
-//	go run ./bench/outside clients      TypeScript clients against mcpvault dev's demo servers
-//	go run ./bench/outside conformance  the suite against its own upstream, through the cell
+//	go run ./bench/outside clients      clients against mcpvault dev's demo servers
+//	go run ./bench/outside conformance  the suite against its own upstream through the cell; -times N runs it so often,
+//	                                    -control-plane-down and -leader-kill run it again under that drill
+//	go run ./bench/outside client-leg   the suite's servers behind the cell, compared with asking them directly
 //	go run ./bench/outside all
 //
 // It installs what it needs, pinned, into a cache folder, needs npm, and ends only what it started.
@@ -37,9 +40,16 @@ func run(ctx context.Context, args []string) error {
 	floor := fs.Int("floor", 110, "fewest conformance scenarios that must pass")
 	url := fs.String("url", "", "with conformance: a gateway that is already running, with -token")
 	token := fs.String("token", "", "bearer token for -url")
-	limit := fs.Duration("timeout", 10*time.Minute, "bound on the whole run")
+	limit := fs.Duration("timeout", 30*time.Minute, "bound on the whole run")
+	var want drills
+	fs.IntVar(&want.times, "times", 1, "with conformance: runs of the server leg in a row, each with a new cell")
+	fs.BoolVar(&want.controlPlaneDown, "control-plane-down", false, "with conformance: once more with the control plane killed before")
+	fs.BoolVar(&want.leaderKill, "leader-kill", false, "with conformance: once more through a follower, with the Raft leader killed in each revision")
 	if len(args) == 0 {
-		return errors.New("say what to run: clients, conformance or all")
+		return errUsage
+	}
+	if args[0] == "via" {
+		return via(ctx, args[1:])
 	}
 	if err := fs.Parse(args[1:]); err != nil {
 		return err
@@ -54,14 +64,21 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	sum := &summary{}
+	defer sum.print()
+	server := func() error { return conformance(ctx, sum, kit, bin, *floor, want) }
+	client := func() error { return sum.run("client leg", func() error { return clientLeg(ctx, kit, bin) }) }
+	people := func() error { return sum.run("clients", func() error { return clients(ctx, kit, bin) }) }
 	switch args[0] {
 	case "clients":
-		return clients(ctx, kit, bin)
+		return people()
 	case "conformance":
 		if *url != "" {
-			return suite(ctx, kit, *url, *token, *floor)
+			return sum.run("server leg", func() error { return suite(ctx, kit, *floor, at(*url, *token)) })
 		}
-		return conformance(ctx, kit, bin, *floor)
+		return errors.Join(server(), client())
+	case "client-leg":
+		return client()
 	case "upstream":
 		up, err := startUpstream(ctx, kit)
 		if err != nil {
@@ -72,10 +89,12 @@ func run(ctx context.Context, args []string) error {
 		<-ctx.Done()
 		return nil
 	case "all":
-		return errors.Join(clients(ctx, kit, bin), conformance(ctx, kit, bin, *floor))
+		return errors.Join(people(), server())
 	}
-	return fmt.Errorf("unknown command %q: clients, conformance, upstream or all", args[0])
+	return fmt.Errorf("unknown command %q; %w", args[0], errUsage)
 }
+
+var errUsage = errors.New("say what to run: clients, conformance, client-leg, upstream or all")
 
 func defaultCache() string {
 	if d := os.Getenv("MCPVAULT_OUTSIDE_CACHE"); d != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -24,21 +25,32 @@ type outcome struct {
 	Failed int `json:"failed"`
 }
 
+// stage is where the suite finds the gateway while it runs one revision; end is called after that.
+type stage struct {
+	url string
+	end func() error
+}
+
+// staging prepares the run of one revision, whose results appear one by one in dir.
+type staging func(ctx context.Context, revision, dir string) (stage, error)
+
+// at is the staging of a gateway that nothing happens to.
+func at(gateway, token string) staging {
+	return func(context.Context, string, string) (stage, error) {
+		if token == "" {
+			return stage{gateway, func() error { return nil }}, nil
+		}
+		u, stop, err := withToken(gateway, token)
+		return stage{u, func() error { stop(); return nil }}, err
+	}
+}
+
 var revisions = []string{"2026-07-28", "2025-11-25", "2025-06-18"}
 
 // suite runs every server scenario of every revision against the gateway. A scenario counts when no check failed and at
 // least as many passed as when the upstream is asked directly (the anchor); those that the suite itself does not score
 // are held to the anchor alone.
-func suite(ctx context.Context, k *toolkit, gateway, token string, floor int) error {
-	target := gateway
-	if token != "" {
-		u, stop, err := withToken(gateway, token)
-		if err != nil {
-			return err
-		}
-		defer stop()
-		target = u
-	}
+func suite(ctx context.Context, k *toolkit, floor int, begin staging) error {
 	var anchor map[string]map[string]outcome
 	if err := json.Unmarshal(anchorJSON, &anchor); err != nil {
 		return err
@@ -50,8 +62,15 @@ func suite(ctx context.Context, k *toolkit, gateway, token string, floor int) er
 	passed, failed := 0, 0
 	for _, rev := range revisions {
 		dir := filepath.Join(out, rev)
-		if err := runSuite(ctx, k, target, rev, dir); err != nil {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
+		}
+		st, err := begin(ctx, rev, dir)
+		if err != nil {
+			return fmt.Errorf("%s: %w", rev, err)
+		}
+		if err := errors.Join(runSuite(ctx, k, st.url, rev, dir), st.end()); err != nil {
+			return fmt.Errorf("%s: %w", rev, err)
 		}
 		p, f, err := tally(k, rev, dir, anchor[rev])
 		if err != nil {
@@ -72,9 +91,6 @@ func runSuite(ctx context.Context, k *toolkit, target, rev, dir string) error {
 		args = append(args, "--requirements", rev)
 	} else {
 		args = append(args, "--spec-version", rev, "--suite", "all")
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
 	}
 	log, err := os.Create(dir + ".log")
 	if err != nil {
@@ -179,26 +195,48 @@ func results(dir string) (map[string]outcome, error) {
 	}
 	seen := map[string]outcome{}
 	for _, e := range entries {
-		b, err := os.ReadFile(filepath.Join(dir, e.Name(), "checks.json"))
-		if err != nil {
+		o, err := readChecks(filepath.Join(dir, e.Name()))
+		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		var checks []struct {
-			Status string `json:"status"`
+		if err != nil {
+			return nil, err
 		}
-		if err := json.Unmarshal(b, &checks); err != nil {
-			return nil, fmt.Errorf("%s: %w", e.Name(), err)
-		}
-		var o outcome
-		for _, c := range checks {
-			switch strings.ToUpper(c.Status) {
-			case "SUCCESS":
-				o.Passed++
-			case "FAILURE":
-				o.Failed++
-			}
-		}
-		seen[resultDir.FindStringSubmatch(e.Name())[1]] = o
+		seen[resultDir.FindStringSubmatch(e.Name())[1]] = o.outcome
 	}
 	return seen, nil
+}
+
+// checks is what one scenario came to, check by check.
+type checks struct {
+	outcome
+	byID map[string]string
+}
+
+func readChecks(dir string) (checks, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "checks.json"))
+	if err != nil {
+		return checks{}, err
+	}
+	var list []struct {
+		ID     string `json:"id"`
+		Status string `json:"status"`
+	}
+	if err := json.Unmarshal(b, &list); err != nil {
+		return checks{}, fmt.Errorf("%s: %w", dir, err)
+	}
+	c := checks{byID: map[string]string{}}
+	for _, e := range list {
+		status := strings.ToUpper(e.Status)
+		switch status {
+		case "SUCCESS":
+			c.Passed++
+		case "FAILURE":
+			c.Failed++
+		}
+		if c.byID[e.ID] != "FAILURE" {
+			c.byID[e.ID] = status
+		}
+	}
+	return c, nil
 }

@@ -1,5 +1,6 @@
 // Package edge is the front door: HTTP listeners with the limits that a public endpoint needs, for HTTP/1.1 in the clear
-// (loopback only) and HTTP/1.1 and HTTP/2 over TLS 1.3. It knows nothing of what it serves.
+// (loopback only), HTTP/1.1 and HTTP/2 over TLS 1.3, and HTTP/3 over QUIC on the same port. It knows nothing of what it
+// serves.
 //
 // It promises that a slow or oversized request costs a bounded time and memory, that streams are never cut by a write
 // timeout, and that at the end it stops accepting, lets requests finish within the grace and only then closes what is
@@ -85,11 +86,8 @@ func New(cfg Config, ln net.Listener, h http.Handler, log *slog.Logger) (*Server
 	s.ln = newCounted(ln, cfg.MaxConns)
 	if cfg.TLS != nil {
 		protocols.SetHTTP2(true)
-		t := cfg.TLS.Clone()
-		t.MinVersion = tls.VersionTLS13
-		t.SessionTicketsDisabled = true
-		t.NextProtos = []string{"h2", "http/1.1"}
-		s.http.TLSConfig = t
+		s.http.TLSConfig = cfg.tls("h2", "http/1.1")
+		cfg.guard(s.http)
 	}
 	return s, nil
 }
@@ -163,14 +161,11 @@ func (c Config) withDefaults() Config {
 // counted closes at once what one address opens beyond its bound.
 type counted struct {
 	net.Listener
-	max int
-
-	mu    sync.Mutex
-	conns map[netip.Addr]int // guarded by mu; no zero entries
+	from *places
 }
 
 func newCounted(ln net.Listener, limit int) *counted {
-	return &counted{Listener: ln, max: limit, conns: map[netip.Addr]int{}}
+	return &counted{Listener: ln, from: newPlaces(limit)}
 }
 
 // Accept returns the next connection that is within its address's bound.
@@ -185,29 +180,11 @@ func (l *counted) Accept() (net.Conn, error) {
 			return c, nil //nolint:nilerr // no address of IP: there is nobody to count it for
 		}
 		from := ap.Addr().Unmap()
-		if !l.enter(from) {
+		if !l.from.enter(from) {
 			_ = c.Close()
 			continue
 		}
-		return &conn{Conn: c, leave: sync.OnceFunc(func() { l.leave(from) })}, nil
-	}
-}
-
-func (l *counted) enter(from netip.Addr) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.conns[from] >= l.max {
-		return false
-	}
-	l.conns[from]++
-	return true
-}
-
-func (l *counted) leave(from netip.Addr) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.conns[from]--; l.conns[from] == 0 {
-		delete(l.conns, from)
+		return &conn{Conn: c, leave: sync.OnceFunc(func() { l.from.leave(from) })}, nil
 	}
 }
 

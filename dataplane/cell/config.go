@@ -71,12 +71,17 @@ type Member struct {
 // Listen holds this node's listening addresses, host:port.
 type Listen struct {
 	// HTTP is plain, for development on loopback only.
-	HTTP    string `yaml:"http"`
-	TLS     string `yaml:"tls"`
+	HTTP string `yaml:"http"`
+	// TLS is the public address: HTTP/1.1 and HTTP/2 on TCP, HTTP/3 on UDP.
+	TLS string `yaml:"tls"`
+	// HTTP3 is off where UDP is not to be served.
+	HTTP3   string `yaml:"http3"`
 	Raft    string `yaml:"raft"`
 	Peer    string `yaml:"peer"`
 	Metrics string `yaml:"metrics"`
 }
+
+const http3Off = "off"
 
 // Logging says what is logged and how.
 func (c Config) Logging() tele.LogConfig {
@@ -132,6 +137,9 @@ func (c *Config) frontProblems() []string {
 	var p []string
 	if c.Listen.TLS != "" && (c.TLSCert == "" || c.TLSKey == "") {
 		p = append(p, "listen.tls needs tls_cert and tls_key")
+	}
+	if !slices.Contains([]string{"", "on", http3Off}, c.Listen.HTTP3) {
+		p = append(p, fmt.Sprintf("listen.http3 %.20q is neither on nor off", c.Listen.HTTP3))
 	}
 	if c.Listen.TLS == "" && c.Listen.HTTP == "" {
 		p = append(p, "listen.tls is required: nobody could reach this node")

@@ -139,7 +139,13 @@ func (n *Node) addFronts(g *run.Group) error {
 		if err != nil {
 			return fmt.Errorf("%s listener: %w", f.name, err)
 		}
-		s, err := edge.New(cfg, ln, n.whenAlive(n.whenWhole(n.pep)), n.log)
+		h := n.whenAlive(n.whenWhole(n.pep))
+		if f.tls {
+			if h, err = n.addQUIC(g, cfg, ln.Addr(), h); err != nil {
+				return err
+			}
+		}
+		s, err := edge.New(cfg, ln, h, n.log)
 		if err != nil {
 			return err
 		}

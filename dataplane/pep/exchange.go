@@ -140,7 +140,7 @@ func (x *exchange) finish(a *answer) {
 	for k, v := range a.header {
 		h[k] = v
 	}
-	if a.status == http.StatusRequestEntityTooLarge || a.status == http.StatusRequestTimeout {
+	if x.r.ProtoMajor < 3 && (a.status == http.StatusRequestEntityTooLarge || a.status == http.StatusRequestTimeout) {
 		h["Connection"] = []string{"close"}
 	}
 	switch {

@@ -106,6 +106,7 @@ type gateway struct {
 	policy *snapshot.Policy
 	cat    *snapshotv1.Catalogue
 	gen    uint64
+	client *http.Client
 }
 
 type tool struct {
@@ -155,7 +156,7 @@ func assembled(t testing.TB, cfg pep.Config, change func(*pep.Parts), grants []s
 		t.Fatal(err)
 	}
 	g := &gateway{
-		t: t, pdp: pdp.New("acme"), book: &book{}, signer: signer,
+		t: t, pdp: pdp.New("acme"), book: &book{}, signer: signer, client: http.DefaultClient,
 		policy: &snapshot.Policy{
 			Tenant:     "0192-acme",
 			Principals: []snapshot.Principal{{Name: "alice"}, {Name: "bob"}, {Name: "root"}, {Name: "gone", Disabled: true}},
@@ -294,7 +295,7 @@ func (g *gateway) request(ctx context.Context, method, path, user, body string, 
 
 func (g *gateway) do(req *http.Request) *answer {
 	g.t.Helper()
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := g.client.Do(req)
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -45,6 +45,9 @@ type Config struct {
 	// TrustedProxies are the networks, or addresses, of proxies whose X-Forwarded-For or Forwarded header says where a call
 	// comes from. Without any it comes from where the connection does.
 	TrustedProxies []string `yaml:"trusted_proxies"`
+	// WorkloadBundles are the trust domains whose workloads may call with a certificate of their own (X.509-SVID); with none,
+	// clients are not asked for certificates.
+	WorkloadBundles []WorkloadBundle `yaml:"workload_bundles"`
 	// EgressAllow lists private destinations that upstreams may have, as CIDR:port.
 	EgressAllow []string `yaml:"egress_allow"`
 	// SealKey is the file of this node's sealing key, made when absent; DataDir/seal.key when empty.
@@ -66,6 +69,16 @@ type Member struct {
 	// Raft and Peer are host:port.
 	Raft string `yaml:"raft"`
 	Peer string `yaml:"peer"`
+}
+
+// WorkloadBundle lets the workloads of a trust domain call.
+type WorkloadBundle struct {
+	// TrustDomain is theirs, never that of the nodes.
+	TrustDomain string `yaml:"trust_domain"`
+	// Bundle is the file of the authorities that they are signed by, in PEM; it is read again when it changes.
+	Bundle string `yaml:"bundle"`
+	// Tenants are the ones that they may call, by name or id; all when empty.
+	Tenants []string `yaml:"tenants"`
 }
 
 // Listen holds this node's listening addresses, host:port.
@@ -109,6 +122,7 @@ func (c *Config) Problems() []string {
 	}
 	p = append(p, c.memberProblems()...)
 	p = append(p, c.frontProblems()...)
+	p = append(p, c.workloadProblems()...)
 	return p
 }
 

@@ -41,6 +41,9 @@ func (n *Node) openFront(context.Context) error {
 		return err
 	}
 	n.takeSessionKeys()
+	if err := n.openWorkloads(); err != nil {
+		return err
+	}
 	cfg := pep.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, PublicURLs: n.cfg.PublicURLs, Loopback: n.cfg.Dev,
 		AuthorizationServers: n.cfg.AuthorizationServers, Region: n.cfg.Region, Proxies: proxies,
@@ -49,10 +52,14 @@ func (n *Node) openFront(context.Context) error {
 	if n.cfg.Dev {
 		cfg.MaxStreams = 4096
 	}
-	n.pep = pep.New(cfg, pep.Parts{
+	parts := pep.Parts{
 		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions,
 		Registerer: n.reg,
-	})
+	}
+	if n.workloads != nil {
+		parts.Workloads = n.workloads
+	}
+	n.pep = pep.New(cfg, parts)
 	return n.registerMetrics()
 }
 
@@ -133,7 +140,7 @@ func (n *Node) addFronts(g *run.Group) error {
 			if err != nil {
 				return fmt.Errorf("certificate for clients: %w", err)
 			}
-			cfg.TLS = t
+			cfg.TLS, cfg.VerifyClient = t, n.verifyClient()
 		}
 		ln, err := net.Listen("tcp", f.addr)
 		if err != nil {

@@ -26,6 +26,8 @@ type Config struct {
 	Name string
 	// TLS makes the listener speak TLS 1.3; nil is plain HTTP, which binds loopback addresses only.
 	TLS *tls.Config
+	// VerifyClient judges the certificates of clients that show one; nil asks for none.
+	VerifyClient VerifyClient
 	// HeaderTimeout bounds the reading of a header: 5 s. IdleTimeout bounds the pause between requests: 60 s.
 	HeaderTimeout, IdleTimeout time.Duration
 	// MaxHeader bounds a header block: 32 KiB.

@@ -306,5 +306,8 @@ func (c Config) tls(protocols ...string) *tls.Config {
 	t.MinVersion = tls.VersionTLS13
 	t.SessionTicketsDisabled = true
 	t.NextProtos = protocols
+	if c.VerifyClient != nil {
+		t = asking(t, c.VerifyClient)
+	}
 	return t
 }

@@ -95,6 +95,19 @@ func (b *book) of(id string) []*auditv1.Record {
 	return out
 }
 
+// all returns every record, and forget drops them.
+func (b *book) all() []*auditv1.Record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.records)
+}
+
+func (b *book) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.records = nil
+}
+
 // gateway is a whole pipeline in this process: real policy, real tokens, real sockets.
 type gateway struct {
 	t      testing.TB

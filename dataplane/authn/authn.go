@@ -77,6 +77,11 @@ type Principal struct {
 	// Actor is who acts for the principal, "" when nobody does.
 	Actor     string
 	ExpiresAt time.Time
+	// Exact means that ExpiresAt is without leeway.
+	Exact bool
+	// Bound is the thumbprint of the one certificate with which the token may be used, "" when it is bound to none. Whether
+	// the caller has it is for the pipeline to ask.
+	Bound string
 }
 
 // Authenticator checks bearer tokens. It may be used by many goroutines; Close ends it.
@@ -186,6 +191,9 @@ func verify(token string, t *TenantKeys) (claims, error) {
 		return claims{}, refuse(reasonOf(err), err)
 	}
 	c, err := parseClaims(raw)
+	if errors.Is(err, errBinding) {
+		return claims{}, refuse(TokenBinding, err)
+	}
 	if err != nil {
 		return claims{}, refuse(TokenMalformed, err)
 	}

@@ -1,6 +1,8 @@
 package authn
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,6 +46,8 @@ type claims struct {
 	NotBefore *numericDate `json:"nbf"`
 	IssuedAt  *numericDate `json:"iat"`
 	Actor     *actor       `json:"act"`
+	// Confirmation says what the caller must prove to have (RFC 7800).
+	Confirmation *confirmation `json:"cnf"`
 	// KeyID is the header's.
 	KeyID string `json:"-"`
 }
@@ -121,6 +125,9 @@ func (c *claims) principal() Principal {
 	if c.Actor != nil {
 		p.Actor = c.Actor.Subject
 	}
+	if c.Confirmation != nil {
+		p.Bound = c.Confirmation.thumbprint
+	}
 	return p
 }
 
@@ -144,6 +151,27 @@ func (a *actor) check() error {
 		}
 		a = a.Before
 	}
+	return nil
+}
+
+// errBinding refuses a token that is bound to what is not understood here: used without the proof it is anybody's.
+var errBinding = errors.New("cnf has something else than one x5t#S256")
+
+// confirmation is a binding to a certificate (RFC 8705, 3.1).
+type confirmation struct{ thumbprint string }
+
+// UnmarshalJSON takes one x5t#S256, the base64url of a SHA-256, and nothing else.
+func (c *confirmation) UnmarshalJSON(b []byte) error {
+	const name = "x5t#S256"
+	var members map[string]string
+	if err := jsonv2.Unmarshal(b, &members); err != nil {
+		return errBinding
+	}
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(members[name])
+	if len(members) != 1 || err != nil || len(raw) != sha256.Size {
+		return errBinding
+	}
+	c.thumbprint = members[name]
 	return nil
 }
 

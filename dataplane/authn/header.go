@@ -25,6 +25,7 @@ const (
 	TokenTenant    Reason = "token_tenant"
 	TokenExpired   Reason = "token_expired"
 	TokenNotYet    Reason = "token_not_yet"
+	TokenBinding   Reason = "token_binding"
 )
 
 // Error says why a credential is refused.

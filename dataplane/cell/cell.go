@@ -67,6 +67,7 @@ type Node struct {
 	peers     *peers.Set
 	feed      *feed.Feed
 	authn     *authn.Authenticator
+	workloads *authn.Workloads
 	sessions  *session.Sessions
 	pep       *pep.PEP
 	control   cellv1connect.CellServiceClient

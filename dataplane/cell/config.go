@@ -47,6 +47,9 @@ type Config struct {
 	// TrustedProxies are the networks, or addresses, of proxies whose X-Forwarded-For or Forwarded header says where a call
 	// comes from. Without any it comes from where the connection does.
 	TrustedProxies []string `yaml:"trusted_proxies"`
+	// WorkloadBundles are the trust domains whose workloads may call with a certificate of their own (X.509-SVID); with none,
+	// clients are not asked for certificates.
+	WorkloadBundles []WorkloadBundle `yaml:"workload_bundles"`
 	// EgressAllow lists private destinations that upstreams may have, as CIDR:port.
 	EgressAllow []string `yaml:"egress_allow"`
 	// Inject are the credentials that this node adds to calls, out of its own files.
@@ -72,17 +75,32 @@ type Member struct {
 	Peer string `yaml:"peer"`
 }
 
+// WorkloadBundle lets the workloads of a trust domain call.
+type WorkloadBundle struct {
+	// TrustDomain is theirs, never that of the nodes.
+	TrustDomain string `yaml:"trust_domain"`
+	// Bundle is the file of the authorities that they are signed by, in PEM; it is read again when it changes.
+	Bundle string `yaml:"bundle"`
+	// Tenants are the ones that they may call, by name or id; all when empty.
+	Tenants []string `yaml:"tenants"`
+}
+
 // Listen holds this node's listening addresses, host:port.
 type Listen struct {
 	// HTTP is plain, for development on loopback only.
-	HTTP    string `yaml:"http"`
-	TLS     string `yaml:"tls"`
+	HTTP string `yaml:"http"`
+	// TLS is the public address: HTTP/1.1 and HTTP/2 on TCP, HTTP/3 on UDP.
+	TLS string `yaml:"tls"`
+	// HTTP3 is off where UDP is not to be served.
+	HTTP3   string `yaml:"http3"`
 	Raft    string `yaml:"raft"`
 	Peer    string `yaml:"peer"`
 	Metrics string `yaml:"metrics"`
 	// Front is the server of HTTP/1.1 for clients: "fast", which is the default, or "nethttp", Go's own.
 	Front string `yaml:"front"`
 }
+
+const http3Off = "off"
 
 // Logging says what is logged and how.
 func (c Config) Logging() tele.LogConfig {
@@ -110,6 +128,7 @@ func (c *Config) Problems() []string {
 	}
 	p = append(p, c.memberProblems()...)
 	p = append(p, c.frontProblems()...)
+	p = append(p, c.workloadProblems()...)
 	return p
 }
 
@@ -138,6 +157,9 @@ func (c *Config) frontProblems() []string {
 	var p []string
 	if c.Listen.TLS != "" && (c.TLSCert == "" || c.TLSKey == "") {
 		p = append(p, "listen.tls needs tls_cert and tls_key")
+	}
+	if !slices.Contains([]string{"", "on", http3Off}, c.Listen.HTTP3) {
+		p = append(p, fmt.Sprintf("listen.http3 %.20q is neither on nor off", c.Listen.HTTP3))
 	}
 	if c.Listen.TLS == "" && c.Listen.HTTP == "" {
 		p = append(p, "listen.tls is required: nobody could reach this node")

@@ -42,6 +42,9 @@ func (n *Node) openFront(context.Context) error {
 		return err
 	}
 	n.takeSessionKeys()
+	if err := n.openWorkloads(); err != nil {
+		return err
+	}
 	var injector pep.Injector
 	if len(n.cfg.Inject) > 0 {
 		if injector, err = inject.New(n.cfg.Inject, n.clock.Now); err != nil {
@@ -56,10 +59,14 @@ func (n *Node) openFront(context.Context) error {
 	if n.cfg.Dev {
 		cfg.MaxStreams = 4096
 	}
-	n.pep = pep.New(cfg, pep.Parts{
+	parts := pep.Parts{
 		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions,
 		Injector: injector, Registerer: n.reg,
-	})
+	}
+	if n.workloads != nil {
+		parts.Workloads = n.workloads
+	}
+	n.pep = pep.New(cfg, parts)
 	return n.registerMetrics()
 }
 
@@ -142,13 +149,19 @@ func (n *Node) addFronts(g *run.Group) error {
 			if err != nil {
 				return fmt.Errorf("certificate for clients: %w", err)
 			}
-			cfg.TLS = t
+			cfg.TLS, cfg.VerifyClient = t, n.verifyClient()
 		}
 		ln, err := net.Listen("tcp", f.addr)
 		if err != nil {
 			return fmt.Errorf("%s listener: %w", f.name, err)
 		}
-		s, err := edge.New(cfg, ln, n.whenAlive(n.whenWhole(n.pep)), n.log)
+		h := n.whenAlive(n.whenWhole(n.pep))
+		if f.tls {
+			if h, err = n.addQUIC(g, cfg, ln.Addr(), h); err != nil {
+				return err
+			}
+		}
+		s, err := edge.New(cfg, ln, h, n.log)
 		if err != nil {
 			return err
 		}

@@ -1,5 +1,6 @@
 // Package edge is the front door: HTTP listeners with the limits that a public endpoint needs, for HTTP/1.1 in the clear
-// (loopback only) and HTTP/1.1 and HTTP/2 over TLS 1.3. It knows nothing of what it serves.
+// (loopback only), HTTP/1.1 and HTTP/2 over TLS 1.3, and HTTP/3 over QUIC on the same port. It knows nothing of what it
+// serves.
 //
 // It promises that a slow or oversized request costs a bounded time and memory, that streams are never cut by a write
 // timeout, and that at the end it stops accepting, lets requests finish within the grace and only then closes what is
@@ -25,6 +26,8 @@ type Config struct {
 	Name string
 	// TLS makes the listener speak TLS 1.3; nil is plain HTTP, which binds loopback addresses only.
 	TLS *tls.Config
+	// VerifyClient judges the certificates of clients that show one; nil asks for none.
+	VerifyClient VerifyClient
 	// Front is the server of HTTP/1.1: FrontFast.
 	Front Front
 	// HeaderTimeout bounds the reading of a header: 5 s. IdleTimeout bounds the pause between requests: 60 s. WriteTimeout
@@ -151,14 +154,11 @@ func (c Config) withDefaults() Config {
 // counted closes at once what one address opens beyond its bound.
 type counted struct {
 	net.Listener
-	max int
-
-	mu    sync.Mutex
-	conns map[netip.Addr]int // guarded by mu; no zero entries
+	from *places
 }
 
 func newCounted(ln net.Listener, limit int) *counted {
-	return &counted{Listener: ln, max: limit, conns: map[netip.Addr]int{}}
+	return &counted{Listener: ln, from: newPlaces(limit)}
 }
 
 // Accept returns the next connection that is within its address's bound.
@@ -173,29 +173,11 @@ func (l *counted) Accept() (net.Conn, error) {
 			return c, nil //nolint:nilerr // no address of IP: there is nobody to count it for
 		}
 		from := ap.Addr().Unmap()
-		if !l.enter(from) {
+		if !l.from.enter(from) {
 			_ = c.Close()
 			continue
 		}
-		return &conn{Conn: c, leave: sync.OnceFunc(func() { l.leave(from) })}, nil
-	}
-}
-
-func (l *counted) enter(from netip.Addr) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.conns[from] >= l.max {
-		return false
-	}
-	l.conns[from]++
-	return true
-}
-
-func (l *counted) leave(from netip.Addr) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.conns[from]--; l.conns[from] == 0 {
-		delete(l.conns, from)
+		return &conn{Conn: c, leave: sync.OnceFunc(func() { l.from.leave(from) })}, nil
 	}
 }
 

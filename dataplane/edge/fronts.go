@@ -70,11 +70,8 @@ func newFronts(base context.Context, cfg Config, ln net.Listener, h http.Handler
 		BaseContext:       func(net.Listener) context.Context { return base },
 	}
 	if cfg.TLS != nil {
-		t := cfg.TLS.Clone()
-		t.MinVersion = tls.VersionTLS13
-		t.SessionTicketsDisabled = true
-		t.NextProtos = []string{"h2", "http/1.1"}
-		f.std.TLSConfig = t
+		f.std.TLSConfig = cfg.tls("h2", "http/1.1")
+		cfg.guard(f.std)
 	}
 	return f, nil
 }

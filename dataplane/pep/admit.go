@@ -55,6 +55,8 @@ func (x *exchange) admit() *answer {
 	switch {
 	case !limit.FieldsOK(r.Header):
 		return x.reject(http.StatusRequestHeaderFieldsTooLarge, mcp.CodeInvalidRequest, "too_many_headers", "too many header fields")
+	case hostContradicted(r):
+		return x.reject(http.StatusBadRequest, mcp.CodeInvalidRequest, "host_mismatch", "the request names two hosts")
 	case !x.p.hostAllowed(r.Host, x):
 		return x.reject(http.StatusMisdirectedRequest, mcp.CodeInvalidRequest, "host_denied", "this host name is not served here")
 	case !x.p.originAllowed(r.Header["Origin"]):
@@ -78,6 +80,16 @@ func (x *exchange) notAllowed(allow string) *answer {
 	a := x.reject(http.StatusMethodNotAllowed, mcp.CodeInvalidRequest, "verb", "this verb is not offered here")
 	a.header = http.Header{"Allow": {allow}}
 	return a
+}
+
+// hostContradicted finds a Host header beside another :authority (RFC 9113, 8.3.1), which net/http lets pass in HTTP/2.
+func hostContradicted(r *http.Request) bool {
+	for _, host := range r.Header["Host"] {
+		if host != r.Host {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *PEP) hostAllowed(host string, x *exchange) bool {

@@ -142,7 +142,7 @@ func (x *exchange) finish(a *answer) {
 	for k, v := range a.header {
 		h[k] = v
 	}
-	if a.status == http.StatusRequestEntityTooLarge || a.status == http.StatusRequestTimeout || a.reason == "bad_json" {
+	if x.r.ProtoMajor < 3 && (a.status == http.StatusRequestEntityTooLarge || a.status == http.StatusRequestTimeout || a.reason == "bad_json") {
 		// Nobody knows any more where the next request begins: a body that is no JSON may have had the wrong length.
 		h["Connection"] = []string{"close"}
 	}

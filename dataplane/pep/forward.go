@@ -289,10 +289,14 @@ func (x *exchange) listen() *answer {
 	return x.reject(http.StatusBadRequest, mcp.CodeServer, "upstream_refused", "the server refused the stream")
 }
 
-// untilExpiry lets a stream live as long as its token.
+// untilExpiry lets a stream live as long as its token or certificate.
 func (x *exchange) untilExpiry() {
 	x.timer.Stop()
-	if left := x.who.ExpiresAt.Sub(x.p.cfg.Now()); !x.who.ExpiresAt.IsZero() {
-		x.timer = time.AfterFunc(left+tokenLeeway, func() { x.cancel(errExpired) })
+	left := x.who.ExpiresAt.Sub(x.p.cfg.Now())
+	if !x.who.Exact {
+		left += tokenLeeway
+	}
+	if !x.who.ExpiresAt.IsZero() {
+		x.timer = time.AfterFunc(left, func() { x.cancel(errExpired) })
 	}
 }

@@ -96,6 +96,19 @@ func (b *book) of(id string) []*auditv1.Record {
 	return out
 }
 
+// all returns every record, and forget drops them.
+func (b *book) all() []*auditv1.Record {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.records)
+}
+
+func (b *book) forget() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.records = nil
+}
+
 // gateway is a whole pipeline in this process: real policy, real tokens, real sockets.
 type gateway struct {
 	t      testing.TB
@@ -107,6 +120,7 @@ type gateway struct {
 	policy *snapshot.Policy
 	cat    *snapshotv1.Catalogue
 	gen    uint64
+	client *http.Client
 }
 
 type tool struct {
@@ -156,7 +170,7 @@ func assembled(t testing.TB, cfg pep.Config, change func(*pep.Parts), grants []s
 		t.Fatal(err)
 	}
 	g := &gateway{
-		t: t, pdp: pdp.New("acme"), book: &book{}, signer: signer,
+		t: t, pdp: pdp.New("acme"), book: &book{}, signer: signer, client: http.DefaultClient,
 		policy: &snapshot.Policy{
 			Tenant:     "0192-acme",
 			Principals: []snapshot.Principal{{Name: "alice"}, {Name: "bob"}, {Name: "root"}, {Name: "gone", Disabled: true}},
@@ -315,7 +329,7 @@ func (g *gateway) request(ctx context.Context, method, path, user, body string, 
 
 func (g *gateway) do(req *http.Request) *answer {
 	g.t.Helper()
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := g.client.Do(req)
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -13,15 +13,10 @@ import (
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 )
 
-// authenticate finds out who calls. There is one body for all that can be wrong with a token.
+// authenticate finds out who calls. There is one body for all that can be wrong with a token or a certificate.
 func (x *exchange) authenticate() *answer {
-	token, err := authn.FromHeader(x.r.Header, x.r.URL.RawQuery)
-	if err == nil {
-		base := x.p.baseURL(x.r)
-		used := base + x.r.URL.Path // which begins with /mcp
-		x.who, err = x.p.authn.BearerFor(token, x.tenant.Keys, used[:len(base)+len("/mcp")], used)
-	}
-	if err != nil {
+	var err error
+	if x.who, err = x.identify(); err != nil {
 		reason := "token_invalid"
 		var ae *authn.Error
 		if errors.As(err, &ae) {
@@ -69,7 +64,7 @@ func (x *exchange) challenge(reason string) *answer {
 	status := http.StatusUnauthorized
 	value := `Bearer resource_metadata="` + x.p.baseURL(x.r) + wellKnownPath + x.r.URL.Path + `"`
 	switch reason {
-	case "token_missing":
+	case authn.TokenMissing:
 	case "token_in_query":
 		status = http.StatusBadRequest
 		value += `, error="invalid_request"`

@@ -8,6 +8,7 @@ package pep
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -39,6 +40,13 @@ type Policy interface {
 // client used, good besides those that each issuer has of its own.
 type Authenticator interface {
 	BearerFor(token string, keys authn.TenantKeys, audiences ...string) (authn.Principal, error)
+}
+
+// Workloads turns the certificates that a caller has shown on its connection into a principal of the tenant, its errors
+// being *authn.Error, and says whether they are those that a token is bound to.
+type Workloads interface {
+	Workload(chain []*x509.Certificate, keys *authn.TenantKeys) (authn.Principal, error)
+	Holds(chain []*x509.Certificate, thumbprint string) bool
 }
 
 // Auditor keeps the records. Append returns once the record is in the log; Intent and Outcome once it is durable. An
@@ -113,6 +121,7 @@ type PEP struct {
 	log      *slog.Logger
 	policy   Policy
 	authn    Authenticator
+	workload Workloads
 	audit    Auditor
 	up       Upstream
 	injector Injector
@@ -130,15 +139,16 @@ type PEP struct {
 	steps    []step
 }
 
-// Parts are what a PEP stands on. Injector may be nil.
+// Parts are what a PEP stands on. Injector may be nil, and Workloads where callers are known by their tokens alone.
 type Parts struct {
-	Log      *slog.Logger
-	Policy   Policy
-	Authn    Authenticator
-	Audit    Auditor
-	Upstream Upstream
-	Injector Injector
-	Sessions *session.Sessions
+	Log       *slog.Logger
+	Policy    Policy
+	Authn     Authenticator
+	Workloads Workloads
+	Audit     Auditor
+	Upstream  Upstream
+	Injector  Injector
+	Sessions  *session.Sessions
 	// Registerer takes the metrics; it may be nil.
 	Registerer prometheus.Registerer
 }
@@ -156,7 +166,7 @@ func New(cfg Config, parts Parts) *PEP {
 	}
 	return &PEP{
 		metrics: counts, here: []string{cfg.Cell + "/" + cfg.Node}, bases: cfg.bases(), draining: make(chan struct{}),
-		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, audit: parts.Audit, up: parts.Upstream,
+		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, workload: parts.Workloads, audit: parts.Audit, up: parts.Upstream,
 		injector: parts.Injector, sessions: parts.Sessions,
 		framer:  mcp.NewFramer(mcp.DefaultLimits()),
 		table:   session.NewTable(cfg.MaxUpstreamSessions, cfg.SessionIdle, cfg.Now),

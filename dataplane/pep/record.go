@@ -61,7 +61,7 @@ func (x *exchange) settle(rec *auditv1.Record, reason string) {
 	switch {
 	case reason == "":
 		rec.Decision, rec.Reason, rec.Code = auditv1.Decision_DECISION_ALLOW, "allowed", codeAllowed
-	case strings.HasPrefix(reason, "token_"):
+	case strings.HasPrefix(reason, "token_"), strings.HasPrefix(reason, "svid_"):
 		rec.Code = codeIdentity
 	}
 }

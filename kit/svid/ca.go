@@ -118,6 +118,9 @@ func LoadCA(dir string) (*CA, error) {
 	return &CA{domain: td, cert: cert, key: key, now: time.Now}, nil
 }
 
+// CACert is the file in a CA's directory that holds its certificate: the bundle for those who are to verify its SVIDs.
+func CACert(dir string) string { return filepath.Join(dir, caCertFile) }
+
 // OpenCA loads the CA in dir, and creates it when there is none.
 func OpenCA(dir, trustDomain string) (*CA, error) {
 	ca, err := LoadCA(dir)

@@ -35,6 +35,9 @@ func (p *plan) issueIdentities() error {
 			return err
 		}
 	}
+	if err := p.issueWorkload(); err != nil {
+		return err
+	}
 	// Some clients take no wildcard right below a top-level name, so the tenants are named too.
 	names := []string{"localhost", "*" + hostSuffix, tenant + hostSuffix, otherTenant + hostSuffix}
 	cert, key, err := ca.IssueServer(names, []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, svidTTL)
@@ -46,6 +49,37 @@ func (p *plan) issueIdentities() error {
 	}
 	return writeFile(p.frontCert(), cert)
 }
+
+// issueWorkload makes an authority for each cell's workloads, never the nodes' own, and an SVID of the first one's for trying
+// out.
+func (p *plan) issueWorkload() error {
+	for i, cell := range p.cellNames() {
+		ca, err := svid.OpenCA(p.workloadCA(cell), workloadDomain(cell))
+		if err != nil {
+			return fmt.Errorf("open the CA of the workloads: %w", err)
+		}
+		if i > 0 {
+			continue
+		}
+		id, err := svid.ParseID(p.workload())
+		if err != nil {
+			return err
+		}
+		if err := issue(ca, id, p.workloadDir()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// workloadDomain is the trust domain of a cell's workloads.
+func workloadDomain(cell string) string { return cell + ".workloads." + trustDomain }
+
+// workload is who holds the SVID for trying out.
+func (p *plan) workload() string    { return "spiffe://" + workloadDomain(firstCell) + "/agent/demo" }
+func (p *plan) workloadDir() string { return filepath.Join(p.dir, "workload") }
+
+func (p *plan) workloadCA(cell string) string { return filepath.Join(p.keys(), "workloads", cell) }
 
 func (p *plan) frontCert() string { return filepath.Join(p.identity("front"), "tls.crt") }
 func (p *plan) frontKey() string  { return filepath.Join(p.identity("front"), "tls.key") }

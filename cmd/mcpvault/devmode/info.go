@@ -22,7 +22,10 @@ type Info struct {
 	// Metrics are the nodes' pages for /livez, /readyz and /metrics.
 	Metrics []string `json:"metrics_urls"`
 	DataDir string   `json:"data_dir"`
-	Demo    bool     `json:"demo"`
+	// Workload is the SPIFFE ID whose SVID and key are in WorkloadDir, svid.pem and key.pem: a caller without a token.
+	Workload    string `json:"workload"`
+	WorkloadDir string `json:"workload_dir"`
+	Demo        bool   `json:"demo"`
 }
 
 // PIDs are the process ids of the servers; 0 for one that does not run.
@@ -35,7 +38,7 @@ type PIDs struct {
 func (d *Dev) describe(adminToken string, tokens map[string]string) *Info {
 	info := &Info{
 		AdminURL: d.plan.adminURL(), AdminToken: adminToken, CAFile: d.plan.caFile(), Tokens: tokens,
-		CLIConfig: d.plan.cliYAML(), DataDir: d.plan.dir, Demo: !d.cfg.NoDemo, DatabaseURL: d.cfg.DatabaseURL,
+		CLIConfig: d.plan.cliYAML(), DataDir: d.plan.dir, Workload: d.plan.workload(), WorkloadDir: d.plan.workloadDir(), Demo: !d.cfg.NoDemo, DatabaseURL: d.cfg.DatabaseURL,
 	}
 	for _, n := range d.plan.nodes {
 		info.MCPURLs = append(info.MCPURLs, mcpURL(n))

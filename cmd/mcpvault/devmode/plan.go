@@ -133,6 +133,13 @@ func (p *plan) checkPorts() error {
 		}
 		_ = l.Close()
 	}
+	for _, n := range p.nodes {
+		c, err := (&net.ListenConfig{}).ListenPacket(context.Background(), "udp", addr(n.tls))
+		if err != nil {
+			return portTaken(n.tls, err)
+		}
+		_ = c.Close()
+	}
 	return nil
 }
 

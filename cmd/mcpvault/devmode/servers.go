@@ -16,6 +16,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/cell"
 	"github.com/mcpvault/mcpvault/kit/pgdev"
 	"github.com/mcpvault/mcpvault/kit/problem"
+	"github.com/mcpvault/mcpvault/kit/svid"
 )
 
 // The names of the processes that are not nodes.
@@ -127,6 +128,7 @@ func (p *plan) cellConfig(n node) cell.Config {
 		TLSCert: p.frontCert(), TLSKey: p.frontKey(),
 		PublicURLs:    []string{mcpURL(n), mcpTLSURL(n)},
 		DefaultTenant: tenant, Region: n.cell, EgressAllow: loopback(), Dev: true,
+		WorkloadBundles: []cell.WorkloadBundle{{TrustDomain: workloadDomain(n.cell), Bundle: svid.CACert(p.workloadCA(n.cell))}},
 	}
 	if p.cfg.LinkDelay > 0 {
 		c.ControlPlane = "https://" + addr(p.linkPort())

@@ -156,7 +156,7 @@ func newBucket(r Rate, part float64, now int64) *bucket {
 
 func lineOf(r Rate, part float64, now int64, base float64) *credit {
 	// A part of less than one request would never let one through.
-	size := max(unit, int64(part*float64(r.Burst)*unit))
+	size := max(unit, int64(math.Round(part*float64(r.Burst)*unit)))
 	return &credit{
 		rate: r, part: part, at: now, base: base, size: size,
 		perNS: part * float64(r.Requests) * unit / float64(r.Per.Nanoseconds()),

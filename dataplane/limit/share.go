@@ -22,7 +22,8 @@ import (
 // the node that had its part was away.
 
 const (
-	whole = 1 << 30
+	// whole can be divided by 3 and by 5.
+	whole = 15 << 26
 	// floorOf is what part of an equal part a node keeps in any case.
 	floorOf = 8
 	// slack is by how much of an equal part a part may be off before it is moved.

@@ -26,6 +26,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/authn"
 	"github.com/mcpvault/mcpvault/dataplane/consensus"
 	"github.com/mcpvault/mcpvault/dataplane/feed"
+	"github.com/mcpvault/mcpvault/dataplane/limit"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/peers"
 	"github.com/mcpvault/mcpvault/dataplane/pep"
@@ -68,6 +69,7 @@ type Node struct {
 	feed      *feed.Feed
 	authn     *authn.Authenticator
 	sessions  *session.Sessions
+	limits    *limit.Limiter
 	pep       *pep.PEP
 	control   cellv1connect.CellServiceClient
 	closers   []func() error

@@ -48,6 +48,7 @@ func (n *Node) openFront(context.Context) error {
 			return err
 		}
 	}
+	n.limits = n.newLimiter()
 	cfg := pep.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, PublicURLs: n.cfg.PublicURLs, Loopback: n.cfg.Dev,
 		AuthorizationServers: n.cfg.AuthorizationServers, Region: n.cfg.Region, Proxies: proxies,
@@ -105,6 +106,7 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("feed", n.feed, 2*time.Second)
 	g.Add("status", run.Func(n.report), time.Second)
 	g.Add("comparison", run.Func(n.compare), time.Second)
+	g.Add("budgets", run.Func(n.shareBudgets), time.Second)
 	g.Add("housekeeping", run.Func(n.keepHouse), time.Second)
 	g.Add("pep", n.pep, time.Second)
 	if n.cfg.Listen.Metrics != "" {

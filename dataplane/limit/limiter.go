@@ -14,7 +14,9 @@ type Config struct {
 	// MaxBuckets bounds the buckets that are kept: 100,000 of about 300 bytes. Callers beyond that share one bucket of
 	// their scope.
 	MaxBuckets int
-	// Now must not go back, from one life of the node to the next either.
+	// Born tells this life of the node from earlier ones: higher in each. The time in ns when 0.
+	Born uint64
+	// Now reads a clock that does not go back.
 	Now func() time.Time
 }
 
@@ -56,7 +58,9 @@ func New(cfg Config) *Limiter {
 		cfg.Now = time.Now
 	}
 	l := &Limiter{cfg: cfg, start: cfg.Now(), seed: maphash.MakeSeed(), shares: map[Key]*share{}}
-	l.born = uint64(max(l.start.UnixNano(), 1))
+	if l.born = cfg.Born; l.born == 0 {
+		l.born = uint64(max(l.start.UnixNano(), 1))
+	}
 	for i := range l.shard {
 		l.shard[i].m = map[Key]*bucket{}
 	}

@@ -11,6 +11,20 @@ import (
 // shareEvery is how often the nodes of a cell share their budgets of requests anew.
 const shareEvery = time.Second
 
+// ownLimits hold where a tenant's settings say nothing: what costs a node memory or time, but no server anything.
+func ownLimits() *limit.Plan {
+	p := &limit.Plan{MaxCalls: 256}
+	for scope, r := range map[limit.Scope]limit.Rate{
+		limit.Discover: {Requests: 20, Per: time.Second, Burst: 40},
+		limit.Resume:   {Requests: 10, Per: time.Second, Burst: 10},
+	} {
+		if err := p.Set(scope, "", "", r); err != nil {
+			panic(err) // they are constants
+		}
+	}
+	return p
+}
+
 func (n *Node) newLimiter() *limit.Limiter {
 	var others []string
 	for _, m := range n.cfg.Members {

@@ -54,11 +54,11 @@ func (n *Node) openFront(context.Context) error {
 		AuthorizationServers: n.cfg.AuthorizationServers, Region: n.cfg.Region, Proxies: proxies,
 		Version: run.Version().Version, Now: n.clock.Now,
 	}
-	if n.cfg.Dev {
-		cfg.MaxStreams = 4096
+	if cfg.Limits = ownLimits(); n.cfg.Dev {
+		cfg.MaxStreams, cfg.Limits = 4096, nil
 	}
 	n.pep = pep.New(cfg, pep.Parts{
-		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions,
+		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions, Limits: n.limits,
 		Injector: injector, Registerer: n.reg,
 	})
 	return n.registerMetrics()

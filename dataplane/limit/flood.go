@@ -17,14 +17,15 @@ type Flood[T any] struct {
 
 type source[T any] struct {
 	kept    time.Time
+	id      string
 	skipped uint64
-	last    T
+	first   T
 }
 
 // Skipped is what was not recorded of one source since its last record.
 type Skipped[T any] struct {
-	// Last is the newest of them.
-	Last  T
+	// First is the first of them.
+	First T
 	Count uint64
 }
 
@@ -33,9 +34,10 @@ func NewFlood[T any](every time.Duration, max int) *Flood[T] {
 	return &Flood[T]{every: every, max: max, sources: map[Key]*source[T]{}}
 }
 
-// Keep reports whether this one is recorded in full, and how many before it were not. When it is not, it is counted and
-// last is what Due will return of it.
-func (f *Flood[T]) Keep(k Key, now time.Time, last func() T) (skipped uint64, keep bool) {
+// Keep reports whether this one, with this id, is recorded in full, and how many before it were not. One that is not is
+// counted; of the first of those since the last record, first makes what Due will return. kept is the id of the record that
+// stands for this one.
+func (f *Flood[T]) Keep(k Key, id string, now time.Time, first func() T) (kept string, skipped uint64, keep bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s, known := f.sources[k]
@@ -44,17 +46,18 @@ func (f *Flood[T]) Keep(k Key, now time.Time, last func() T) (skipped uint64, ke
 		s, known = f.sources[k]
 	}
 	if !known {
-		f.sources[k] = &source[T]{kept: now}
-		return 0, true
+		f.sources[k] = &source[T]{kept: now, id: id}
+		return id, 0, true
 	}
 	if since := now.Sub(s.kept); since >= f.every || since < 0 {
 		skipped = s.skipped
-		s.kept, s.skipped = now, 0
-		return skipped, true
+		s.kept, s.id, s.skipped = now, id, 0
+		return id, skipped, true
 	}
-	s.skipped++
-	s.last = last()
-	return 0, false
+	if s.skipped++; s.skipped == 1 {
+		s.first = first()
+	}
+	return s.id, 0, false
 }
 
 // Due collects what was skipped of sources that have been quiet for as long as one is kept, or of all, and forgets them.
@@ -67,7 +70,7 @@ func (f *Flood[T]) Due(now time.Time, all bool) []Skipped[T] {
 			continue
 		}
 		if s.skipped > 0 {
-			out = append(out, Skipped[T]{Last: s.last, Count: s.skipped})
+			out = append(out, Skipped[T]{First: s.first, Count: s.skipped})
 		}
 		delete(f.sources, k)
 	}

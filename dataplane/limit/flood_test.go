@@ -15,7 +15,10 @@ func TestOfAFloodOneASecondIsKeptAndNoneIsLostFromTheCount(t *testing.T) {
 	k := limit.Key{Tenant: "acme", Name: "mallory"}
 	kept, counted := 0, uint64(0)
 	for i := range 5000 {
-		skipped, keep := f.Keep(k, now, func() int { return i })
+		id, skipped, keep := f.Keep(k, fmt.Sprint(i), now, func() int { return i })
+		if want := fmt.Sprint(i / 1000 * 1000); id != want {
+			t.Fatalf("%d is told the record %s, which is not the %s that was kept", i, id, want)
+		}
 		counted += skipped
 		if keep {
 			kept++
@@ -31,8 +34,8 @@ func TestOfAFloodOneASecondIsKeptAndNoneIsLostFromTheCount(t *testing.T) {
 	now = now.Add(2 * time.Second)
 	for _, d := range f.Due(now, false) {
 		counted += d.Count
-		if d.Last != 4999 {
-			t.Error("the last one is", d.Last)
+		if d.First != 4001 {
+			t.Error("the first of the last second is", d.First)
 		}
 	}
 	if kept+int(counted) != 5000 {
@@ -49,7 +52,7 @@ func TestManySourcesOfAFloodTakeNoMoreMemory(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	kept := 0
 	for i := range 1000 {
-		if _, keep := f.Keep(limit.Key{Name: fmt.Sprint(i)}, now, func() int { return i }); keep {
+		if _, _, keep := f.Keep(limit.Key{Name: fmt.Sprint(i)}, "id", now, func() int { return i }); keep {
 			kept++
 		}
 	}

@@ -186,11 +186,11 @@ func (b *bucket) take(now int64) (ok bool, left int64, wait time.Duration) {
 
 // until is how long it takes to be given so many units.
 func (c *credit) until(units int64) time.Duration {
-	ns := float64(units) / c.perNS
+	ns := math.Ceil(float64(units) / c.perNS)
 	if ns >= math.MaxInt64 || c.perNS <= 0 {
 		return math.MaxInt64
 	}
-	return time.Duration(ns) + 1
+	return time.Duration(ns)
 }
 
 // adjust gives the bucket another rate or part from now on. It is for one goroutine at a time.

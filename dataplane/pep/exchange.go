@@ -62,6 +62,8 @@ type exchange struct {
 	wireID []byte
 	set    http.Header
 	free   func()
+	// rations is nil without limits.
+	rations *ration
 	// decided is how long the decision took; visible means that the caller may know of the tool that was denied.
 	decided time.Duration
 	visible bool
@@ -124,6 +126,7 @@ func (x *exchange) close() {
 	if x.free != nil {
 		x.free()
 	}
+	x.leave()
 }
 
 // finish records and sends an answer. When the record cannot be kept, the caller gets that for an answer.
@@ -177,6 +180,9 @@ func (x *exchange) head() http.Header {
 		b := strconv.AppendFloat(append(space[:0], "decision;dur="...), float64(x.decided.Nanoseconds())/1e6, 'f', 4, 64)
 		words[1] = string(b)
 		h["Server-Timing"] = words[1:2:2]
+	}
+	if x.rations != nil {
+		x.rations.header(h)
 	}
 	if x.tenant != nil {
 		words[2] = x.tenant.Version.String()

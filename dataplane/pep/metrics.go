@@ -15,6 +15,7 @@ import (
 type metrics struct {
 	decisions *prometheus.CounterVec
 	duration  *prometheus.HistogramVec
+	limited   *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -26,11 +27,14 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "mcp_server_operation_duration_seconds", Help: "Time from a request's start to its answer.",
 			Buckets: []float64{0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300},
 		}, []string{"mcp_method_name", "outcome"}),
+		limited: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mcpvault_ratelimited_total", Help: "Requests that were refused by a limit, by what it is for.",
+		}, []string{"limit"}),
 	}
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.decisions, m.duration} {
+	for _, c := range []prometheus.Collector{m.decisions, m.duration, m.limited} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}

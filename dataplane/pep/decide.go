@@ -145,6 +145,7 @@ func (x *exchange) decide() *answer {
 	replay.Forget(x.rec)
 	a := x.judge()
 	x.decided = time.Since(began)
+	x.traceDecision(began)
 	return a
 }
 

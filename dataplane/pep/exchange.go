@@ -64,6 +64,8 @@ type exchange struct {
 	free   func()
 	// rations is nil without limits.
 	rations *ration
+	// traced is nil while nothing is traced.
+	traced *traced
 	// decided is how long the decision took; visible means that the caller may know of the tool that was denied.
 	decided time.Duration
 	visible bool
@@ -127,11 +129,14 @@ func (x *exchange) close() {
 		x.free()
 	}
 	x.leave()
+	x.endSpan()
 }
 
 // finish records and sends an answer. When the record cannot be kept, the caller gets that for an answer.
 func (x *exchange) finish(a *answer) {
 	x.done = true
+	x.trace()
+	x.traceAnswer(a.body)
 	if err := x.record(a.reason, a.outcome, a.status); err != nil {
 		x.p.log.Error("audit record lost", "error", err, "request_id", x.rec.GetId())
 		a = x.unaudited()
@@ -183,6 +188,9 @@ func (x *exchange) head() http.Header {
 	}
 	if x.rations != nil {
 		x.rations.header(h)
+	}
+	if x.traced != nil {
+		x.traceHeader(h)
 	}
 	if x.tenant != nil {
 		words[2] = x.tenant.Version.String()

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
 	"github.com/mcpvault/mcpvault/dataplane/limit"
@@ -26,6 +27,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
+	"github.com/mcpvault/mcpvault/kit/tele"
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
@@ -129,6 +131,7 @@ type PEP struct {
 	metrics  *metrics
 	here     []string          // the header value that names this node
 	bases    map[string]string // public URL without path, by host
+	tracer   trace.Tracer      // nil while nothing is traced
 	draining chan struct{}     // closed by Drain
 	drained  sync.Once
 	steps    []step
@@ -145,6 +148,8 @@ type Parts struct {
 	Sessions *session.Sessions
 	// Limits holds the buckets of rate limits; nil for buckets of this PEP's own.
 	Limits *limit.Limiter
+	// Traces makes spans; nil, or one that is off, makes none.
+	Traces *tele.Traces
 	// Registerer takes the metrics; it may be nil.
 	Registerer prometheus.Registerer
 }
@@ -163,7 +168,12 @@ func New(cfg Config, parts Parts) *PEP {
 	if err != nil {
 		panic(err)
 	}
+	var tracer trace.Tracer
+	if parts.Traces.On() {
+		tracer = parts.Traces.Tracer("github.com/mcpvault/mcpvault/dataplane/pep")
+	}
 	return &PEP{
+		tracer:  tracer,
 		metrics: counts, here: []string{cfg.Cell + "/" + cfg.Node}, bases: cfg.bases(), draining: make(chan struct{}),
 		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, audit: parts.Audit, up: parts.Upstream,
 		injector: parts.Injector, sessions: parts.Sessions,
@@ -177,6 +187,7 @@ func New(cfg Config, parts Parts) *PEP {
 		steps: []step{
 			(*exchange).admit,        // host, origin, path, verb
 			(*exchange).frame,        // one strict pass over the bounded body; era; headers against body
+			(*exchange).trace,        // the span, in the caller's trace
 			(*exchange).authenticate, // token in, principal of this tenant out
 			(*exchange).ration,       // what the caller may ask for over time and at once
 			(*exchange).resume,       // legacy: the session, if it is this caller's

@@ -32,6 +32,7 @@ func (x *exchange) record(reason, outcome string, status int) error {
 		return nil
 	}
 	x.recorded = true
+	x.traceOutcome(reason, outcome, status)
 	rec := x.rec
 	if x.intended {
 		rec = proto.Clone(x.rec).(*auditv1.Record)

@@ -46,6 +46,7 @@ type Node struct {
 	log     *slog.Logger
 	started time.Time
 	reg     *tele.Registry
+	traces  *tele.Traces
 	clock   *clock
 	// clockSuspect mirrors what pdp was told, so that a change is logged once.
 	clockSuspect atomic.Bool
@@ -118,6 +119,9 @@ func (n *Node) build(ctx context.Context) error {
 func (n *Node) openIdentity(ctx context.Context) error {
 	b := run.Version()
 	n.reg = tele.NewRegistry(tele.Build{Version: b.Version, Commit: b.Commit, Go: b.Go})
+	if err := n.openTelemetry(ctx); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	src, err := svid.Open(ctx, svid.Config{Dir: n.cfg.IdentityDir, Logger: n.log})

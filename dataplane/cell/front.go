@@ -58,7 +58,7 @@ func (n *Node) openFront(context.Context) error {
 		cfg.MaxStreams, cfg.Limits = 4096, nil
 	}
 	n.pep = pep.New(cfg, pep.Parts{
-		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions, Limits: n.limits,
+		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions, Limits: n.limits, Traces: n.traces,
 		Injector: injector, Registerer: n.reg,
 	})
 	return n.registerMetrics()

@@ -32,6 +32,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/pep"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/store"
+	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/kit/run"
 	"github.com/mcpvault/mcpvault/kit/svid"
@@ -71,6 +72,7 @@ type Node struct {
 	authn     *authn.Authenticator
 	sessions  *session.Sessions
 	limits    *limit.Limiter
+	upstream  *upstream.Client
 	pep       *pep.PEP
 	control   cellv1connect.CellServiceClient
 	closers   []func() error
@@ -209,7 +211,7 @@ func (n *Node) openPolicy(context.Context) error {
 	n.feed = feed.New(feed.Config{
 		Cell: n.cfg.Cell, ControlPlane: n.control, Log: proposer{n}, Store: n.store,
 		Sources: []feed.Source{shards{n.control}, n.peers}, PDP: n.pdp, Trust: n.trust, Logger: n.log, Now: n.clock.Now,
-		OnConnect: func() { n.deliverer.Wake() },
+		OnConnect: func() { n.deliverer.Wake() }, Registerer: n.reg,
 	})
 	var err error
 	n.deliverer, err = audit.NewDeliverer(audit.DelivererConfig{

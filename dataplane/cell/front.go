@@ -33,6 +33,7 @@ func (n *Node) openFront(context.Context) error {
 		return err
 	}
 	up := upstream.New(upstream.Config{Dial: guard.DialContext})
+	n.upstream = up
 	n.onClose(func() error { up.Close(); return nil })
 	if n.authn, err = authn.New(authn.Config{Now: n.clock.Now, Registerer: n.reg}); err != nil {
 		return err

@@ -3,6 +3,7 @@ package limit
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,9 @@ func (s Scope) String() string {
 	}
 	return fmt.Sprintf("scope(%d)", uint8(s))
 }
+
+// Scopes are the words of all scopes.
+func Scopes() []string { return slices.Clone(scopeNames[:]) }
 
 // ParseScope reads the word of a scope.
 func ParseScope(word string) (Scope, bool) {

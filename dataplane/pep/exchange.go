@@ -69,6 +69,7 @@ type exchange struct {
 	// decided is how long the decision took; visible means that the caller may know of the tool that was denied.
 	decided time.Duration
 	visible bool
+	handed  time.Time // to the upstream; zero when nothing was
 }
 
 // parts are the pieces of the record that nearly every request has, made along with the exchange.

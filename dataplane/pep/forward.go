@@ -15,6 +15,7 @@ import (
 
 // forward sends the request upstream and the answer back.
 func (x *exchange) forward() (a *answer) {
+	x.handed = time.Now()
 	if x.traced != nil && x.server != nil {
 		end := x.handOn()
 		defer func() { end(a) }()

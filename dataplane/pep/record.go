@@ -48,6 +48,12 @@ func (x *exchange) record(reason, outcome string, status int) error {
 	took := x.p.cfg.Now().Sub(x.began)
 	rec.LatencyUs = took.Microseconds()
 	x.p.metrics.observe(rec, took)
+	if x.decided > 0 {
+		x.p.metrics.deciding.Observe(x.decided.Seconds())
+	}
+	if !x.handed.IsZero() {
+		x.p.metrics.upstream.WithLabelValues(methodLabel(rec.GetMethod()), outcome).Observe(time.Since(x.handed).Seconds())
+	}
 	if x.intended {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), auditTime)
 		defer cancel()

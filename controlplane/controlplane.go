@@ -126,6 +126,26 @@ type Staleness struct {
 	Labels map[string]time.Duration
 }
 
+// RateLimits is what callers may ask for over time; what is not there has no limit.
+type RateLimits struct {
+	// Rates are by what shares a bucket: a scope of RateScopes for each of it, scope/NAME for one; a tool is tool/SERVER/NAME.
+	Rates map[string]RateLimit
+	// MaxCalls bounds the requests of one principal that a node has under way; 0 is the node's own bound.
+	MaxCalls int64
+}
+
+// RateLimit is a token bucket: Requests in every Per on average, Burst at once.
+type RateLimit struct {
+	Requests int64
+	Per      time.Duration
+	Burst    int64
+}
+
+// RateScopes are what buckets can be for.
+func RateScopes() []string {
+	return []string{"principal", "tenant", "server", "tool", "discover", "resume"}
+}
+
 // Token is what is kept of an access token: never the token itself.
 type Token struct {
 	ID        string // jti, a ULID

@@ -46,6 +46,8 @@ type Input struct {
 	Policies  []Policy
 	Issuers   []*snapshotv1.Issuer
 	Staleness controlplane.Staleness
+
+	RateLimits controlplane.RateLimits
 }
 
 // User is a principal with the names of what it belongs to directly.
@@ -216,6 +218,7 @@ func (c *compiler) settings() *snapshotv1.Settings {
 	for _, label := range slices.Sorted(maps.Keys(c.in.Staleness.Labels)) {
 		s.LabelStaleness = append(s.LabelStaleness, &snapshotv1.LabelStaleness{Label: label, MaxMs: c.in.Staleness.Labels[label].Milliseconds()})
 	}
+	s.RateLimits, s.MaxCalls = rateLimits(c.in.RateLimits)
 	return s
 }
 

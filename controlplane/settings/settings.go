@@ -1,5 +1,5 @@
 // Package settings keeps what a tenant decides about how it is served: how stale its cells may become before they stop
-// serving a class of calls, or what carries a label. It answers the admin API's SettingsService. The cells enforce it.
+// serving a class of calls, or what carries a label, and what its callers may ask for over time. It answers the admin API's SettingsService. The cells enforce it.
 package settings
 
 import (
@@ -38,11 +38,15 @@ func New(st *store.Store) *Service { return &Service{store: st} }
 // GetSettings shows the settings that are in force, defaults included.
 func (s *Service) GetSettings(ctx context.Context, _ *adminv1.GetSettingsRequest) (*adminv1.GetSettingsResponse, error) {
 	var now controlplane.Staleness
+	var limits controlplane.RateLimits
 	err := s.store.Read(ctx, controlplane.CallerFrom(ctx).TenantID, func(tx *store.Tx) (err error) {
-		now, err = tx.Staleness(ctx)
+		if now, err = tx.Staleness(ctx); err != nil {
+			return err
+		}
+		limits, err = tx.RateLimits(ctx)
 		return err
 	})
-	return &adminv1.GetSettingsResponse{Settings: show(now)}, err
+	return &adminv1.GetSettingsResponse{Settings: show(now, limits)}, err
 }
 
 // UpdateSettings changes what the request gives; doing it twice is doing it once.
@@ -50,8 +54,12 @@ func (s *Service) UpdateSettings(ctx context.Context, req *adminv1.UpdateSetting
 	if err := check(req); err != nil {
 		return nil, err
 	}
+	if err := checkLimits(req.GetRateLimits()); err != nil {
+		return nil, err
+	}
 	c := controlplane.CallerFrom(ctx)
 	var next controlplane.Staleness
+	var limits controlplane.RateLimits
 	rev, err := s.store.Write(ctx, c.TenantID, c.Actor(), func(tx *store.Tx) error {
 		before, err := tx.Staleness(ctx)
 		if err != nil {
@@ -65,15 +73,26 @@ func (s *Service) UpdateSettings(ctx context.Context, req *adminv1.UpdateSetting
 		if err != nil {
 			return err
 		}
-		if !changed {
+		limited, err := tx.RateLimits(ctx)
+		if err != nil {
+			return err
+		}
+		if limits, err = mergeLimits(limited, req); err != nil {
+			return err
+		}
+		others, err := tx.SetRateLimits(ctx, limited, limits)
+		if err != nil {
+			return err
+		}
+		if !changed && !others {
 			return store.ErrNoChange
 		}
-		return tx.Change(ctx, "settings.update", "settings", describe(next))
+		return tx.Change(ctx, "settings.update", "settings", describe(next, limits))
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &adminv1.UpdateSettingsResponse{Settings: show(next), Revision: rev}, nil
+	return &adminv1.UpdateSettingsResponse{Settings: show(next, limits), Revision: rev}, nil
 }
 
 func check(req *adminv1.UpdateSettingsRequest) error {
@@ -104,11 +123,12 @@ func merge(s controlplane.Staleness, req *adminv1.UpdateSettingsRequest) control
 	return s
 }
 
-func show(s controlplane.Staleness) *adminv1.Settings {
+func show(s controlplane.Staleness, l controlplane.RateLimits) *adminv1.Settings {
 	out := &adminv1.Settings{
 		MaxStalenessRead:  durationpb.New(cmp.Or(s.Read, compile.DefaultReadStaleness)),
 		MaxStalenessWrite: durationpb.New(cmp.Or(s.Write, compile.DefaultWriteStaleness)),
 		LabelStaleness:    map[string]*durationpb.Duration{},
+		RateLimits:        showLimits(l), MaxCalls: uint32(l.MaxCalls),
 	}
 	for label, d := range s.Labels {
 		out.LabelStaleness[label] = durationpb.New(d)
@@ -116,10 +136,12 @@ func show(s controlplane.Staleness) *adminv1.Settings {
 	return out
 }
 
-func describe(s controlplane.Staleness) map[string]any {
+func describe(s controlplane.Staleness, l controlplane.RateLimits) map[string]any {
 	labels := map[string]string{}
 	for label, d := range s.Labels {
 		labels[label] = d.String()
 	}
-	return map[string]any{"read": s.Read.String(), "write": s.Write.String(), "labels": labels}
+	return map[string]any{
+		"read": s.Read.String(), "write": s.Write.String(), "labels": labels, "rate_limits": describeLimits(l), "max_calls": l.MaxCalls,
+	}
 }

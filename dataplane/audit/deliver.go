@@ -86,6 +86,15 @@ func NewDeliverer(cfg DelivererConfig) (*Deliverer, error) {
 				}
 				return 0
 			}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "mcpvault_audit_export_lag_seconds", Help: "How old the oldest audit record is that a sink does not have.",
+			ConstLabels: prometheus.Labels{"sink": "controlplane"},
+		}, func() float64 {
+			if since := d.UnwitnessedSince(); !since.IsZero() {
+				return max(0, time.Since(since).Seconds())
+			}
+			return 0
+		}),
 		gauge("mcpvault_audit_chain_broken", "1 when the log and its witness do not agree.",
 			func() float64 { return bit(d.Problem() != nil) }),
 	)

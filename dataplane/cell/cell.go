@@ -26,11 +26,13 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/authn"
 	"github.com/mcpvault/mcpvault/dataplane/consensus"
 	"github.com/mcpvault/mcpvault/dataplane/feed"
+	"github.com/mcpvault/mcpvault/dataplane/limit"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/peers"
 	"github.com/mcpvault/mcpvault/dataplane/pep"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/store"
+	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/kit/run"
 	"github.com/mcpvault/mcpvault/kit/svid"
@@ -45,6 +47,7 @@ type Node struct {
 	log     *slog.Logger
 	started time.Time
 	reg     *tele.Registry
+	traces  *tele.Traces
 	clock   *clock
 	// clockSuspect mirrors what pdp was told, so that a change is logged once.
 	clockSuspect atomic.Bool
@@ -69,6 +72,8 @@ type Node struct {
 	authn     *authn.Authenticator
 	workloads *authn.Workloads
 	sessions  *session.Sessions
+	limits    *limit.Limiter
+	upstream  *upstream.Client
 	pep       *pep.PEP
 	control   cellv1connect.CellServiceClient
 	closers   []func() error
@@ -117,6 +122,9 @@ func (n *Node) build(ctx context.Context) error {
 func (n *Node) openIdentity(ctx context.Context) error {
 	b := run.Version()
 	n.reg = tele.NewRegistry(tele.Build{Version: b.Version, Commit: b.Commit, Go: b.Go})
+	if err := n.openTelemetry(ctx); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	src, err := svid.Open(ctx, svid.Config{Dir: n.cfg.IdentityDir, Logger: n.log})
@@ -204,7 +212,7 @@ func (n *Node) openPolicy(context.Context) error {
 	n.feed = feed.New(feed.Config{
 		Cell: n.cfg.Cell, ControlPlane: n.control, Log: proposer{n}, Store: n.store,
 		Sources: []feed.Source{shards{n.control}, n.peers}, PDP: n.pdp, Trust: n.trust, Logger: n.log, Now: n.clock.Now,
-		OnConnect: func() { n.deliverer.Wake() },
+		OnConnect: func() { n.deliverer.Wake() }, Registerer: n.reg,
 	})
 	var err error
 	n.deliverer, err = audit.NewDeliverer(audit.DelivererConfig{

@@ -59,9 +59,12 @@ type Config struct {
 	// Heartbeat is Raft's, in milliseconds; 500 when 0.
 	Heartbeat int `yaml:"raft_heartbeat_ms"`
 	// Dev allows plain HTTP on loopback and any loopback Host.
-	Dev       bool   `yaml:"dev"`
-	LogLevel  string `yaml:"log_level"`
-	LogFormat string `yaml:"log_format"`
+	Dev bool `yaml:"dev"`
+	// OTLPEndpoint is where spans and metrics go by OTLP over HTTP, http://collector:4318, unless the OTEL_* variables say
+	// otherwise; nowhere when empty.
+	OTLPEndpoint string `yaml:"otlp_endpoint"`
+	LogLevel     string `yaml:"log_level"`
+	LogFormat    string `yaml:"log_format"`
 }
 
 // maxRegion bounds the name of a region.
@@ -182,6 +185,9 @@ func (c *Config) frontProblems() []string {
 		if err != nil || u.Host == "" || !slices.Contains([]string{"https", "http"}, u.Scheme) {
 			p = append(p, fmt.Sprintf("public_urls: %q is not an absolute URL", raw))
 		}
+	}
+	if u, err := url.Parse(c.OTLPEndpoint); c.OTLPEndpoint != "" && (err != nil || u.Host == "" || !slices.Contains([]string{"https", "http"}, u.Scheme)) {
+		p = append(p, fmt.Sprintf("otlp_endpoint %q is not http://host:port or https://host:port", c.OTLPEndpoint))
 	}
 	if len(c.Region) > maxRegion || strings.ContainsFunc(c.Region, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		p = append(p, fmt.Sprintf("region %.80q: at most %d characters of ASCII without spaces, for example eu", c.Region, maxRegion))

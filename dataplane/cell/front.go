@@ -33,6 +33,7 @@ func (n *Node) openFront(context.Context) error {
 		return err
 	}
 	up := upstream.New(upstream.Config{Dial: guard.DialContext, Registerer: n.reg})
+	n.upstream = up
 	n.onClose(func() error { up.Close(); return nil })
 	if n.authn, err = authn.New(authn.Config{Now: n.clock.Now, Registerer: n.reg}); err != nil {
 		return err
@@ -51,16 +52,17 @@ func (n *Node) openFront(context.Context) error {
 			return err
 		}
 	}
+	n.limits = n.newLimiter()
 	cfg := pep.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, PublicURLs: n.cfg.PublicURLs, Loopback: n.cfg.Dev,
 		AuthorizationServers: n.cfg.AuthorizationServers, Region: n.cfg.Region, Proxies: proxies,
 		Version: run.Version().Version, Now: n.clock.Now,
 	}
-	if n.cfg.Dev {
-		cfg.MaxStreams = 4096
+	if cfg.Limits = ownLimits(); n.cfg.Dev {
+		cfg.MaxStreams, cfg.Limits = 4096, nil
 	}
 	parts := pep.Parts{
-		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions,
+		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions, Limits: n.limits, Traces: n.traces,
 		Injector: injector, Registerer: n.reg,
 	}
 	if n.workloads != nil {
@@ -112,6 +114,7 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("feed", n.feed, 2*time.Second)
 	g.Add("status", run.Func(n.report), time.Second)
 	g.Add("comparison", run.Func(n.compare), time.Second)
+	g.Add("budgets", run.Func(n.shareBudgets), time.Second)
 	g.Add("housekeeping", run.Func(n.keepHouse), time.Second)
 	g.Add("pep", n.pep, time.Second)
 	if n.cfg.Listen.Metrics != "" {

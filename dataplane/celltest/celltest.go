@@ -40,11 +40,13 @@ type Cell struct {
 	// Names are the members, n1 first.
 	Names []string
 
-	t      testing.TB
-	adjust func(*consensus.Config)
-	net    *network
-	mu     sync.RWMutex // guards nodes
-	nodes  map[string]*Node
+	t       testing.TB
+	adjust  func(*consensus.Config)
+	net     *network
+	beside  *network     // what nodes say beside the log
+	mu      sync.RWMutex // guards nodes and serving
+	serving map[string]string
+	nodes   map[string]*Node
 }
 
 // Node is one member. Store and Log are those of its present life.
@@ -98,7 +100,7 @@ func New(t testing.TB, n int, options ...func(*consensus.Config)) *Cell {
 		t.Fatal(err)
 	}
 	c := &Cell{
-		Authority: snapshottest.NewAuthority(t), CA: ca, t: t, nodes: map[string]*Node{},
+		Authority: snapshottest.NewAuthority(t), CA: ca, t: t, nodes: map[string]*Node{}, serving: map[string]string{},
 		adjust: func(cfg *consensus.Config) {
 			for _, o := range options {
 				o(cfg)
@@ -109,6 +111,7 @@ func New(t testing.TB, n int, options ...func(*consensus.Config)) *Cell {
 		c.Names = append(c.Names, fmt.Sprintf("n%d", i+1))
 	}
 	c.net = newNetwork(t, c.Names, c.address)
+	c.beside = newNetwork(t, c.Names, c.servingAt)
 	for _, name := range c.Names {
 		node := &Node{Name: name, Dir: filepath.Join(dir, name), disk: &disk{}}
 		c.identify(node)
@@ -122,6 +125,7 @@ func New(t testing.TB, n int, options ...func(*consensus.Config)) *Cell {
 			c.StopNode(name)
 		}
 		c.net.close()
+		c.beside.close()
 	})
 	for _, name := range c.Names {
 		c.start(c.nodes[name])
@@ -274,10 +278,15 @@ func (c *Cell) FailDisk(name string, err error) {
 }
 
 // Cut stops what a node sends from reaching another. The other direction stays open: cut both for a partition.
-func (c *Cell) Cut(from, to string) { c.net.link(from, to).set(false) }
+func (c *Cell) Cut(from, to string) { c.set(from, to, false) }
 
 // Heal lets it through again, with what was sent meanwhile.
-func (c *Cell) Heal(from, to string) { c.net.link(from, to).set(true) }
+func (c *Cell) Heal(from, to string) { c.set(from, to, true) }
+
+func (c *Cell) set(from, to string, open bool) {
+	c.net.link(from, to).set(open)
+	c.beside.link(from, to).set(open)
+}
 
 // Isolate cuts a node off in both directions; Rejoin heals it.
 func (c *Cell) Isolate(name string) { c.each(name, c.Cut) }

@@ -93,9 +93,10 @@ var ErrAbort = errors.New("leave without handing over")
 
 // Node is one member's part in the log.
 type Node struct {
-	cfg     Config
-	log     *slog.Logger
-	refused atomic.Uint64
+	cfg       Config
+	log       *slog.Logger
+	refused   atomic.Uint64
+	elections atomic.Uint64
 
 	mu      sync.RWMutex    // guards what follows
 	raft    *raft.Raft      // nil while the log is not in service
@@ -247,6 +248,40 @@ func (n *Node) AppliedIndex() uint64 {
 		return r.AppliedIndex()
 	}
 	return 0
+}
+
+// CommitIndex is the index of the last entry that is known to be on most nodes.
+func (n *Node) CommitIndex() uint64 {
+	if r := n.current(); r != nil {
+		return r.CommitIndex()
+	}
+	return 0
+}
+
+// LeaderContact is how long ago the leader was heard of; 0 on the leader itself, and false when it never was.
+func (n *Node) LeaderContact() (time.Duration, bool) {
+	r := n.current()
+	switch {
+	case r == nil:
+		return 0, false
+	case r.State() == raft.Leader:
+		return 0, true
+	}
+	last := r.LastContact()
+	return time.Since(last), !last.IsZero()
+}
+
+// Elections counts those that this node has called.
+func (n *Node) Elections() uint64 { return n.elections.Load() }
+
+// watchElections counts a new life's elections.
+func (n *Node) watchElections(r *raft.Raft) {
+	r.RegisterObserver(raft.NewObserver(nil, false, func(o *raft.Observation) bool {
+		if s, ok := o.Data.(raft.RaftState); ok && s == raft.Candidate {
+			n.elections.Add(1)
+		}
+		return false
+	}))
 }
 
 // Refused counts committed entries that this node did not take: they did not verify, or were older than what it has.

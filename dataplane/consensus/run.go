@@ -99,6 +99,7 @@ func (n *Node) serve(ctx context.Context) (err error) {
 	if machine.old, err = logs.LastIndex(); err == nil {
 		var r *raft.Raft
 		if r, err = newRaft(conf, machine, guard{logs}, snaps, transport); err == nil {
+			n.watchElections(r)
 			n.begin(r, layer.ln.Addr().String())
 			n.attend(life, r, layer)
 			n.stop(ctx, r, w, layer, transport)

@@ -75,6 +75,7 @@ func (f *Feed) Activate(ctx context.Context) bool {
 	if trust == nil {
 		return true
 	}
+	began := time.Now()
 	state := f.cfg.PDP.Current()
 	homed := f.homed()
 	keep := func(id snapshot.TenantID) bool { return homed == nil || homed[id] }
@@ -105,6 +106,9 @@ func (f *Feed) Activate(ctx context.Context) bool {
 			}
 		}
 		f.goLive(ctx, ready, keep)
+		for range ready {
+			f.metrics.apply.Observe(time.Since(began).Seconds())
+		}
 	}
 	f.renewLeases()
 	return done
@@ -150,8 +154,10 @@ func (f *Feed) settle(ctx context.Context, state *pdp.State, o opening, done *bo
 	case o.err == nil:
 		return o.tenant
 	case errors.Is(o.err, errUnverified):
+		f.metrics.unproved.Inc()
 		f.log.ErrorContext(ctx, "a stored generation does not verify", append(o.failed.attrs(), "err", o.err)...)
 	case errors.Is(o.err, errUnfit):
+		f.metrics.unproved.Inc()
 		f.nack(o.failed, o.err)
 		if o.failed.digest != o.chain.Digest {
 			f.refuse(o.chain.Digest, o.err)

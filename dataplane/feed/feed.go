@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/kit/tele"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
@@ -53,12 +55,15 @@ type Config struct {
 	OnConnect func()
 	// Now is the time that the node believes; the wall clock when nil.
 	Now func() time.Time
+	// Registerer takes the metrics; it may be nil.
+	Registerer prometheus.Registerer
 }
 
 // Feed is the policy supply of one node.
 type Feed struct {
-	cfg Config
-	log *slog.Logger
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
 
 	// mu guards what the stream has brought and the log has not taken yet.
 	mu       sync.Mutex
@@ -93,7 +98,7 @@ func New(cfg Config) *Feed {
 		cfg.OnConnect = func() {}
 	}
 	return &Feed{
-		cfg: cfg, log: cfg.Logger,
+		cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer),
 		pending:  make(map[snapshot.TenantID]*pending),
 		wake:     make(chan struct{}, 1),
 		activate: make(chan struct{}, 1),

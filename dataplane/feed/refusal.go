@@ -41,6 +41,7 @@ func (f *Feed) note(ctx context.Context, kind string, err error) {
 	}
 	f.connMu.Unlock()
 	if err != nil {
+		f.metrics.unproved.Inc()
 		f.log.ErrorContext(ctx, "refused what the control plane sent", "kind", kind, "err", err)
 	}
 }

@@ -1,5 +1,6 @@
-// Package limit holds what one request and one caller may take: header fields, body bytes and time, open streams. It
-// counts; what a refusal looks like is for the pipeline.
+// Package limit holds what one request and one caller may take: header fields, body bytes and time, open streams, requests
+// under way, and requests over time, the budget of which the nodes of a cell share. It counts; what a refusal looks like is
+// for the pipeline.
 package limit
 
 import (

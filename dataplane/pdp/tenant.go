@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
+	"github.com/mcpvault/mcpvault/dataplane/limit"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/kit/jose"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
@@ -34,6 +35,8 @@ type Tenant struct {
 	Keys     authn.TenantKeys
 	Hosts    []string
 	Settings *snapshotv1.Settings
+	// Limits is what callers may ask for over time, nil for no limit.
+	Limits *limit.Plan
 	// Servers are sorted by name.
 	Servers []*Server
 	byName  map[string]*Server
@@ -133,6 +136,9 @@ func NewTenant(head *snapshotv1.Head, digest snapshot.Digest, x *index.Index, c 
 		return nil, err
 	}
 	t.Keys = keys
+	if t.Limits, err = limitsOf(c.GetSettings()); err != nil {
+		return nil, fmt.Errorf("rate limits: %w", err)
+	}
 	return t, nil
 }
 
@@ -141,7 +147,7 @@ func NewTenant(head *snapshotv1.Head, digest snapshot.Digest, x *index.Index, c 
 func (t *Tenant) Next(d *snapshotv1.Delta, digest snapshot.Digest, x *index.Index) *Tenant {
 	next := &Tenant{
 		ID: t.ID, Name: t.Name, Version: seal.DeltaVersion(d), Revision: d.GetRevision(), Digest: digest, HeadDigest: t.HeadDigest,
-		Index: x, Keys: t.Keys, Hosts: t.Hosts, Settings: t.Settings, Servers: t.Servers, byName: t.byName,
+		Index: x, Keys: t.Keys, Hosts: t.Hosts, Settings: t.Settings, Limits: t.Limits, Servers: t.Servers, byName: t.byName,
 	}
 	copy(next.State[:], d.GetStateHash())
 	return next

@@ -1,5 +1,5 @@
 // Package peers is what the nodes of one cell say to each other beside Raft: handing a proposal to the leader, reading a
-// shard, comparing what they serve. Every connection is SPIFFE mTLS between members of the same cell.
+// shard, comparing what they serve, sharing budgets of requests. Every connection is SPIFFE mTLS between members of the same cell.
 package peers
 
 import (
@@ -14,6 +14,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 
+	"github.com/mcpvault/mcpvault/dataplane/limit"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	"github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1/cellv1connect"
 	"github.com/mcpvault/mcpvault/snapshot"
@@ -26,6 +27,8 @@ const (
 	chunkBytes = 256 << 10
 	// maxStatus bounds what one peer may answer: all heads of the cell and the deltas behind them.
 	maxStatus = 64 << 20
+	// maxRequest bounds what a peer may send: entries of the log, or a message about budgets.
+	maxRequest = 1 << 20
 )
 
 // Set is this node's view of the others.
@@ -145,6 +148,7 @@ type Node interface {
 	Propose(ctx context.Context, entry *cellv1.RaftEntry) (uint64, error)
 	Blob(d snapshot.Digest) ([]byte, error)
 	Status(brief bool) *cellv1.GetStatusResponse
+	ShareBudgets(peer string, in []limit.Entry) []limit.Entry
 }
 
 // NewHandler serves PeerService. The listener has authorised the caller already.
@@ -152,8 +156,8 @@ func NewHandler(n Node, interceptors ...connect.ServerInterceptor) http.Handler 
 	server := connect.NewServer(interceptors...)
 	cellv1connect.RegisterPeerServiceHandler(server, &service{n})
 	mux := http.NewServeMux()
-	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(128<<10))
-	return mux
+	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(maxRequest))
+	return named(mux)
 }
 
 type service struct{ node Node }

@@ -2,6 +2,7 @@ package pep
 
 import (
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
@@ -129,9 +130,7 @@ func (x *exchange) limit() *answer {
 	}
 	free, within := x.p.streams.Acquire(string(x.tenant.ID) + "\x00" + string(x.owner[:]))
 	if !within {
-		a := x.reject(http.StatusTooManyRequests, mcp.CodeServer, "too_many_streams", "too many open streams")
-		a.header = http.Header{"Retry-After": {"5"}}
-		return a
+		return x.tooMany("streams", "too_many_streams", "one caller may have "+strconv.Itoa(x.p.cfg.MaxStreams)+" streams open on a node: close one, then try again", "5")
 	}
 	x.free = free
 	return nil
@@ -146,6 +145,7 @@ func (x *exchange) decide() *answer {
 	replay.Forget(x.rec)
 	a := x.judge()
 	x.decided = time.Since(began)
+	x.traceDecision(began)
 	return a
 }
 

@@ -64,9 +64,14 @@ type exchange struct {
 	// leaks are secret values that went upstream and must not come back.
 	leaks [][]byte
 	free  func()
+	// rations is nil without limits.
+	rations *ration
+	// traced is nil while nothing is traced.
+	traced *traced
 	// decided is how long the decision took; visible means that the caller may know of the tool that was denied.
 	decided time.Duration
 	visible bool
+	handed  time.Time // to the upstream; zero when nothing was
 }
 
 // parts are the pieces of the record that nearly every request has, made along with the exchange.
@@ -126,11 +131,15 @@ func (x *exchange) close() {
 	if x.free != nil {
 		x.free()
 	}
+	x.leave()
+	x.endSpan()
 }
 
 // finish records and sends an answer. When the record cannot be kept, the caller gets that for an answer.
 func (x *exchange) finish(a *answer) {
 	x.done = true
+	x.trace()
+	x.traceAnswer(a.body)
 	if err := x.record(a.reason, a.outcome, a.status); err != nil {
 		x.p.log.Error("audit record lost", "error", err, "request_id", x.rec.GetId())
 		a = x.unaudited()
@@ -180,6 +189,12 @@ func (x *exchange) head() http.Header {
 		b := strconv.AppendFloat(append(space[:0], "decision;dur="...), float64(x.decided.Nanoseconds())/1e6, 'f', 4, 64)
 		words[1] = string(b)
 		h["Server-Timing"] = words[1:2:2]
+	}
+	if x.rations != nil {
+		x.rations.header(h)
+	}
+	if x.traced != nil {
+		x.traceHeader(h)
 	}
 	if x.tenant != nil {
 		words[2] = x.tenant.Version.String()

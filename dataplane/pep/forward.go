@@ -15,7 +15,12 @@ import (
 )
 
 // forward sends the request upstream and the answer back.
-func (x *exchange) forward() *answer {
+func (x *exchange) forward() (a *answer) {
+	x.handed = time.Now()
+	if x.traced != nil && x.server != nil {
+		end := x.handOn()
+		defer func() { end(a) }()
+	}
 	if x.owned {
 		return x.bridge()
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
 	"github.com/mcpvault/mcpvault/dataplane/limit"
@@ -27,6 +28,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
+	"github.com/mcpvault/mcpvault/kit/tele"
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
@@ -100,6 +102,8 @@ type Config struct {
 	MaxBody int64
 	// MaxStreams is how many streams one principal may hold open: 64.
 	MaxStreams int
+	// Limits hold where the tenant's own settings say nothing; nil for no limit.
+	Limits *limit.Plan
 	// MaxUpstreamSessions bounds the upstream sessions of the gateway's own: 65,536, each dropped after SessionIdle
 	// without use: 30 minutes.
 	MaxUpstreamSessions int
@@ -129,11 +133,15 @@ type PEP struct {
 	sessions *session.Sessions
 	table    *session.Table
 	streams  *limit.Streams
+	limits   *limit.Limiter
+	slots    *limit.Slots
+	flood    *limit.Flood[*auditv1.Record]
 	body     limit.Body
 	names    veneer.Cache[snapshot.Digest]
 	metrics  *metrics
 	here     []string          // the header value that names this node
 	bases    map[string]string // public URL without path, by host
+	tracer   trace.Tracer      // nil while nothing is traced
 	draining chan struct{}     // closed by Drain
 	drained  sync.Once
 	steps    []step
@@ -149,6 +157,10 @@ type Parts struct {
 	Upstream  Upstream
 	Injector  Injector
 	Sessions  *session.Sessions
+	// Limits holds the buckets of rate limits; nil for buckets of this PEP's own.
+	Limits *limit.Limiter
+	// Traces makes spans; nil, or one that is off, makes none.
+	Traces *tele.Traces
 	// Registerer takes the metrics; it may be nil.
 	Registerer prometheus.Registerer
 }
@@ -160,27 +172,41 @@ type step func(*exchange) *answer
 // New makes a PEP. It panics when its metrics are registered already, which only a mistake in the wiring can bring about.
 func New(cfg Config, parts Parts) *PEP {
 	cfg = cfg.withDefaults()
+	if parts.Limits == nil {
+		parts.Limits = limit.New(limit.Config{})
+	}
 	counts, err := newMetrics(parts.Registerer)
 	if err != nil {
 		panic(err)
 	}
+	var tracer trace.Tracer
+	if parts.Traces.On() {
+		tracer = parts.Traces.Tracer("github.com/mcpvault/mcpvault/dataplane/pep")
+	}
 	return &PEP{
+		tracer:  tracer,
 		metrics: counts, here: []string{cfg.Cell + "/" + cfg.Node}, bases: cfg.bases(), draining: make(chan struct{}),
 		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, workload: parts.Workloads, audit: parts.Audit, up: parts.Upstream,
 		injector: parts.Injector, sessions: parts.Sessions,
 		framer:  mcp.NewFramer(mcp.DefaultLimits()),
 		table:   session.NewTable(cfg.MaxUpstreamSessions, cfg.SessionIdle, cfg.Now),
 		streams: limit.NewStreams(cfg.MaxStreams),
+		limits:  parts.Limits,
+		slots:   limit.NewSlots(),
+		flood:   limit.NewFlood[*auditv1.Record](time.Second, maxFloods),
 		body:    limit.Body{Max: cfg.MaxBody, Timeout: cfg.BodyTimeout},
 		steps: []step{
 			(*exchange).admit,        // host, origin, path, verb
 			(*exchange).frame,        // one strict pass over the bounded body; era; headers against body
+			(*exchange).trace,        // the span, in the caller's trace
 			(*exchange).authenticate, // token in, principal of this tenant out
+			(*exchange).ration,       // what the caller may ask for over time and at once
 			(*exchange).resume,       // legacy: the session, if it is this caller's
 			(*exchange).locate,       // the server, if this caller may know of it
 			(*exchange).limit,        // open streams
 			(*exchange).decide,       // may this caller do this, now, with these arguments
 			(*exchange).own,          // what is answered here: initialize, discovery, lists
+			(*exchange).allot,        // what the tool and the server may be asked for over time
 			(*exchange).inject,       // the destination's own credential
 			(*exchange).intend,       // calls with effects: the intent is on disk first
 			(*exchange).recheck,      // the policy may have changed since
@@ -207,14 +233,19 @@ func (p *PEP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Run closes what was left idle, until the context ends.
+// Run closes what was left idle and records what was only counted, until the context ends.
 func (p *PEP) Run(ctx context.Context) error {
 	tick := time.NewTicker(p.cfg.SessionIdle / 4)
 	defer tick.Stop()
+	floods := time.NewTicker(time.Second)
+	defer floods.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			p.countFloods(true)
 			return nil
+		case <-floods.C:
+			p.countFloods(false)
 		case <-tick.C:
 			p.hangUp(ctx, p.table.Sweep())
 		}
@@ -286,6 +317,9 @@ func (c Config) withDefaults() Config {
 	}
 	return c
 }
+
+// maxFloods bounds the callers whose refusals are counted apart.
+const maxFloods = 10_000
 
 // Why an exchange was cut short.
 var (

@@ -32,6 +32,7 @@ func (x *exchange) record(reason, outcome string, status int) error {
 		return nil
 	}
 	x.recorded = true
+	x.traceOutcome(reason, outcome, status)
 	rec := x.rec
 	if x.intended {
 		rec = proto.Clone(x.rec).(*auditv1.Record)
@@ -47,6 +48,12 @@ func (x *exchange) record(reason, outcome string, status int) error {
 	took := x.p.cfg.Now().Sub(x.began)
 	rec.LatencyUs = took.Microseconds()
 	x.p.metrics.observe(rec, took)
+	if x.decided > 0 {
+		x.p.metrics.deciding.Observe(x.decided.Seconds())
+	}
+	if !x.handed.IsZero() {
+		x.p.metrics.upstream.WithLabelValues(methodLabel(rec.GetMethod()), outcome).Observe(time.Since(x.handed).Seconds())
+	}
 	if x.intended {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), auditTime)
 		defer cancel()

@@ -190,6 +190,9 @@ func (x *exchange) lastEvent(out *sseWriter, ev mcp.Event, m *mcp.Message, how s
 		}
 		raw = mcp.AppendEvent(nil, oneLine(body))
 	}
+	if outcome == "rpc_error" {
+		x.traceAnswer(m.Body)
+	}
 	if err := x.record("", outcome, http.StatusOK); err != nil {
 		x.p.log.Error("audit record lost", "error", err, "request_id", x.rec.GetId())
 		raw = mcp.AppendEvent(nil, x.unaudited().body)

@@ -65,8 +65,6 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	descUp      = desc("mcpvault_upstream_up", "Whether calls to the upstream are let through: 0 while its breaker is open.")
-	descBreaker = desc("mcpvault_circuit_breaker_state", "The upstream's breaker: 0 closed, 1 half open, 2 open.")
 	descCalls   = desc("mcpvault_upstream_calls_total", "Calls to the upstream by how they ended.", "outcome")
 	descRunning = desc("mcpvault_upstream_calls_in_flight", "Calls and streams under way.", "kind")
 	descIdle    = desc("mcpvault_upstream_idle_connections", "Idle connections.")
@@ -79,7 +77,7 @@ var (
 // Describe implements prometheus.Collector.
 func (collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		descUp, descBreaker, descCalls, descRunning, descIdle, descDials, descStale, descRetries, descEjected,
+		descCalls, descRunning, descIdle, descDials, descStale, descRetries, descEjected,
 	} {
 		ch <- d
 	}
@@ -103,7 +101,6 @@ func (m collector) Collect(ch chan<- prometheus.Metric) {
 
 // sample is what is known of one server at one moment; those that differ in the identity alone are added up.
 type sample struct {
-	breaker                    breaker
 	outcomes                   [outcomeCount]int64
 	calls, streams             int
 	idle, ejected              int
@@ -113,8 +110,7 @@ type sample struct {
 
 func (s *sample) add(d *destination) {
 	now := d.c.cfg.Now()
-	b, calls, streams := d.gate.look(now)
-	s.breaker = max(s.breaker, b)
+	_, calls, streams := d.gate.look(now)
 	s.calls, s.streams = s.calls+calls, s.streams+streams
 	for i := range s.outcomes {
 		s.outcomes[i] += d.outcomes[i].Load()
@@ -135,12 +131,6 @@ func (s *sample) send(ch chan<- prometheus.Metric, server string) {
 	counter := func(d *prometheus.Desc, v int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), append([]string{server}, labels...)...)
 	}
-	up := 1.0
-	if s.breaker == open {
-		up = 0
-	}
-	gauge(descUp, up)
-	gauge(descBreaker, float64(s.breaker))
 	for i, n := range s.outcomes {
 		counter(descCalls, n, causes[i].word)
 	}

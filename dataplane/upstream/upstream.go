@@ -160,7 +160,7 @@ func (r *Response) Close() {
 // Forwarded reports whether a caller's header, in canonical form, crosses to an upstream.
 func Forwarded(name string) bool {
 	switch name {
-	case mcp.HeaderVersion, mcp.HeaderMethod, mcp.HeaderName, mcp.HeaderLastEventID, "Traceparent", "Tracestate":
+	case mcp.HeaderVersion, mcp.HeaderMethod, mcp.HeaderName, mcp.HeaderLastEventID, "Traceparent", "Tracestate", "Baggage":
 		return true
 	}
 	return strings.HasPrefix(name, mcp.HeaderParamPrefix)

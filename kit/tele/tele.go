@@ -30,13 +30,25 @@ const (
 	KeyError      = "error"
 )
 
-// The Model Context Protocol's trace attributes. They left OpenTelemetry's semantic conventions after 1.41; these are the
-// names they had there.
+// The attributes of spans by OpenTelemetry's conventions, those of the Model Context Protocol among them: these moved from
+// the semantic conventions after 1.41 to open-telemetry/semantic-conventions-genai.
 const (
-	KeyMCPMethod   = "mcp.method.name"
-	KeyMCPSession  = "mcp.session.id"
-	KeyMCPProtocol = "mcp.protocol.version"
-	KeyMCPResource = "mcp.resource.uri"
+	KeyMCPMethod      = "mcp.method.name"
+	KeyMCPSession     = "mcp.session.id"
+	KeyMCPProtocol    = "mcp.protocol.version"
+	KeyMCPResource    = "mcp.resource.uri"
+	KeyGenAITool      = "gen_ai.tool.name"
+	KeyGenAIPrompt    = "gen_ai.prompt.name"
+	KeyGenAIOperation = "gen_ai.operation.name"
+	KeyJSONRPCID      = "jsonrpc.request.id"
+	KeyRPCStatus      = "rpc.response.status_code"
+	KeyErrorType      = "error.type"
+	KeyTransport      = "network.transport"
+	KeyProtocol       = "network.protocol.name"
+	KeyProtocolVer    = "network.protocol.version"
+	KeyClientAddress  = "client.address"
+	KeyServerAddress  = "server.address"
+	KeyServerPort     = "server.port"
 )
 
 // LogConfig says what is logged and how.

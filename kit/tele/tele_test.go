@@ -12,7 +12,9 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	colmetrics "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/kit/tele"
@@ -96,6 +98,57 @@ func TestWithoutSettingsNothingIsTraced(t *testing.T) {
 		if err := tr.Shutdown(t.Context()); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestMetricsReachTheCollectorUnderTheirConventionalNames(t *testing.T) {
+	t.Parallel()
+	got := make(chan *colmetrics.ExportMetricsServiceRequest, 8)
+	collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+		m := &colmetrics.ExportMetricsServiceRequest{}
+		if err != nil || r.URL.Path != "/v1/metrics" || proto.Unmarshal(b, m) != nil {
+			t.Errorf("%s: %v", r.URL.Path, err)
+		}
+		got <- m
+	}))
+	defer collector.Close()
+	reg := prometheus.NewRegistry()
+	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "mcp_server_operation_duration_seconds", Buckets: []float64{1}}, []string{"mcp_method_name", "outcome"})
+	c := prometheus.NewCounter(prometheus.CounterOpts{Name: "mcpvault_test_total"})
+	reg.MustRegister(h, c)
+	h.WithLabelValues("tools/call", "ok").Observe(0.5)
+	c.Inc()
+	stop, err := tele.Push(t.Context(), tele.TraceConfig{Service: "mcpvault-test", Endpoint: collector.URL + "/"}, reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]string{}
+	for _, rm := range (<-got).GetResourceMetrics() {
+		if s := rm.GetResource().String(); !strings.Contains(s, "mcpvault-test") {
+			t.Errorf("resource %s", s)
+		}
+		for _, sm := range rm.GetScopeMetrics() {
+			for _, m := range sm.GetMetrics() {
+				names[m.GetName()] = m.GetUnit()
+				if m.GetName() == "mcp.server.operation.duration" && !strings.Contains(m.String(), "mcp.method.name") {
+					t.Errorf("its attributes: %s", m)
+				}
+			}
+		}
+	}
+	if unit, there := names["mcp.server.operation.duration"]; !there || unit != "s" {
+		t.Errorf("received %v", names)
+	}
+	if _, there := names["mcpvault_test_total"]; !there {
+		t.Errorf("received %v", names)
+	}
+	off, err := tele.Push(t.Context(), tele.TraceConfig{}, reg)
+	if err != nil || off(t.Context()) != nil || len(got) != 0 {
+		t.Error("without an endpoint something was sent", err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
@@ -17,9 +18,11 @@ import (
 // Traces makes tracers and carries trace ids over the wire. It is handed to who needs it; nothing global is set.
 type Traces struct {
 	trace.TracerProvider
-	// Propagator reads and writes W3C trace context. Baggage is left out: what a stranger sends is not passed on.
+	// Propagator reads and writes W3C trace context. Baggage is left out: nothing here reads what a stranger
+	// puts into it.
 	Propagator propagation.TextMapPropagator
 	shutdown   func(context.Context) error
+	on         bool
 }
 
 // TraceConfig says who is traced.
@@ -28,10 +31,12 @@ type TraceConfig struct {
 	Service, Version string
 	// Getenv reads the OTEL_* variables that decide whether there is tracing; the exporter reads its own from the process.
 	Getenv func(string) string
+	// Endpoint is where spans and metrics go when no variable says so, http://collector:4318; "" is nowhere.
+	Endpoint string
 }
 
 // NewTraces follows the standard variables: spans go by OTLP over HTTP to OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or
-// OTEL_EXPORTER_OTLP_ENDPOINT. Without either, with OTEL_SDK_DISABLED=true or OTEL_TRACES_EXPORTER=none, nothing is
+// OTEL_EXPORTER_OTLP_ENDPOINT, else to the configured endpoint. Without any, with OTEL_SDK_DISABLED=true or OTEL_TRACES_EXPORTER=none, nothing is
 // recorded and nothing is sent. A collector that cannot be reached is not an error; spans are dropped.
 func NewTraces(ctx context.Context, c TraceConfig) (*Traces, error) {
 	t := &Traces{
@@ -39,29 +44,64 @@ func NewTraces(ctx context.Context, c TraceConfig) (*Traces, error) {
 		Propagator:     propagation.TraceContext{},
 		shutdown:       func(context.Context) error { return nil },
 	}
-	if !wanted(c.Getenv) {
+	at, ok := c.destination("TRACES")
+	if !ok {
 		return t, nil
 	}
-	exporter, err := otlptracehttp.New(ctx)
+	var options []otlptracehttp.Option
+	if at != "" {
+		options = append(options, otlptracehttp.WithEndpointURL(at+"/v1/traces"))
+	}
+	exporter, err := otlptracehttp.New(ctx, options...)
 	if err != nil {
 		return nil, fmt.Errorf("make the trace exporter: %w", err)
 	}
-	attrs := []attribute.KeyValue{attribute.String("service.name", c.Service), attribute.String("service.version", c.Version)}
-	// What the environment says comes last and wins.
-	res, err := resource.New(ctx, resource.WithAttributes(attrs...), resource.WithFromEnv(), resource.WithTelemetrySDK())
-	if err != nil && !errors.Is(err, resource.ErrPartialResource) {
-		return nil, errors.Join(fmt.Errorf("describe this process for traces: %w", err), exporter.Shutdown(ctx))
+	res, err := c.resource(ctx)
+	if err != nil {
+		return nil, errors.Join(err, exporter.Shutdown(ctx))
 	}
-	provider := sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(res))
-	t.TracerProvider, t.shutdown = provider, provider.Shutdown
+	t.use(sdktrace.NewTracerProvider(sdktrace.WithBatcher(exporter), sdktrace.WithResource(res)))
 	return t, nil
 }
 
-func wanted(getenv func(string) string) bool {
-	if getenv == nil || getenv("OTEL_SDK_DISABLED") == "true" || getenv("OTEL_TRACES_EXPORTER") == "none" {
-		return false
+// NewTracesTo records every span at once in an exporter of the caller's own, for tests.
+func NewTracesTo(exporter sdktrace.SpanExporter) *Traces {
+	t := &Traces{Propagator: propagation.TraceContext{}}
+	t.use(sdktrace.NewTracerProvider(sdktrace.WithSyncer(exporter)))
+	return t
+}
+
+func (t *Traces) use(p *sdktrace.TracerProvider) {
+	t.TracerProvider, t.shutdown, t.on = p, p.Shutdown, true
+}
+
+// On reports whether anything is recorded.
+func (t *Traces) On() bool { return t != nil && t.on }
+
+// resource describes the process. What the environment says comes last and wins.
+func (c TraceConfig) resource(ctx context.Context) (*resource.Resource, error) {
+	attrs := []attribute.KeyValue{attribute.String("service.name", c.Service), attribute.String("service.version", c.Version)}
+	res, err := resource.New(ctx, resource.WithAttributes(attrs...), resource.WithFromEnv(), resource.WithTelemetrySDK())
+	if err != nil && !errors.Is(err, resource.ErrPartialResource) {
+		return nil, fmt.Errorf("describe this process for telemetry: %w", err)
 	}
-	return getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != "" || getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != ""
+	return res, nil
+}
+
+// destination says whether a signal (TRACES, METRICS) is sent, and where: at is "" when the environment says where, which
+// the exporter reads by itself.
+func (c TraceConfig) destination(signal string) (at string, ok bool) {
+	getenv := c.Getenv
+	if getenv == nil {
+		getenv = func(string) string { return "" }
+	}
+	if getenv("OTEL_SDK_DISABLED") == "true" || getenv("OTEL_"+signal+"_EXPORTER") == "none" {
+		return "", false
+	}
+	if getenv("OTEL_EXPORTER_OTLP_"+signal+"_ENDPOINT") != "" || getenv("OTEL_EXPORTER_OTLP_ENDPOINT") != "" {
+		return "", true
+	}
+	return strings.TrimSuffix(c.Endpoint, "/"), c.Endpoint != ""
 }
 
 // Shutdown sends what is still held and ends the exporter; it gives up when ctx ends.

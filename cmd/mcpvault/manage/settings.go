@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,10 +22,16 @@ type settingsView struct {
 	Read   string            `json:"max_staleness_read"`
 	Write  string            `json:"max_staleness_write"`
 	Labels map[string]string `json:"label_staleness"`
+	// Rates are as they are set: 100/1s+200.
+	Rates    map[string]string `json:"rate_limits"`
+	MaxCalls uint32            `json:"max_calls"`
 }
 
 func viewSettings(s *adminv1.Settings) settingsView {
-	v := settingsView{lasting(s.GetMaxStalenessRead()), lasting(s.GetMaxStalenessWrite()), map[string]string{}}
+	v := settingsView{
+		Read: lasting(s.GetMaxStalenessRead()), Write: lasting(s.GetMaxStalenessWrite()), Labels: map[string]string{},
+		Rates: viewRates(s.GetRateLimits()), MaxCalls: s.GetMaxCalls(),
+	}
 	for label, d := range s.GetLabelStaleness() {
 		v.Labels[label] = lasting(d)
 	}
@@ -47,14 +54,24 @@ func settingsColumns() []output.Column[settingsView] {
 	return []output.Column[settingsView]{
 		{Head: "MAX STALENESS READ", Cell: func(v settingsView) string { return v.Read }},
 		{Head: "MAX STALENESS WRITE", Cell: func(v settingsView) string { return v.Write }},
-		{Head: "OF LABELS", Cell: func(v settingsView) string {
-			var out []string
-			for _, label := range slices.Sorted(maps.Keys(v.Labels)) {
-				out = append(out, label+" "+v.Labels[label])
+		{Head: "OF LABELS", Cell: func(v settingsView) string { return pairs(v.Labels) }},
+		{Head: "RATE LIMITS", Cell: func(v settingsView) string { return pairs(v.Rates) }},
+		{Head: "MAX CALLS", Cell: func(v settingsView) string {
+			if v.MaxCalls == 0 {
+				return "default"
 			}
-			return strings.Join(out, ", ")
+			return strconv.FormatUint(uint64(v.MaxCalls), 10)
 		}},
 	}
+}
+
+// pairs are a map's keys and values in the order of keys.
+func pairs(m map[string]string) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, k+" "+m[k])
+	}
+	return strings.Join(out, ", ")
 }
 
 func settingsCommand(a *cli.App) *cobra.Command {
@@ -71,11 +88,12 @@ func settingsCommand(a *cli.App) *cobra.Command {
 
 func setSettings(a *cli.App) *cobra.Command {
 	var w cli.Waiting
-	var read, write string
-	var labels []string
+	var read, write, maxCalls string
+	var labels, rates []string
 	cmd := a.AdminLeaf("set", "Changes settings. What is not given stays; `default` goes back to what it was at first.",
 		`  mcpvault settings set --max-staleness-write 12h
-  mcpvault settings set --max-staleness-label pci=true:15m --max-staleness-label env=test:default`, cli.Args(),
+  mcpvault settings set --max-staleness-label pci=true:15m --max-staleness-label env=test:default
+  mcpvault settings set --rate-limit principal=100/1s+200 --rate-limit tool/payments/refund=10/1m --rate-limit tenant=default`, cli.Args(),
 		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
 			req := &adminv1.UpdateSettingsRequest{Tenant: tenant, LabelStaleness: map[string]*durationpb.Duration{}}
 			var err error
@@ -94,8 +112,14 @@ func setSettings(a *cli.App) *cobra.Command {
 					return err
 				}
 			}
-			if read == "" && write == "" && len(labels) == 0 {
-				return problem.New(problem.Invalid, "nothing to change was given", "give --max-staleness-read, --max-staleness-write or --max-staleness-label")
+			if req.RateLimits, err = parseRates(rates); err != nil {
+				return err
+			}
+			if req.MaxCalls, err = parseMaxCalls(maxCalls); err != nil {
+				return err
+			}
+			if read == "" && write == "" && maxCalls == "" && len(labels)+len(rates) == 0 {
+				return problem.New(problem.Invalid, "nothing to change was given", "`mcpvault settings set --help` lists what can be")
 			}
 			resp, err := c.Settings.UpdateSettings(ctx, req)
 			if err != nil {
@@ -107,6 +131,8 @@ func setSettings(a *cli.App) *cobra.Command {
 	cmd.Flags().StringVar(&read, "max-staleness-read", "", "how long after the last contact with the control plane a cell still serves reads, for example 72h")
 	cmd.Flags().StringVar(&write, "max-staleness-write", "", "the same for everything else, for example 24h")
 	cmd.Flags().StringArrayVar(&labels, "max-staleness-label", nil, "KEY=VALUE:TIME: a narrower bound for what carries the label, for example pci=true:15m; may be given again")
+	cmd.Flags().StringArrayVar(&rates, "rate-limit", nil, "SUBJECT=REQUESTS/TIME[+BURST]: what may be asked for over time; the subject is principal, tenant, server, tool, discover or resume for each of them, or principal/NAME, server/NAME, tool/SERVER/NAME; may be given again")
+	cmd.Flags().StringVar(&maxCalls, "max-calls", "", "how many requests of one principal a node has under way at most")
 	return a.Publishes(cmd, &w)
 }
 

@@ -764,8 +764,13 @@ type Settings struct {
 	MaxStalenessWrite *durationpb.Duration `protobuf:"bytes,2,opt,name=max_staleness_write,json=maxStalenessWrite,proto3" json:"max_staleness_write,omitempty"`
 	// Narrower bounds for what carries a label, by "key=value"; the narrowest that applies counts.
 	LabelStaleness map[string]*durationpb.Duration `protobuf:"bytes,3,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What callers may ask for over time, by what shares a bucket: principal, tenant, server, tool, discover or resume for each
+	// of them, principal/NAME, server/NAME or tool/SERVER/NAME for one. What is not there has no limit.
+	RateLimits map[string]*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// How many requests of one principal a node has under way at most; 0 is the node's own bound.
+	MaxCalls      uint32 `protobuf:"varint,21,opt,name=max_calls,json=maxCalls,proto3" json:"max_calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -819,6 +824,82 @@ func (x *Settings) GetLabelStaleness() map[string]*durationpb.Duration {
 	return nil
 }
 
+func (x *Settings) GetRateLimits() map[string]*RateLimit {
+	if x != nil {
+		return x.RateLimits
+	}
+	return nil
+}
+
+func (x *Settings) GetMaxCalls() uint32 {
+	if x != nil {
+		return x.MaxCalls
+	}
+	return 0
+}
+
+// RateLimit is a token bucket.
+type RateLimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// So many requests in every per on average, burst of them at once.
+	Requests      int64                `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"`
+	Per           *durationpb.Duration `protobuf:"bytes,2,opt,name=per,proto3" json:"per,omitempty"`
+	Burst         int64                `protobuf:"varint,3,opt,name=burst,proto3" json:"burst,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateLimit) Reset() {
+	*x = RateLimit{}
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimit) ProtoMessage() {}
+
+func (x *RateLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
+func (*RateLimit) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RateLimit) GetRequests() int64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *RateLimit) GetPer() *durationpb.Duration {
+	if x != nil {
+		return x.Per
+	}
+	return nil
+}
+
+func (x *RateLimit) GetBurst() int64 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
 type GetSettingsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -828,7 +909,7 @@ type GetSettingsRequest struct {
 
 func (x *GetSettingsRequest) Reset() {
 	*x = GetSettingsRequest{}
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +921,7 @@ func (x *GetSettingsRequest) String() string {
 func (*GetSettingsRequest) ProtoMessage() {}
 
 func (x *GetSettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +934,7 @@ func (x *GetSettingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSettingsRequest.ProtoReflect.Descriptor instead.
 func (*GetSettingsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetSettingsRequest) GetTenant() string {
@@ -872,7 +953,7 @@ type GetSettingsResponse struct {
 
 func (x *GetSettingsResponse) Reset() {
 	*x = GetSettingsResponse{}
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +965,7 @@ func (x *GetSettingsResponse) String() string {
 func (*GetSettingsResponse) ProtoMessage() {}
 
 func (x *GetSettingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +978,7 @@ func (x *GetSettingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSettingsResponse.ProtoReflect.Descriptor instead.
 func (*GetSettingsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetSettingsResponse) GetSettings() *Settings {
@@ -915,13 +996,17 @@ type UpdateSettingsRequest struct {
 	MaxStalenessWrite *durationpb.Duration `protobuf:"bytes,3,opt,name=max_staleness_write,json=maxStalenessWrite,proto3" json:"max_staleness_write,omitempty"`
 	// By "key=value"; 0 takes the bound away.
 	LabelStaleness map[string]*durationpb.Duration `protobuf:"bytes,4,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// By what shares a bucket; a limit of 0 requests takes it away. A burst of 0 is as many as requests.
+	RateLimits map[string]*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// 0 goes back to the node's own bound.
+	MaxCalls      *uint32 `protobuf:"varint,21,opt,name=max_calls,json=maxCalls,proto3,oneof" json:"max_calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateSettingsRequest) Reset() {
 	*x = UpdateSettingsRequest{}
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -933,7 +1018,7 @@ func (x *UpdateSettingsRequest) String() string {
 func (*UpdateSettingsRequest) ProtoMessage() {}
 
 func (x *UpdateSettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -946,7 +1031,7 @@ func (x *UpdateSettingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSettingsRequest.ProtoReflect.Descriptor instead.
 func (*UpdateSettingsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UpdateSettingsRequest) GetTenant() string {
@@ -977,6 +1062,20 @@ func (x *UpdateSettingsRequest) GetLabelStaleness() map[string]*durationpb.Durat
 	return nil
 }
 
+func (x *UpdateSettingsRequest) GetRateLimits() map[string]*RateLimit {
+	if x != nil {
+		return x.RateLimits
+	}
+	return nil
+}
+
+func (x *UpdateSettingsRequest) GetMaxCalls() uint32 {
+	if x != nil && x.MaxCalls != nil {
+		return *x.MaxCalls
+	}
+	return 0
+}
+
 type UpdateSettingsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Settings      *Settings              `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
@@ -987,7 +1086,7 @@ type UpdateSettingsResponse struct {
 
 func (x *UpdateSettingsResponse) Reset() {
 	*x = UpdateSettingsResponse{}
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1098,7 @@ func (x *UpdateSettingsResponse) String() string {
 func (*UpdateSettingsResponse) ProtoMessage() {}
 
 func (x *UpdateSettingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1111,7 @@ func (x *UpdateSettingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSettingsResponse.ProtoReflect.Descriptor instead.
 func (*UpdateSettingsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpdateSettingsResponse) GetSettings() *Settings {
@@ -1083,26 +1182,44 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"\x06access\x18\x04 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\x06access\x12\x16\n" +
 	"\x06remove\x18\x05 \x01(\bR\x06remove\"-\n" +
 	"\x0fSetLinkResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\"\xd6\x02\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"\x9e\x04\n" +
 	"\bSettings\x12G\n" +
 	"\x12max_staleness_read\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10maxStalenessRead\x12I\n" +
 	"\x13max_staleness_write\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x11maxStalenessWrite\x12X\n" +
-	"\x0flabel_staleness\x18\x03 \x03(\v2/.mcpvault.admin.v1.Settings.LabelStalenessEntryR\x0elabelStaleness\x1a\\\n" +
+	"\x0flabel_staleness\x18\x03 \x03(\v2/.mcpvault.admin.v1.Settings.LabelStalenessEntryR\x0elabelStaleness\x12L\n" +
+	"\vrate_limits\x18\x14 \x03(\v2+.mcpvault.admin.v1.Settings.RateLimitsEntryR\n" +
+	"rateLimits\x12\x1b\n" +
+	"\tmax_calls\x18\x15 \x01(\rR\bmaxCalls\x1a\\\n" +
 	"\x13LabelStalenessEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
-	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\"5\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\x1a[\n" +
+	"\x0fRateLimitsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x122\n" +
+	"\x05value\x18\x02 \x01(\v2\x1c.mcpvault.admin.v1.RateLimitR\x05value:\x028\x01\"j\n" +
+	"\tRateLimit\x12\x1a\n" +
+	"\brequests\x18\x01 \x01(\x03R\brequests\x12+\n" +
+	"\x03per\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03per\x12\x14\n" +
+	"\x05burst\x18\x03 \x01(\x03R\x05burst\"5\n" +
 	"\x12GetSettingsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\"N\n" +
 	"\x13GetSettingsResponse\x127\n" +
-	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\"\xe3\x03\n" +
+	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\"\xaf\x06\n" +
 	"\x15UpdateSettingsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12G\n" +
 	"\x12max_staleness_read\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x10maxStalenessRead\x12I\n" +
 	"\x13max_staleness_write\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x11maxStalenessWrite\x12\xb6\x01\n" +
-	"\x0flabel_staleness\x18\x04 \x03(\v2<.mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntryBO\xbaHL\x9a\x01I\x10d\"ErC2A^[A-Za-z0-9][A-Za-z0-9._-]{0,62}=[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x0elabelStaleness\x1a\\\n" +
+	"\x0flabel_staleness\x18\x04 \x03(\v2<.mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntryBO\xbaHL\x9a\x01I\x10d\"ErC2A^[A-Za-z0-9][A-Za-z0-9._-]{0,62}=[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x0elabelStaleness\x12\xb1\x01\n" +
+	"\vrate_limits\x18\x14 \x03(\v28.mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntryBV\xbaHS\x9a\x01P\x10d\"LrJ\x18\xac\x022E^(principal|tenant|server|tool|discover|resume)(/[^\\x00-\\x20\\x7f]+)?$R\n" +
+	"rateLimits\x12+\n" +
+	"\tmax_calls\x18\x15 \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06H\x00R\bmaxCalls\x88\x01\x01\x1a\\\n" +
 	"\x13LabelStalenessEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
-	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\"m\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\x1a[\n" +
+	"\x0fRateLimitsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x122\n" +
+	"\x05value\x18\x02 \x01(\v2\x1c.mcpvault.admin.v1.RateLimitR\x05value:\x028\x01B\f\n" +
+	"\n" +
+	"_max_calls\"m\n" +
 	"\x16UpdateSettingsResponse\x127\n" +
 	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision2\x81\x04\n" +
@@ -1129,7 +1246,7 @@ func file_mcpvault_admin_v1_data_proto_rawDescGZIP() []byte {
 	return file_mcpvault_admin_v1_data_proto_rawDescData
 }
 
-var file_mcpvault_admin_v1_data_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_mcpvault_admin_v1_data_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_mcpvault_admin_v1_data_proto_goTypes = []any{
 	(*Endpoint)(nil),               // 0: mcpvault.admin.v1.Endpoint
 	(*EndpointLink)(nil),           // 1: mcpvault.admin.v1.EndpointLink
@@ -1144,48 +1261,56 @@ var file_mcpvault_admin_v1_data_proto_goTypes = []any{
 	(*SetLinkRequest)(nil),         // 10: mcpvault.admin.v1.SetLinkRequest
 	(*SetLinkResponse)(nil),        // 11: mcpvault.admin.v1.SetLinkResponse
 	(*Settings)(nil),               // 12: mcpvault.admin.v1.Settings
-	(*GetSettingsRequest)(nil),     // 13: mcpvault.admin.v1.GetSettingsRequest
-	(*GetSettingsResponse)(nil),    // 14: mcpvault.admin.v1.GetSettingsResponse
-	(*UpdateSettingsRequest)(nil),  // 15: mcpvault.admin.v1.UpdateSettingsRequest
-	(*UpdateSettingsResponse)(nil), // 16: mcpvault.admin.v1.UpdateSettingsResponse
-	nil,                            // 17: mcpvault.admin.v1.Settings.LabelStalenessEntry
-	nil,                            // 18: mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry
-	(*durationpb.Duration)(nil),    // 19: google.protobuf.Duration
+	(*RateLimit)(nil),              // 13: mcpvault.admin.v1.RateLimit
+	(*GetSettingsRequest)(nil),     // 14: mcpvault.admin.v1.GetSettingsRequest
+	(*GetSettingsResponse)(nil),    // 15: mcpvault.admin.v1.GetSettingsResponse
+	(*UpdateSettingsRequest)(nil),  // 16: mcpvault.admin.v1.UpdateSettingsRequest
+	(*UpdateSettingsResponse)(nil), // 17: mcpvault.admin.v1.UpdateSettingsResponse
+	nil,                            // 18: mcpvault.admin.v1.Settings.LabelStalenessEntry
+	nil,                            // 19: mcpvault.admin.v1.Settings.RateLimitsEntry
+	nil,                            // 20: mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry
+	nil,                            // 21: mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry
+	(*durationpb.Duration)(nil),    // 22: google.protobuf.Duration
 }
 var file_mcpvault_admin_v1_data_proto_depIdxs = []int32{
 	1,  // 0: mcpvault.admin.v1.Endpoint.links:type_name -> mcpvault.admin.v1.EndpointLink
 	0,  // 1: mcpvault.admin.v1.CreateEndpointResponse.endpoint:type_name -> mcpvault.admin.v1.Endpoint
 	0,  // 2: mcpvault.admin.v1.ListEndpointsResponse.endpoints:type_name -> mcpvault.admin.v1.Endpoint
 	0,  // 3: mcpvault.admin.v1.UpdateEndpointResponse.endpoint:type_name -> mcpvault.admin.v1.Endpoint
-	19, // 4: mcpvault.admin.v1.Settings.max_staleness_read:type_name -> google.protobuf.Duration
-	19, // 5: mcpvault.admin.v1.Settings.max_staleness_write:type_name -> google.protobuf.Duration
-	17, // 6: mcpvault.admin.v1.Settings.label_staleness:type_name -> mcpvault.admin.v1.Settings.LabelStalenessEntry
-	12, // 7: mcpvault.admin.v1.GetSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
-	19, // 8: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_read:type_name -> google.protobuf.Duration
-	19, // 9: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_write:type_name -> google.protobuf.Duration
-	18, // 10: mcpvault.admin.v1.UpdateSettingsRequest.label_staleness:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry
-	12, // 11: mcpvault.admin.v1.UpdateSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
-	19, // 12: mcpvault.admin.v1.Settings.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
-	19, // 13: mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
-	2,  // 14: mcpvault.admin.v1.EndpointService.CreateEndpoint:input_type -> mcpvault.admin.v1.CreateEndpointRequest
-	4,  // 15: mcpvault.admin.v1.EndpointService.ListEndpoints:input_type -> mcpvault.admin.v1.ListEndpointsRequest
-	6,  // 16: mcpvault.admin.v1.EndpointService.UpdateEndpoint:input_type -> mcpvault.admin.v1.UpdateEndpointRequest
-	8,  // 17: mcpvault.admin.v1.EndpointService.DeleteEndpoint:input_type -> mcpvault.admin.v1.DeleteEndpointRequest
-	10, // 18: mcpvault.admin.v1.EndpointService.SetLink:input_type -> mcpvault.admin.v1.SetLinkRequest
-	13, // 19: mcpvault.admin.v1.SettingsService.GetSettings:input_type -> mcpvault.admin.v1.GetSettingsRequest
-	15, // 20: mcpvault.admin.v1.SettingsService.UpdateSettings:input_type -> mcpvault.admin.v1.UpdateSettingsRequest
-	3,  // 21: mcpvault.admin.v1.EndpointService.CreateEndpoint:output_type -> mcpvault.admin.v1.CreateEndpointResponse
-	5,  // 22: mcpvault.admin.v1.EndpointService.ListEndpoints:output_type -> mcpvault.admin.v1.ListEndpointsResponse
-	7,  // 23: mcpvault.admin.v1.EndpointService.UpdateEndpoint:output_type -> mcpvault.admin.v1.UpdateEndpointResponse
-	9,  // 24: mcpvault.admin.v1.EndpointService.DeleteEndpoint:output_type -> mcpvault.admin.v1.DeleteEndpointResponse
-	11, // 25: mcpvault.admin.v1.EndpointService.SetLink:output_type -> mcpvault.admin.v1.SetLinkResponse
-	14, // 26: mcpvault.admin.v1.SettingsService.GetSettings:output_type -> mcpvault.admin.v1.GetSettingsResponse
-	16, // 27: mcpvault.admin.v1.SettingsService.UpdateSettings:output_type -> mcpvault.admin.v1.UpdateSettingsResponse
-	21, // [21:28] is the sub-list for method output_type
-	14, // [14:21] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	22, // 4: mcpvault.admin.v1.Settings.max_staleness_read:type_name -> google.protobuf.Duration
+	22, // 5: mcpvault.admin.v1.Settings.max_staleness_write:type_name -> google.protobuf.Duration
+	18, // 6: mcpvault.admin.v1.Settings.label_staleness:type_name -> mcpvault.admin.v1.Settings.LabelStalenessEntry
+	19, // 7: mcpvault.admin.v1.Settings.rate_limits:type_name -> mcpvault.admin.v1.Settings.RateLimitsEntry
+	22, // 8: mcpvault.admin.v1.RateLimit.per:type_name -> google.protobuf.Duration
+	12, // 9: mcpvault.admin.v1.GetSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
+	22, // 10: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_read:type_name -> google.protobuf.Duration
+	22, // 11: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_write:type_name -> google.protobuf.Duration
+	20, // 12: mcpvault.admin.v1.UpdateSettingsRequest.label_staleness:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry
+	21, // 13: mcpvault.admin.v1.UpdateSettingsRequest.rate_limits:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry
+	12, // 14: mcpvault.admin.v1.UpdateSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
+	22, // 15: mcpvault.admin.v1.Settings.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
+	13, // 16: mcpvault.admin.v1.Settings.RateLimitsEntry.value:type_name -> mcpvault.admin.v1.RateLimit
+	22, // 17: mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
+	13, // 18: mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry.value:type_name -> mcpvault.admin.v1.RateLimit
+	2,  // 19: mcpvault.admin.v1.EndpointService.CreateEndpoint:input_type -> mcpvault.admin.v1.CreateEndpointRequest
+	4,  // 20: mcpvault.admin.v1.EndpointService.ListEndpoints:input_type -> mcpvault.admin.v1.ListEndpointsRequest
+	6,  // 21: mcpvault.admin.v1.EndpointService.UpdateEndpoint:input_type -> mcpvault.admin.v1.UpdateEndpointRequest
+	8,  // 22: mcpvault.admin.v1.EndpointService.DeleteEndpoint:input_type -> mcpvault.admin.v1.DeleteEndpointRequest
+	10, // 23: mcpvault.admin.v1.EndpointService.SetLink:input_type -> mcpvault.admin.v1.SetLinkRequest
+	14, // 24: mcpvault.admin.v1.SettingsService.GetSettings:input_type -> mcpvault.admin.v1.GetSettingsRequest
+	16, // 25: mcpvault.admin.v1.SettingsService.UpdateSettings:input_type -> mcpvault.admin.v1.UpdateSettingsRequest
+	3,  // 26: mcpvault.admin.v1.EndpointService.CreateEndpoint:output_type -> mcpvault.admin.v1.CreateEndpointResponse
+	5,  // 27: mcpvault.admin.v1.EndpointService.ListEndpoints:output_type -> mcpvault.admin.v1.ListEndpointsResponse
+	7,  // 28: mcpvault.admin.v1.EndpointService.UpdateEndpoint:output_type -> mcpvault.admin.v1.UpdateEndpointResponse
+	9,  // 29: mcpvault.admin.v1.EndpointService.DeleteEndpoint:output_type -> mcpvault.admin.v1.DeleteEndpointResponse
+	11, // 30: mcpvault.admin.v1.EndpointService.SetLink:output_type -> mcpvault.admin.v1.SetLinkResponse
+	15, // 31: mcpvault.admin.v1.SettingsService.GetSettings:output_type -> mcpvault.admin.v1.GetSettingsResponse
+	17, // 32: mcpvault.admin.v1.SettingsService.UpdateSettings:output_type -> mcpvault.admin.v1.UpdateSettingsResponse
+	26, // [26:33] is the sub-list for method output_type
+	19, // [19:26] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_admin_v1_data_proto_init() }
@@ -1194,13 +1319,14 @@ func file_mcpvault_admin_v1_data_proto_init() {
 		return
 	}
 	file_mcpvault_admin_v1_data_proto_msgTypes[6].OneofWrappers = []any{}
+	file_mcpvault_admin_v1_data_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_admin_v1_data_proto_rawDesc), len(file_mcpvault_admin_v1_data_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -237,12 +237,15 @@ type Record struct {
 	// With these and the generation a decision can be made again, bit by bit: the time that conditions saw, the region of
 	// the cell, the state hash of the index, the item that was decided, the program that settled it (its number + 1), and
 	// what each condition came to.
-	DecisionMs    int64               `protobuf:"varint,33,opt,name=decision_ms,json=decisionMs,proto3" json:"decision_ms,omitempty"`
-	Region        string              `protobuf:"bytes,34,opt,name=region,proto3" json:"region,omitempty"`
-	StateHash     []byte              `protobuf:"bytes,35,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
-	Item          string              `protobuf:"bytes,36,opt,name=item,proto3" json:"item,omitempty"`
-	Program       uint32              `protobuf:"varint,37,opt,name=program,proto3" json:"program,omitempty"`
-	Conditions    []*ConditionOutcome `protobuf:"bytes,38,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	DecisionMs int64               `protobuf:"varint,33,opt,name=decision_ms,json=decisionMs,proto3" json:"decision_ms,omitempty"`
+	Region     string              `protobuf:"bytes,34,opt,name=region,proto3" json:"region,omitempty"`
+	StateHash  []byte              `protobuf:"bytes,35,opt,name=state_hash,json=stateHash,proto3" json:"state_hash,omitempty"`
+	Item       string              `protobuf:"bytes,36,opt,name=item,proto3" json:"item,omitempty"`
+	Program    uint32              `protobuf:"varint,37,opt,name=program,proto3" json:"program,omitempty"`
+	Conditions []*ConditionOutcome `protobuf:"bytes,38,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	// How many more requests of this source were refused for the same kind of reason since its last record, and have no record
+	// of their own.
+	Repeated      uint64 `protobuf:"varint,50,opt,name=repeated,proto3" json:"repeated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -543,6 +546,13 @@ func (x *Record) GetConditions() []*ConditionOutcome {
 	return nil
 }
 
+func (x *Record) GetRepeated() uint64 {
+	if x != nil {
+		return x.Repeated
+	}
+	return 0
+}
+
 type ConditionOutcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Number of the program in the generation's index.
@@ -737,7 +747,7 @@ var File_mcpvault_audit_v1_audit_proto protoreflect.FileDescriptor
 
 const file_mcpvault_audit_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x1dmcpvault/audit/v1/audit.proto\x12\x11mcpvault.audit.v1\x1a#mcpvault/snapshot/v1/snapshot.proto\"\xd5\t\n" +
+	"\x1dmcpvault/audit/v1/audit.proto\x12\x11mcpvault.audit.v1\x1a#mcpvault/snapshot/v1/snapshot.proto\"\xf1\t\n" +
 	"\x06Record\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x121\n" +
 	"\x04kind\x18\x02 \x01(\x0e2\x1d.mcpvault.audit.v1.RecordKindR\x04kind\x12\x17\n" +
@@ -787,7 +797,8 @@ const file_mcpvault_audit_v1_audit_proto_rawDesc = "" +
 	"\aprogram\x18% \x01(\rR\aprogram\x12C\n" +
 	"\n" +
 	"conditions\x18& \x03(\v2#.mcpvault.audit.v1.ConditionOutcomeR\n" +
-	"conditions\"\xcf\x01\n" +
+	"conditions\x12\x1a\n" +
+	"\brepeated\x182 \x01(\x04R\brepeated\"\xcf\x01\n" +
 	"\x10ConditionOutcome\x12\x18\n" +
 	"\aprogram\x18\x01 \x01(\rR\aprogram\x12E\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2+.mcpvault.audit.v1.ConditionOutcome.OutcomeR\aoutcome\"Z\n" +

@@ -540,6 +540,207 @@ func (x *GetStatusResponse) GetKills() [][]byte {
 	return nil
 }
 
+type ShareBudgetsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shares        []*BudgetShare         `protobuf:"bytes,1,rep,name=shares,proto3" json:"shares,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareBudgetsRequest) Reset() {
+	*x = ShareBudgetsRequest{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareBudgetsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareBudgetsRequest) ProtoMessage() {}
+
+func (x *ShareBudgetsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareBudgetsRequest.ProtoReflect.Descriptor instead.
+func (*ShareBudgetsRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ShareBudgetsRequest) GetShares() []*BudgetShare {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+type ShareBudgetsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shares        []*BudgetShare         `protobuf:"bytes,1,rep,name=shares,proto3" json:"shares,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShareBudgetsResponse) Reset() {
+	*x = ShareBudgetsResponse{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShareBudgetsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShareBudgetsResponse) ProtoMessage() {}
+
+func (x *ShareBudgetsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShareBudgetsResponse.ProtoReflect.Descriptor instead.
+func (*ShareBudgetsResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ShareBudgetsResponse) GetShares() []*BudgetShare {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+// BudgetShare is what one node tells another about one budget.
+type BudgetShare struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	TenantId string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// As in snapshot.v1.RateLimit.
+	Scope string `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	Name  string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	Item  string `protobuf:"bytes,4,opt,name=item,proto3" json:"item,omitempty"`
+	// Which memories of the budget the counter is between: the teller's and, as the teller knows it, the other's.
+	Born     uint64 `protobuf:"varint,5,opt,name=born,proto3" json:"born,omitempty"`
+	PeerBorn uint64 `protobuf:"varint,6,opt,name=peer_born,json=peerBorn,proto3" json:"peer_born,omitempty"`
+	// All that was given in them. It only grows.
+	Gave uint64 `protobuf:"varint,7,opt,name=gave,proto3" json:"gave,omitempty"`
+	// Requests a second.
+	Demand        float64 `protobuf:"fixed64,8,opt,name=demand,proto3" json:"demand,omitempty"`
+	Parts         int64   `protobuf:"varint,9,opt,name=parts,proto3" json:"parts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BudgetShare) Reset() {
+	*x = BudgetShare{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BudgetShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BudgetShare) ProtoMessage() {}
+
+func (x *BudgetShare) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BudgetShare.ProtoReflect.Descriptor instead.
+func (*BudgetShare) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *BudgetShare) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *BudgetShare) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *BudgetShare) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BudgetShare) GetItem() string {
+	if x != nil {
+		return x.Item
+	}
+	return ""
+}
+
+func (x *BudgetShare) GetBorn() uint64 {
+	if x != nil {
+		return x.Born
+	}
+	return 0
+}
+
+func (x *BudgetShare) GetPeerBorn() uint64 {
+	if x != nil {
+		return x.PeerBorn
+	}
+	return 0
+}
+
+func (x *BudgetShare) GetGave() uint64 {
+	if x != nil {
+		return x.Gave
+	}
+	return 0
+}
+
+func (x *BudgetShare) GetDemand() float64 {
+	if x != nil {
+		return x.Demand
+	}
+	return 0
+}
+
+func (x *BudgetShare) GetParts() int64 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
 var File_mcpvault_cell_v1_peer_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
@@ -574,11 +775,26 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusR\x06status\x120\n" +
 	"\x06update\x18\x02 \x01(\v2\x18.mcpvault.cell.v1.UpdateR\x06update\x12\x1c\n" +
 	"\theartbeat\x18\x03 \x01(\fR\theartbeat\x12\x14\n" +
-	"\x05kills\x18\x04 \x03(\fR\x05kills2\x92\x02\n" +
+	"\x05kills\x18\x04 \x03(\fR\x05kills\"W\n" +
+	"\x13ShareBudgetsRequest\x12@\n" +
+	"\x06shares\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.BudgetShareB\t\xbaH\x06\x92\x01\x03\x10\x80\x04R\x06shares\"M\n" +
+	"\x14ShareBudgetsResponse\x125\n" +
+	"\x06shares\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.BudgetShareR\x06shares\"\x81\x02\n" +
+	"\vBudgetShare\x12$\n" +
+	"\ttenant_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\btenantId\x12\x1d\n" +
+	"\x05scope\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18\x10R\x05scope\x12\x1c\n" +
+	"\x04name\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\x04name\x12\x1c\n" +
+	"\x04item\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\x04item\x12\x12\n" +
+	"\x04born\x18\x05 \x01(\x04R\x04born\x12\x1b\n" +
+	"\tpeer_born\x18\x06 \x01(\x04R\bpeerBorn\x12\x12\n" +
+	"\x04gave\x18\a \x01(\x04R\x04gave\x12\x16\n" +
+	"\x06demand\x18\b \x01(\x01R\x06demand\x12\x14\n" +
+	"\x05parts\x18\t \x01(\x03R\x05parts2\xf1\x02\n" +
 	"\vPeerService\x12N\n" +
 	"\aPropose\x12 .mcpvault.cell.v1.ProposeRequest\x1a!.mcpvault.cell.v1.ProposeResponse\x12X\n" +
 	"\bReadBlob\x12!.mcpvault.cell.v1.ReadBlobRequest\x1a\".mcpvault.cell.v1.ReadBlobResponse\"\x03\x90\x02\x010\x01\x12Y\n" +
-	"\tGetStatus\x12\".mcpvault.cell.v1.GetStatusRequest\x1a#.mcpvault.cell.v1.GetStatusResponse\"\x03\x90\x02\x01B\xc3\x01\n" +
+	"\tGetStatus\x12\".mcpvault.cell.v1.GetStatusRequest\x1a#.mcpvault.cell.v1.GetStatusResponse\"\x03\x90\x02\x01\x12]\n" +
+	"\fShareBudgets\x12%.mcpvault.cell.v1.ShareBudgetsRequest\x1a&.mcpvault.cell.v1.ShareBudgetsResponseB\xc3\x01\n" +
 	"\x14com.mcpvault.cell.v1B\tPeerProtoP\x01Z>github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1;cellv1\xa2\x02\x03MCX\xaa\x02\x10Mcpvault.Cell.V1\xca\x02\x10Mcpvault\\Cell\\V1\xe2\x02\x1cMcpvault\\Cell\\V1\\GPBMetadata\xea\x02\x12Mcpvault::Cell::V1b\x06proto3"
 
 var (
@@ -593,40 +809,47 @@ func file_mcpvault_cell_v1_peer_proto_rawDescGZIP() []byte {
 	return file_mcpvault_cell_v1_peer_proto_rawDescData
 }
 
-var file_mcpvault_cell_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_mcpvault_cell_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_mcpvault_cell_v1_peer_proto_goTypes = []any{
-	(*RaftEntry)(nil),         // 0: mcpvault.cell.v1.RaftEntry
-	(*Deltas)(nil),            // 1: mcpvault.cell.v1.Deltas
-	(*SessionKey)(nil),        // 2: mcpvault.cell.v1.SessionKey
-	(*ProposeRequest)(nil),    // 3: mcpvault.cell.v1.ProposeRequest
-	(*ProposeResponse)(nil),   // 4: mcpvault.cell.v1.ProposeResponse
-	(*ReadBlobRequest)(nil),   // 5: mcpvault.cell.v1.ReadBlobRequest
-	(*ReadBlobResponse)(nil),  // 6: mcpvault.cell.v1.ReadBlobResponse
-	(*GetStatusRequest)(nil),  // 7: mcpvault.cell.v1.GetStatusRequest
-	(*GetStatusResponse)(nil), // 8: mcpvault.cell.v1.GetStatusResponse
-	(*Update)(nil),            // 9: mcpvault.cell.v1.Update
-	(*v1.SignedDelta)(nil),    // 10: mcpvault.snapshot.v1.SignedDelta
-	(*NodeStatus)(nil),        // 11: mcpvault.cell.v1.NodeStatus
+	(*RaftEntry)(nil),            // 0: mcpvault.cell.v1.RaftEntry
+	(*Deltas)(nil),               // 1: mcpvault.cell.v1.Deltas
+	(*SessionKey)(nil),           // 2: mcpvault.cell.v1.SessionKey
+	(*ProposeRequest)(nil),       // 3: mcpvault.cell.v1.ProposeRequest
+	(*ProposeResponse)(nil),      // 4: mcpvault.cell.v1.ProposeResponse
+	(*ReadBlobRequest)(nil),      // 5: mcpvault.cell.v1.ReadBlobRequest
+	(*ReadBlobResponse)(nil),     // 6: mcpvault.cell.v1.ReadBlobResponse
+	(*GetStatusRequest)(nil),     // 7: mcpvault.cell.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),    // 8: mcpvault.cell.v1.GetStatusResponse
+	(*ShareBudgetsRequest)(nil),  // 9: mcpvault.cell.v1.ShareBudgetsRequest
+	(*ShareBudgetsResponse)(nil), // 10: mcpvault.cell.v1.ShareBudgetsResponse
+	(*BudgetShare)(nil),          // 11: mcpvault.cell.v1.BudgetShare
+	(*Update)(nil),               // 12: mcpvault.cell.v1.Update
+	(*v1.SignedDelta)(nil),       // 13: mcpvault.snapshot.v1.SignedDelta
+	(*NodeStatus)(nil),           // 14: mcpvault.cell.v1.NodeStatus
 }
 var file_mcpvault_cell_v1_peer_proto_depIdxs = []int32{
-	9,  // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
+	12, // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
 	2,  // 1: mcpvault.cell.v1.RaftEntry.session_key:type_name -> mcpvault.cell.v1.SessionKey
 	1,  // 2: mcpvault.cell.v1.RaftEntry.deltas:type_name -> mcpvault.cell.v1.Deltas
-	10, // 3: mcpvault.cell.v1.Deltas.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	13, // 3: mcpvault.cell.v1.Deltas.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
 	0,  // 4: mcpvault.cell.v1.ProposeRequest.entry:type_name -> mcpvault.cell.v1.RaftEntry
-	11, // 5: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
-	9,  // 6: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
-	3,  // 7: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
-	5,  // 8: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
-	7,  // 9: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
-	4,  // 10: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
-	6,  // 11: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
-	8,  // 12: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
-	10, // [10:13] is the sub-list for method output_type
-	7,  // [7:10] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	14, // 5: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
+	12, // 6: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
+	11, // 7: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	11, // 8: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	3,  // 9: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
+	5,  // 10: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
+	7,  // 11: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
+	9,  // 12: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
+	4,  // 13: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
+	6,  // 14: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
+	8,  // 15: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
+	10, // 16: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
+	13, // [13:17] is the sub-list for method output_type
+	9,  // [9:13] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_peer_proto_init() }
@@ -647,7 +870,7 @@ func file_mcpvault_cell_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_cell_v1_peer_proto_rawDesc), len(file_mcpvault_cell_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

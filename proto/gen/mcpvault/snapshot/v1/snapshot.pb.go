@@ -1758,8 +1758,12 @@ type Settings struct {
 	MaxStalenessWriteMs int64 `protobuf:"varint,2,opt,name=max_staleness_write_ms,json=maxStalenessWriteMs,proto3" json:"max_staleness_write_ms,omitempty"`
 	// Narrower bounds for what carries a label; the narrowest that applies counts. Sorted by label.
 	LabelStaleness []*LabelStaleness `protobuf:"bytes,3,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What callers may ask for over time. Sorted by scope, name and item.
+	RateLimits []*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
+	// How many requests of one principal a node has under way at most; 0 is the node's own bound.
+	MaxCalls      uint32 `protobuf:"varint,21,opt,name=max_calls,json=maxCalls,proto3" json:"max_calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -1813,6 +1817,108 @@ func (x *Settings) GetLabelStaleness() []*LabelStaleness {
 	return nil
 }
 
+func (x *Settings) GetRateLimits() []*RateLimit {
+	if x != nil {
+		return x.RateLimits
+	}
+	return nil
+}
+
+func (x *Settings) GetMaxCalls() uint32 {
+	if x != nil {
+		return x.MaxCalls
+	}
+	return 0
+}
+
+// RateLimit is a token bucket.
+type RateLimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// principal, tenant, server, tool, discover or resume. A word that a node does not know is an error to it.
+	Scope string `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	// The principal or server, and the tool; "" for each of the scope.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Item string `protobuf:"bytes,3,opt,name=item,proto3" json:"item,omitempty"`
+	// So many requests in every per_ms on average, burst of them at once.
+	Requests      int64 `protobuf:"varint,4,opt,name=requests,proto3" json:"requests,omitempty"`
+	PerMs         int64 `protobuf:"varint,5,opt,name=per_ms,json=perMs,proto3" json:"per_ms,omitempty"`
+	Burst         int64 `protobuf:"varint,6,opt,name=burst,proto3" json:"burst,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateLimit) Reset() {
+	*x = RateLimit{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimit) ProtoMessage() {}
+
+func (x *RateLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
+func (*RateLimit) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RateLimit) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *RateLimit) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RateLimit) GetItem() string {
+	if x != nil {
+		return x.Item
+	}
+	return ""
+}
+
+func (x *RateLimit) GetRequests() int64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *RateLimit) GetPerMs() int64 {
+	if x != nil {
+		return x.PerMs
+	}
+	return 0
+}
+
+func (x *RateLimit) GetBurst() int64 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
 type LabelStaleness struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "key=value".
@@ -1824,7 +1930,7 @@ type LabelStaleness struct {
 
 func (x *LabelStaleness) Reset() {
 	*x = LabelStaleness{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[20]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1942,7 @@ func (x *LabelStaleness) String() string {
 func (*LabelStaleness) ProtoMessage() {}
 
 func (x *LabelStaleness) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[20]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1955,7 @@ func (x *LabelStaleness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelStaleness.ProtoReflect.Descriptor instead.
 func (*LabelStaleness) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{20}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LabelStaleness) GetLabel() string {
@@ -1893,7 +1999,7 @@ type CatalogueServer struct {
 
 func (x *CatalogueServer) Reset() {
 	*x = CatalogueServer{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[21]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2011,7 @@ func (x *CatalogueServer) String() string {
 func (*CatalogueServer) ProtoMessage() {}
 
 func (x *CatalogueServer) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[21]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2024,7 @@ func (x *CatalogueServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogueServer.ProtoReflect.Descriptor instead.
 func (*CatalogueServer) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{21}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CatalogueServer) GetId() string {
@@ -2032,7 +2138,7 @@ type CatalogueEntry struct {
 
 func (x *CatalogueEntry) Reset() {
 	*x = CatalogueEntry{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[22]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2150,7 @@ func (x *CatalogueEntry) String() string {
 func (*CatalogueEntry) ProtoMessage() {}
 
 func (x *CatalogueEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[22]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2163,7 @@ func (x *CatalogueEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogueEntry.ProtoReflect.Descriptor instead.
 func (*CatalogueEntry) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{22}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CatalogueEntry) GetName() string {
@@ -2088,7 +2194,7 @@ type CatalogueTool struct {
 
 func (x *CatalogueTool) Reset() {
 	*x = CatalogueTool{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[23]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2206,7 @@ func (x *CatalogueTool) String() string {
 func (*CatalogueTool) ProtoMessage() {}
 
 func (x *CatalogueTool) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[23]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2219,7 @@ func (x *CatalogueTool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogueTool.ProtoReflect.Descriptor instead.
 func (*CatalogueTool) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{23}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CatalogueTool) GetName() string {
@@ -2157,7 +2263,7 @@ type Issuer struct {
 
 func (x *Issuer) Reset() {
 	*x = Issuer{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[24]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2169,7 +2275,7 @@ func (x *Issuer) String() string {
 func (*Issuer) ProtoMessage() {}
 
 func (x *Issuer) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[24]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2182,7 +2288,7 @@ func (x *Issuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issuer.ProtoReflect.Descriptor instead.
 func (*Issuer) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{24}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Issuer) GetIssuer() string {
@@ -2219,7 +2325,7 @@ type IssuerKey struct {
 
 func (x *IssuerKey) Reset() {
 	*x = IssuerKey{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[25]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2337,7 @@ func (x *IssuerKey) String() string {
 func (*IssuerKey) ProtoMessage() {}
 
 func (x *IssuerKey) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[25]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2350,7 @@ func (x *IssuerKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuerKey.ProtoReflect.Descriptor instead.
 func (*IssuerKey) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{25}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *IssuerKey) GetKid() string {
@@ -2403,11 +2509,21 @@ const file_mcpvault_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\aservers\x18\x03 \x03(\v2%.mcpvault.snapshot.v1.CatalogueServerR\aservers\x126\n" +
 	"\aissuers\x18\x04 \x03(\v2\x1c.mcpvault.snapshot.v1.IssuerR\aissuers\x12\x14\n" +
 	"\x05hosts\x18\x05 \x03(\tR\x05hosts\x12:\n" +
-	"\bsettings\x18\x06 \x01(\v2\x1e.mcpvault.snapshot.v1.SettingsR\bsettings\"\xc1\x01\n" +
+	"\bsettings\x18\x06 \x01(\v2\x1e.mcpvault.snapshot.v1.SettingsR\bsettings\"\xa0\x02\n" +
 	"\bSettings\x121\n" +
 	"\x15max_staleness_read_ms\x18\x01 \x01(\x03R\x12maxStalenessReadMs\x123\n" +
 	"\x16max_staleness_write_ms\x18\x02 \x01(\x03R\x13maxStalenessWriteMs\x12M\n" +
-	"\x0flabel_staleness\x18\x03 \x03(\v2$.mcpvault.snapshot.v1.LabelStalenessR\x0elabelStaleness\"=\n" +
+	"\x0flabel_staleness\x18\x03 \x03(\v2$.mcpvault.snapshot.v1.LabelStalenessR\x0elabelStaleness\x12@\n" +
+	"\vrate_limits\x18\x14 \x03(\v2\x1f.mcpvault.snapshot.v1.RateLimitR\n" +
+	"rateLimits\x12\x1b\n" +
+	"\tmax_calls\x18\x15 \x01(\rR\bmaxCalls\"\x92\x01\n" +
+	"\tRateLimit\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\tR\x05scope\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04item\x18\x03 \x01(\tR\x04item\x12\x1a\n" +
+	"\brequests\x18\x04 \x01(\x03R\brequests\x12\x15\n" +
+	"\x06per_ms\x18\x05 \x01(\x03R\x05perMs\x12\x14\n" +
+	"\x05burst\x18\x06 \x01(\x03R\x05burst\"=\n" +
 	"\x0eLabelStaleness\x12\x14\n" +
 	"\x05label\x18\x01 \x01(\tR\x05label\x12\x15\n" +
 	"\x06max_ms\x18\x02 \x01(\x03R\x05maxMs\"\xca\x04\n" +
@@ -2488,7 +2604,7 @@ func file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_snapshot_v1_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_mcpvault_snapshot_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_mcpvault_snapshot_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_mcpvault_snapshot_v1_snapshot_proto_goTypes = []any{
 	(KeyRole)(0),            // 0: mcpvault.snapshot.v1.KeyRole
 	(ShardKind)(0),          // 1: mcpvault.snapshot.v1.ShardKind
@@ -2514,12 +2630,13 @@ var file_mcpvault_snapshot_v1_snapshot_proto_goTypes = []any{
 	(*Kill)(nil),            // 21: mcpvault.snapshot.v1.Kill
 	(*Catalogue)(nil),       // 22: mcpvault.snapshot.v1.Catalogue
 	(*Settings)(nil),        // 23: mcpvault.snapshot.v1.Settings
-	(*LabelStaleness)(nil),  // 24: mcpvault.snapshot.v1.LabelStaleness
-	(*CatalogueServer)(nil), // 25: mcpvault.snapshot.v1.CatalogueServer
-	(*CatalogueEntry)(nil),  // 26: mcpvault.snapshot.v1.CatalogueEntry
-	(*CatalogueTool)(nil),   // 27: mcpvault.snapshot.v1.CatalogueTool
-	(*Issuer)(nil),          // 28: mcpvault.snapshot.v1.Issuer
-	(*IssuerKey)(nil),       // 29: mcpvault.snapshot.v1.IssuerKey
+	(*RateLimit)(nil),       // 24: mcpvault.snapshot.v1.RateLimit
+	(*LabelStaleness)(nil),  // 25: mcpvault.snapshot.v1.LabelStaleness
+	(*CatalogueServer)(nil), // 26: mcpvault.snapshot.v1.CatalogueServer
+	(*CatalogueEntry)(nil),  // 27: mcpvault.snapshot.v1.CatalogueEntry
+	(*CatalogueTool)(nil),   // 28: mcpvault.snapshot.v1.CatalogueTool
+	(*Issuer)(nil),          // 29: mcpvault.snapshot.v1.Issuer
+	(*IssuerKey)(nil),       // 30: mcpvault.snapshot.v1.IssuerKey
 }
 var file_mcpvault_snapshot_v1_snapshot_proto_depIdxs = []int32{
 	5,  // 0: mcpvault.snapshot.v1.Envelope.signatures:type_name -> mcpvault.snapshot.v1.Signature
@@ -2537,21 +2654,22 @@ var file_mcpvault_snapshot_v1_snapshot_proto_depIdxs = []int32{
 	15, // 12: mcpvault.snapshot.v1.DeltaCell.allows:type_name -> mcpvault.snapshot.v1.DeltaReach
 	18, // 13: mcpvault.snapshot.v1.Manifest.heads:type_name -> mcpvault.snapshot.v1.HeadRef
 	2,  // 14: mcpvault.snapshot.v1.Kill.kind:type_name -> mcpvault.snapshot.v1.KillKind
-	25, // 15: mcpvault.snapshot.v1.Catalogue.servers:type_name -> mcpvault.snapshot.v1.CatalogueServer
-	28, // 16: mcpvault.snapshot.v1.Catalogue.issuers:type_name -> mcpvault.snapshot.v1.Issuer
+	26, // 15: mcpvault.snapshot.v1.Catalogue.servers:type_name -> mcpvault.snapshot.v1.CatalogueServer
+	29, // 16: mcpvault.snapshot.v1.Catalogue.issuers:type_name -> mcpvault.snapshot.v1.Issuer
 	23, // 17: mcpvault.snapshot.v1.Catalogue.settings:type_name -> mcpvault.snapshot.v1.Settings
-	24, // 18: mcpvault.snapshot.v1.Settings.label_staleness:type_name -> mcpvault.snapshot.v1.LabelStaleness
-	27, // 19: mcpvault.snapshot.v1.CatalogueServer.tools:type_name -> mcpvault.snapshot.v1.CatalogueTool
-	26, // 20: mcpvault.snapshot.v1.CatalogueServer.prompts:type_name -> mcpvault.snapshot.v1.CatalogueEntry
-	26, // 21: mcpvault.snapshot.v1.CatalogueServer.resources:type_name -> mcpvault.snapshot.v1.CatalogueEntry
-	26, // 22: mcpvault.snapshot.v1.CatalogueServer.resource_templates:type_name -> mcpvault.snapshot.v1.CatalogueEntry
-	3,  // 23: mcpvault.snapshot.v1.CatalogueTool.effect:type_name -> mcpvault.snapshot.v1.Effect
-	29, // 24: mcpvault.snapshot.v1.Issuer.keys:type_name -> mcpvault.snapshot.v1.IssuerKey
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	25, // 18: mcpvault.snapshot.v1.Settings.label_staleness:type_name -> mcpvault.snapshot.v1.LabelStaleness
+	24, // 19: mcpvault.snapshot.v1.Settings.rate_limits:type_name -> mcpvault.snapshot.v1.RateLimit
+	28, // 20: mcpvault.snapshot.v1.CatalogueServer.tools:type_name -> mcpvault.snapshot.v1.CatalogueTool
+	27, // 21: mcpvault.snapshot.v1.CatalogueServer.prompts:type_name -> mcpvault.snapshot.v1.CatalogueEntry
+	27, // 22: mcpvault.snapshot.v1.CatalogueServer.resources:type_name -> mcpvault.snapshot.v1.CatalogueEntry
+	27, // 23: mcpvault.snapshot.v1.CatalogueServer.resource_templates:type_name -> mcpvault.snapshot.v1.CatalogueEntry
+	3,  // 24: mcpvault.snapshot.v1.CatalogueTool.effect:type_name -> mcpvault.snapshot.v1.Effect
+	30, // 25: mcpvault.snapshot.v1.Issuer.keys:type_name -> mcpvault.snapshot.v1.IssuerKey
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_snapshot_v1_snapshot_proto_init() }
@@ -2565,7 +2683,7 @@ func file_mcpvault_snapshot_v1_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_snapshot_v1_snapshot_proto_rawDesc), len(file_mcpvault_snapshot_v1_snapshot_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

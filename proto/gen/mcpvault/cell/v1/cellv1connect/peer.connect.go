@@ -31,6 +31,8 @@ const (
 	PeerServiceReadBlobProcedure = "/mcpvault.cell.v1.PeerService/ReadBlob"
 	// PeerServiceGetStatusProcedure is the procedure name of the PeerService's GetStatus RPC.
 	PeerServiceGetStatusProcedure = "/mcpvault.cell.v1.PeerService/GetStatus"
+	// PeerServiceShareBudgetsProcedure is the procedure name of the PeerService's ShareBudgets RPC.
+	PeerServiceShareBudgetsProcedure = "/mcpvault.cell.v1.PeerService/ShareBudgets"
 )
 
 var (
@@ -57,6 +59,13 @@ var (
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
+	peerServiceShareBudgetsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_cell_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("ShareBudgets"),
+			Procedure:  PeerServiceShareBudgetsProcedure,
+		}
+	})
 )
 
 // PeerServiceClient is a client for the mcpvault.cell.v1.PeerService service.
@@ -67,6 +76,8 @@ type PeerServiceClient interface {
 	ReadBlob(context.Context, *v1.ReadBlobRequest) (PeerServiceReadBlobClientStream, error)
 	// GetStatus says how this node is, and what it serves.
 	GetStatus(context.Context, *v1.GetStatusRequest) (*v1.GetStatusResponse, error)
+	// ShareBudgets says what part of each budget of requests the caller gave this node, and is answered likewise.
+	ShareBudgets(context.Context, *v1.ShareBudgetsRequest) (*v1.ShareBudgetsResponse, error)
 }
 
 // NewPeerServiceClient constructs a client for the mcpvault.cell.v1.PeerService service. Multiple
@@ -103,6 +114,8 @@ type PeerServiceHandler interface {
 	ReadBlob(context.Context, *v1.ReadBlobRequest, PeerServiceReadBlobServerStream) error
 	// GetStatus says how this node is, and what it serves.
 	GetStatus(context.Context, *v1.GetStatusRequest) (*v1.GetStatusResponse, error)
+	// ShareBudgets says what part of each budget of requests the caller gave this node, and is answered likewise.
+	ShareBudgets(context.Context, *v1.ShareBudgetsRequest) (*v1.ShareBudgetsResponse, error)
 }
 
 // RegisterPeerServiceHandler registers svc as the mcpvault.cell.v1.PeerService implementation on
@@ -113,6 +126,7 @@ func RegisterPeerServiceHandler(server *connect.Server, svc PeerServiceHandler) 
 		connect.Method{Spec: peerServiceProposeSpec(), Handler: adapter.propose},
 		connect.Method{Spec: peerServiceReadBlobSpec(), Handler: adapter.readBlob},
 		connect.Method{Spec: peerServiceGetStatusSpec(), Handler: adapter.getStatus},
+		connect.Method{Spec: peerServiceShareBudgetsSpec(), Handler: adapter.shareBudgets},
 	)
 }
 
@@ -146,6 +160,10 @@ func (UnimplementedPeerServiceHandler) GetStatus(context.Context, *v1.GetStatusR
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.PeerService.GetStatus is not implemented")
 }
 
+func (UnimplementedPeerServiceHandler) ShareBudgets(context.Context, *v1.ShareBudgetsRequest) (*v1.ShareBudgetsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.PeerService.ShareBudgets is not implemented")
+}
+
 type peerServiceClient struct {
 	client *connect.Client
 }
@@ -169,6 +187,14 @@ func (c *peerServiceClient) ReadBlob(ctx context.Context, req *v1.ReadBlobReques
 func (c *peerServiceClient) GetStatus(ctx context.Context, req *v1.GetStatusRequest) (*v1.GetStatusResponse, error) {
 	var res v1.GetStatusResponse
 	if err := c.client.CallUnary(ctx, peerServiceGetStatusSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *peerServiceClient) ShareBudgets(ctx context.Context, req *v1.ShareBudgetsRequest) (*v1.ShareBudgetsResponse, error) {
+	var res v1.ShareBudgetsResponse
+	if err := c.client.CallUnary(ctx, peerServiceShareBudgetsSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -202,6 +228,18 @@ func (h peerServiceHandler) getStatus(ctx context.Context, _ connect.Spec, strea
 		return err
 	}
 	res, err := h.svc.GetStatus(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h peerServiceHandler) shareBudgets(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ShareBudgetsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ShareBudgets(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,81 @@
+package peers
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/mcpvault/mcpvault/dataplane/limit"
+	"github.com/mcpvault/mcpvault/kit/svid"
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+)
+
+// ShareBudgets tells one peer what this node gave it, and returns its answer.
+func (s *Set) ShareBudgets(ctx context.Context, node string, out []limit.Entry) ([]limit.Entry, error) {
+	c, ok := s.clients[node]
+	if !ok {
+		return nil, fmt.Errorf("%q is not a peer of this node", node)
+	}
+	r, err := c.ShareBudgets(ctx, &cellv1.ShareBudgetsRequest{Shares: toWire(out)})
+	if err != nil {
+		return nil, err
+	}
+	return fromWire(r.GetShares()), nil
+}
+
+// ShareBudgets implements cellv1connect.PeerServiceHandler.
+func (s *service) ShareBudgets(ctx context.Context, r *cellv1.ShareBudgetsRequest) (*cellv1.ShareBudgetsResponse, error) {
+	peer, ok := ctx.Value(peerKey{}).(string)
+	if !ok {
+		return nil, connect.NewError(connect.CodeUnauthenticated, "a node of this cell is needed")
+	}
+	if len(r.GetShares()) > limit.EntriesPerMessage {
+		return nil, connect.NewError(connect.CodeInvalidArgument, "too many budgets in one message")
+	}
+	return &cellv1.ShareBudgetsResponse{Shares: toWire(s.node.ShareBudgets(peer, fromWire(r.GetShares())))}, nil
+}
+
+type peerKey struct{}
+
+// named tells the handlers behind it which node calls, as its SVID says.
+func named(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS != nil {
+			if id, err := svid.PeerID(*r.TLS); err == nil {
+				if _, node, ok := svid.ParseNode(id); ok {
+					r = r.WithContext(context.WithValue(r.Context(), peerKey{}, node))
+				}
+			}
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+func toWire(entries []limit.Entry) []*cellv1.BudgetShare {
+	out := make([]*cellv1.BudgetShare, 0, len(entries))
+	for _, e := range entries {
+		out = append(out, &cellv1.BudgetShare{
+			TenantId: e.Key.Tenant, Scope: e.Key.Scope.String(), Name: e.Key.Name, Item: e.Key.Item,
+			Born: e.Born, PeerBorn: e.PeerBorn, Gave: e.Gave, Demand: e.Demand, Parts: e.Parts,
+		})
+	}
+	return out
+}
+
+// fromWire leaves out what a newer peer says of scopes that this node does not know.
+func fromWire(shares []*cellv1.BudgetShare) []limit.Entry {
+	out := make([]limit.Entry, 0, len(shares))
+	for _, s := range shares {
+		scope, ok := limit.ParseScope(s.GetScope())
+		if !ok {
+			continue
+		}
+		out = append(out, limit.Entry{
+			Key:  limit.Key{Tenant: s.GetTenantId(), Scope: scope, Name: s.GetName(), Item: s.GetItem()},
+			Born: s.GetBorn(), PeerBorn: s.GetPeerBorn(), Gave: s.GetGave(), Demand: s.GetDemand(), Parts: s.GetParts(),
+		})
+	}
+	return out
+}

@@ -69,6 +69,7 @@ type Node struct {
 	authn     *authn.Authenticator
 	workloads *authn.Workloads
 	sessions  *session.Sessions
+	leases    *session.Leases
 	pep       *pep.PEP
 	control   cellv1connect.CellServiceClient
 	closers   []func() error

@@ -38,10 +38,9 @@ func (n *Node) openFront(context.Context) error {
 		return err
 	}
 	n.onClose(func() error { n.authn.Close(); return nil })
-	if n.sessions, err = session.New(session.Config{Now: n.clock.Now}); err != nil {
+	if err := n.openSessions(); err != nil {
 		return err
 	}
-	n.takeSessionKeys()
 	if err := n.openWorkloads(); err != nil {
 		return err
 	}
@@ -61,7 +60,7 @@ func (n *Node) openFront(context.Context) error {
 	}
 	parts := pep.Parts{
 		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions,
-		Injector: injector, Registerer: n.reg,
+		Leases: n.leases, Injector: injector, Registerer: n.reg,
 	}
 	if n.workloads != nil {
 		parts.Workloads = n.workloads
@@ -114,6 +113,7 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("comparison", run.Func(n.compare), time.Second)
 	g.Add("housekeeping", run.Func(n.keepHouse), time.Second)
 	g.Add("pep", n.pep, time.Second)
+	g.Add("sessions", n.leases, time.Second)
 	if n.cfg.Listen.Metrics != "" {
 		ln, err := net.Listen("tcp", n.cfg.Listen.Metrics)
 		if err != nil {

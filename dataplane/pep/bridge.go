@@ -130,13 +130,9 @@ func (x *exchange) fromLegacy(raw []byte, m *mcp.Message) ([]byte, *answer) {
 	return veneer.Apply(raw, inOrder(splices)...), nil
 }
 
-// tableKey names the upstream session: one for each of a legacy client's sessions, and one for each modern caller.
+// tableKey names the upstream session: one for each caller, whatever the number of their own sessions.
 func (x *exchange) tableKey() session.TableKey {
-	who := session.Hash(x.sessionID)
-	if x.era == mcp.EraModern {
-		who = session.Hash(string(x.tenant.ID) + "\x00" + string(x.owner[:]))
-	}
-	return session.TableKey{Session: who, Server: x.server.Name + "\x00" + x.server.VersionDigest.String()}
+	return session.TableKey{Owner: ownerKey(x.era, x.tenant.ID, x.owner), Server: x.server.Name + "\x00" + x.server.VersionDigest.String()}
 }
 
 // phrase is an error that already has its words.

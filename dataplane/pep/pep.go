@@ -127,6 +127,8 @@ type PEP struct {
 	injector Injector
 	framer   *mcp.Framer
 	sessions *session.Sessions
+	leases   *session.Leases
+	goodbyes *goodbyes
 	table    *session.Table
 	streams  *limit.Streams
 	body     limit.Body
@@ -149,6 +151,7 @@ type Parts struct {
 	Upstream  Upstream
 	Injector  Injector
 	Sessions  *session.Sessions
+	Leases    *session.Leases
 	// Registerer takes the metrics; it may be nil.
 	Registerer prometheus.Registerer
 }
@@ -167,7 +170,7 @@ func New(cfg Config, parts Parts) *PEP {
 	return &PEP{
 		metrics: counts, here: []string{cfg.Cell + "/" + cfg.Node}, bases: cfg.bases(), draining: make(chan struct{}),
 		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, workload: parts.Workloads, audit: parts.Audit, up: parts.Upstream,
-		injector: parts.Injector, sessions: parts.Sessions,
+		injector: parts.Injector, sessions: parts.Sessions, leases: parts.Leases, goodbyes: newGoodbyes(),
 		framer:  mcp.NewFramer(mcp.DefaultLimits()),
 		table:   session.NewTable(cfg.MaxUpstreamSessions, cfg.SessionIdle, cfg.Now),
 		streams: limit.NewStreams(cfg.MaxStreams),
@@ -178,7 +181,7 @@ func New(cfg Config, parts Parts) *PEP {
 			(*exchange).authenticate, // token in, principal of this tenant out
 			(*exchange).resume,       // legacy: the session, if it is this caller's
 			(*exchange).locate,       // the server, if this caller may know of it
-			(*exchange).limit,        // open streams
+			(*exchange).limit,        // open streams and sessions
 			(*exchange).decide,       // may this caller do this, now, with these arguments
 			(*exchange).own,          // what is answered here: initialize, discovery, lists
 			(*exchange).inject,       // the destination's own credential
@@ -209,6 +212,11 @@ func (p *PEP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // Run closes what was left idle, until the context ends.
 func (p *PEP) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for range goodbyeWorkers {
+		wg.Go(func() { p.sayGoodbye(ctx) })
+	}
 	tick := time.NewTicker(p.cfg.SessionIdle / 4)
 	defer tick.Stop()
 	for {

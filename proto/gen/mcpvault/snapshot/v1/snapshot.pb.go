@@ -1758,8 +1758,15 @@ type Settings struct {
 	MaxStalenessWriteMs int64 `protobuf:"varint,2,opt,name=max_staleness_write_ms,json=maxStalenessWriteMs,proto3" json:"max_staleness_write_ms,omitempty"`
 	// Narrower bounds for what carries a label; the narrowest that applies counts. Sorted by label.
 	LabelStaleness []*LabelStaleness `protobuf:"bytes,3,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// When sessions end that are not used, and however busy they are; 0 for the default. Sessions of legacy clients only: the
+	// modern revision has none.
+	SessionIdleMs int64 `protobuf:"varint,4,opt,name=session_idle_ms,json=sessionIdleMs,proto3" json:"session_idle_ms,omitempty"`
+	SessionMaxMs  int64 `protobuf:"varint,5,opt,name=session_max_ms,json=sessionMaxMs,proto3" json:"session_max_ms,omitempty"`
+	// How many sessions one principal and the tenant may have in a cell; 0 for the default.
+	SessionsPerPrincipal uint32 `protobuf:"varint,6,opt,name=sessions_per_principal,json=sessionsPerPrincipal,proto3" json:"sessions_per_principal,omitempty"`
+	SessionsPerTenant    uint32 `protobuf:"varint,7,opt,name=sessions_per_tenant,json=sessionsPerTenant,proto3" json:"sessions_per_tenant,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -1811,6 +1818,34 @@ func (x *Settings) GetLabelStaleness() []*LabelStaleness {
 		return x.LabelStaleness
 	}
 	return nil
+}
+
+func (x *Settings) GetSessionIdleMs() int64 {
+	if x != nil {
+		return x.SessionIdleMs
+	}
+	return 0
+}
+
+func (x *Settings) GetSessionMaxMs() int64 {
+	if x != nil {
+		return x.SessionMaxMs
+	}
+	return 0
+}
+
+func (x *Settings) GetSessionsPerPrincipal() uint32 {
+	if x != nil {
+		return x.SessionsPerPrincipal
+	}
+	return 0
+}
+
+func (x *Settings) GetSessionsPerTenant() uint32 {
+	if x != nil {
+		return x.SessionsPerTenant
+	}
+	return 0
 }
 
 type LabelStaleness struct {
@@ -2403,11 +2438,15 @@ const file_mcpvault_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\aservers\x18\x03 \x03(\v2%.mcpvault.snapshot.v1.CatalogueServerR\aservers\x126\n" +
 	"\aissuers\x18\x04 \x03(\v2\x1c.mcpvault.snapshot.v1.IssuerR\aissuers\x12\x14\n" +
 	"\x05hosts\x18\x05 \x03(\tR\x05hosts\x12:\n" +
-	"\bsettings\x18\x06 \x01(\v2\x1e.mcpvault.snapshot.v1.SettingsR\bsettings\"\xc1\x01\n" +
+	"\bsettings\x18\x06 \x01(\v2\x1e.mcpvault.snapshot.v1.SettingsR\bsettings\"\xf5\x02\n" +
 	"\bSettings\x121\n" +
 	"\x15max_staleness_read_ms\x18\x01 \x01(\x03R\x12maxStalenessReadMs\x123\n" +
 	"\x16max_staleness_write_ms\x18\x02 \x01(\x03R\x13maxStalenessWriteMs\x12M\n" +
-	"\x0flabel_staleness\x18\x03 \x03(\v2$.mcpvault.snapshot.v1.LabelStalenessR\x0elabelStaleness\"=\n" +
+	"\x0flabel_staleness\x18\x03 \x03(\v2$.mcpvault.snapshot.v1.LabelStalenessR\x0elabelStaleness\x12&\n" +
+	"\x0fsession_idle_ms\x18\x04 \x01(\x03R\rsessionIdleMs\x12$\n" +
+	"\x0esession_max_ms\x18\x05 \x01(\x03R\fsessionMaxMs\x124\n" +
+	"\x16sessions_per_principal\x18\x06 \x01(\rR\x14sessionsPerPrincipal\x12.\n" +
+	"\x13sessions_per_tenant\x18\a \x01(\rR\x11sessionsPerTenant\"=\n" +
 	"\x0eLabelStaleness\x12\x14\n" +
 	"\x05label\x18\x01 \x01(\tR\x05label\x12\x15\n" +
 	"\x06max_ms\x18\x02 \x01(\x03R\x05maxMs\"\xca\x04\n" +

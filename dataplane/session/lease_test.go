@@ -34,7 +34,9 @@ func nodes(t *testing.T, n int, adjust ...func(*session.LeasesConfig)) (*session
 	return sessiontest.New(t, n, cfg), w
 }
 
-func busy(cfg *session.LeasesConfig) { cfg.FlushEvery, cfg.SweepEvery = 5*time.Millisecond, 5*time.Millisecond }
+func busy(cfg *session.LeasesConfig) {
+	cfg.FlushEvery, cfg.SweepEvery = 5*time.Millisecond, 5*time.Millisecond
+}
 
 var serial atomic.Int64
 

@@ -121,9 +121,11 @@ func TestCapsHoldPerPrincipalAndPerTenant(t *testing.T) {
 		user, tenant string
 		verdict      cellv1.SessionVerdict
 	}{
-		{"alice", "acme", opened}, {"alice", "acme", opened},
+		{"alice", "acme", opened},
+		{"alice", "acme", opened},
 		{"alice", "acme", cellv1.SessionVerdict_SESSION_VERDICT_PRINCIPAL_FULL},
-		{"alice", "globex", opened}, {"bob", "acme", opened},
+		{"alice", "globex", opened},
+		{"bob", "acme", opened},
 		{"carol", "acme", cellv1.SessionVerdict_SESSION_VERDICT_TENANT_FULL},
 	} {
 		if got := try(uint64(i+1), want.user, want.tenant); got != want.verdict {

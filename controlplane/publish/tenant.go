@@ -376,7 +376,10 @@ func ReadInput(ctx context.Context, tx *store.Tx) (in compile.Input, err error) 
 	for _, pol := range policies {
 		in.Policies = append(in.Policies, compile.Policy{Name: pol.Name, Text: pol.Text})
 	}
-	in.Staleness, err = tx.Staleness(ctx)
+	if in.Staleness, err = tx.Staleness(ctx); err != nil {
+		return in, err
+	}
+	in.Sessions, err = tx.SessionLimits(ctx)
 	return in, err
 }
 

@@ -1,5 +1,5 @@
 // Package settings keeps what a tenant decides about how it is served: how stale its cells may become before they stop
-// serving a class of calls, or what carries a label. It answers the admin API's SettingsService. The cells enforce it.
+// serving a class of calls, or what carries a label; how long sessions live, and how many there may be. It answers the admin API's SettingsService. The cells enforce it.
 package settings
 
 import (
@@ -24,8 +24,31 @@ const (
 	MaxStaleness = 30 * 24 * time.Hour
 )
 
+// The bounds of sessions, and what holds where a tenant has decided nothing.
+const (
+	MinSessionIdle = time.Minute
+	MaxSessionTime = 7 * 24 * time.Hour
+
+	DefaultSessionIdle = 30 * time.Minute
+	DefaultSessionMax  = 24 * time.Hour
+)
+
 // maxLabels bounds the labels that have a bound of their own.
 const maxLabels = 1000
+
+// state is all that is kept.
+type state struct {
+	stale    controlplane.Staleness
+	sessions controlplane.SessionLimits
+}
+
+func load(ctx context.Context, tx *store.Tx) (s state, err error) {
+	if s.stale, err = tx.Staleness(ctx); err != nil {
+		return s, err
+	}
+	s.sessions, err = tx.SessionLimits(ctx)
+	return s, err
+}
 
 // Service keeps the settings. It is safe for concurrent use.
 type Service struct {
@@ -37,9 +60,9 @@ func New(st *store.Store) *Service { return &Service{store: st} }
 
 // GetSettings shows the settings that are in force, defaults included.
 func (s *Service) GetSettings(ctx context.Context, _ *adminv1.GetSettingsRequest) (*adminv1.GetSettingsResponse, error) {
-	var now controlplane.Staleness
+	var now state
 	err := s.store.Read(ctx, controlplane.CallerFrom(ctx).TenantID, func(tx *store.Tx) (err error) {
-		now, err = tx.Staleness(ctx)
+		now, err = load(ctx, tx)
 		return err
 	})
 	return &adminv1.GetSettingsResponse{Settings: show(now)}, err
@@ -51,21 +74,28 @@ func (s *Service) UpdateSettings(ctx context.Context, req *adminv1.UpdateSetting
 		return nil, err
 	}
 	c := controlplane.CallerFrom(ctx)
-	var next controlplane.Staleness
+	var next state
 	rev, err := s.store.Write(ctx, c.TenantID, c.Actor(), func(tx *store.Tx) error {
-		before, err := tx.Staleness(ctx)
+		before, err := load(ctx, tx)
 		if err != nil {
 			return err
 		}
-		next = merge(before, req)
-		if len(next.Labels) > maxLabels {
-			return problem.Newf(problem.Invalid, "take some away", "%d labels would have a bound of their own: at most %d", len(next.Labels), maxLabels)
+		next = state{merge(before.stale, req), mergeSessions(before.sessions, req)}
+		if n := len(next.stale.Labels); n > maxLabels {
+			return problem.Newf(problem.Invalid, "take some away", "%d labels would have a bound of their own: at most %d", n, maxLabels)
 		}
-		changed, err := tx.SetStaleness(ctx, before, next)
+		if err := fits(next.sessions); err != nil {
+			return err
+		}
+		changed, err := tx.SetStaleness(ctx, before.stale, next.stale)
 		if err != nil {
 			return err
 		}
-		if !changed {
+		also, err := tx.SetSessionLimits(ctx, before.sessions, next.sessions)
+		if err != nil {
+			return err
+		}
+		if !changed && !also {
 			return store.ErrNoChange
 		}
 		return tx.Change(ctx, "settings.update", "settings", describe(next))
@@ -85,7 +115,40 @@ func check(req *adminv1.UpdateSettingsRequest) error {
 			return problem.Newf(problem.Invalid, "give a time from 1m to 30d", "the bound for %s cannot be %s", name, d)
 		}
 	}
+	for name, given := range map[string]*durationpb.Duration{"idle": req.GetSessionIdle(), "absolute": req.GetSessionMax()} {
+		d := given.AsDuration()
+		if d != 0 && (d < MinSessionIdle || d > MaxSessionTime) {
+			return problem.Newf(problem.Invalid, "give a time from 1m to 7d", "the %s time-out of sessions cannot be %s", name, d)
+		}
+	}
 	return nil
+}
+
+// fits refuses limits that contradict each other.
+func fits(s controlplane.SessionLimits) error {
+	if idle, longest := cmp.Or(s.Idle, DefaultSessionIdle), cmp.Or(s.Max, DefaultSessionMax); idle > longest {
+		return problem.Newf(problem.Invalid, "change both", "sessions would end after %s at most, and unused ones after %s", longest, idle)
+	}
+	if s.PerTenant > 0 && s.PerPrincipal > s.PerTenant {
+		return problem.Newf(problem.Invalid, "change both", "one principal may have %d sessions, and the whole organisation %d", s.PerPrincipal, s.PerTenant)
+	}
+	return nil
+}
+
+func mergeSessions(s controlplane.SessionLimits, req *adminv1.UpdateSettingsRequest) controlplane.SessionLimits {
+	if req.GetSessionIdle() != nil {
+		s.Idle = req.GetSessionIdle().AsDuration()
+	}
+	if req.GetSessionMax() != nil {
+		s.Max = req.GetSessionMax().AsDuration()
+	}
+	if req.SessionsPerPrincipal != nil {
+		s.PerPrincipal = req.GetSessionsPerPrincipal()
+	}
+	if req.SessionsPerTenant != nil {
+		s.PerTenant = req.GetSessionsPerTenant()
+	}
+	return s
 }
 
 func merge(s controlplane.Staleness, req *adminv1.UpdateSettingsRequest) controlplane.Staleness {
@@ -104,22 +167,30 @@ func merge(s controlplane.Staleness, req *adminv1.UpdateSettingsRequest) control
 	return s
 }
 
-func show(s controlplane.Staleness) *adminv1.Settings {
+func show(s state) *adminv1.Settings {
 	out := &adminv1.Settings{
-		MaxStalenessRead:  durationpb.New(cmp.Or(s.Read, compile.DefaultReadStaleness)),
-		MaxStalenessWrite: durationpb.New(cmp.Or(s.Write, compile.DefaultWriteStaleness)),
-		LabelStaleness:    map[string]*durationpb.Duration{},
+		MaxStalenessRead:     durationpb.New(cmp.Or(s.stale.Read, compile.DefaultReadStaleness)),
+		MaxStalenessWrite:    durationpb.New(cmp.Or(s.stale.Write, compile.DefaultWriteStaleness)),
+		LabelStaleness:       map[string]*durationpb.Duration{},
+		SessionIdle:          durationpb.New(cmp.Or(s.sessions.Idle, DefaultSessionIdle)),
+		SessionMax:           durationpb.New(cmp.Or(s.sessions.Max, DefaultSessionMax)),
+		SessionsPerPrincipal: s.sessions.PerPrincipal,
+		SessionsPerTenant:    s.sessions.PerTenant,
 	}
-	for label, d := range s.Labels {
+	for label, d := range s.stale.Labels {
 		out.LabelStaleness[label] = durationpb.New(d)
 	}
 	return out
 }
 
-func describe(s controlplane.Staleness) map[string]any {
+func describe(s state) map[string]any {
 	labels := map[string]string{}
-	for label, d := range s.Labels {
+	for label, d := range s.stale.Labels {
 		labels[label] = d.String()
 	}
-	return map[string]any{"read": s.Read.String(), "write": s.Write.String(), "labels": labels}
+	return map[string]any{
+		"read": s.stale.Read.String(), "write": s.stale.Write.String(), "labels": labels,
+		"session_idle": s.sessions.Idle.String(), "session_max": s.sessions.Max.String(),
+		"sessions_per_principal": s.sessions.PerPrincipal, "sessions_per_tenant": s.sessions.PerTenant,
+	}
 }

@@ -66,7 +66,10 @@ func (n *Node) propose(ctx context.Context, entry *cellv1.RaftEntry) (raft.Apply
 		future = r.Apply(data, enqueueLimit)
 		return future
 	})
-	return future, err
+	if err != nil {
+		return nil, err // the future may be written to still
+	}
+	return future, nil
 }
 
 // Barrier returns when this node, the leader, has applied all that was proposed before.

@@ -2,6 +2,7 @@ package manage
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -21,10 +22,18 @@ type settingsView struct {
 	Read   string            `json:"max_staleness_read"`
 	Write  string            `json:"max_staleness_write"`
 	Labels map[string]string `json:"label_staleness"`
+	Idle   string            `json:"session_idle"`
+	Max    string            `json:"session_max"`
+	// 0 leaves the number to the cell.
+	PerPrincipal uint32 `json:"sessions_per_principal"`
+	PerTenant    uint32 `json:"sessions_per_org"`
 }
 
 func viewSettings(s *adminv1.Settings) settingsView {
-	v := settingsView{lasting(s.GetMaxStalenessRead()), lasting(s.GetMaxStalenessWrite()), map[string]string{}}
+	v := settingsView{
+		lasting(s.GetMaxStalenessRead()), lasting(s.GetMaxStalenessWrite()), map[string]string{},
+		lasting(s.GetSessionIdle()), lasting(s.GetSessionMax()), s.GetSessionsPerPrincipal(), s.GetSessionsPerTenant(),
+	}
 	for label, d := range s.GetLabelStaleness() {
 		v.Labels[label] = lasting(d)
 	}
@@ -54,7 +63,18 @@ func settingsColumns() []output.Column[settingsView] {
 			}
 			return strings.Join(out, ", ")
 		}},
+		{Head: "SESSION IDLE", Cell: func(v settingsView) string { return v.Idle }},
+		{Head: "SESSION MAX", Cell: func(v settingsView) string { return v.Max }},
+		{Head: "PER PRINCIPAL", Cell: func(v settingsView) string { return numberOrDefault(v.PerPrincipal) }},
+		{Head: "PER ORG", Cell: func(v settingsView) string { return numberOrDefault(v.PerTenant) }},
 	}
+}
+
+func numberOrDefault(n uint32) string {
+	if n == 0 {
+		return "default"
+	}
+	return fmt.Sprint(n)
 }
 
 func settingsCommand(a *cli.App) *cobra.Command {
@@ -71,11 +91,14 @@ func settingsCommand(a *cli.App) *cobra.Command {
 
 func setSettings(a *cli.App) *cobra.Command {
 	var w cli.Waiting
-	var read, write string
+	var read, write, idle, longest string
 	var labels []string
-	cmd := a.AdminLeaf("set", "Changes settings. What is not given stays; `default` goes back to what it was at first.",
+	var perPrincipal, perOrg uint32
+	var cmd *cobra.Command
+	cmd = a.AdminLeaf("set", "Changes settings. What is not given stays; `default` goes back to what it was at first.",
 		`  mcpvault settings set --max-staleness-write 12h
-  mcpvault settings set --max-staleness-label pci=true:15m --max-staleness-label env=test:default`, cli.Args(),
+  mcpvault settings set --max-staleness-label pci=true:15m --max-staleness-label env=test:default
+  mcpvault settings set --session-idle 1h --session-max 12h --sessions-per-principal 64`, cli.Args(),
 		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
 			req := &adminv1.UpdateSettingsRequest{Tenant: tenant, LabelStaleness: map[string]*durationpb.Duration{}}
 			var err error
@@ -94,8 +117,20 @@ func setSettings(a *cli.App) *cobra.Command {
 					return err
 				}
 			}
-			if read == "" && write == "" && len(labels) == 0 {
-				return problem.New(problem.Invalid, "nothing to change was given", "give --max-staleness-read, --max-staleness-write or --max-staleness-label")
+			if req.SessionIdle, err = bound(idle); err != nil {
+				return err
+			}
+			if req.SessionMax, err = bound(longest); err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("sessions-per-principal") {
+				req.SessionsPerPrincipal = &perPrincipal
+			}
+			if cmd.Flags().Changed("sessions-per-org") {
+				req.SessionsPerTenant = &perOrg
+			}
+			if read+write+idle+longest == "" && len(labels) == 0 && req.SessionsPerPrincipal == nil && req.SessionsPerTenant == nil {
+				return problem.New(problem.Invalid, "nothing to change was given", "give --max-staleness-read, --session-idle or another of the settings")
 			}
 			resp, err := c.Settings.UpdateSettings(ctx, req)
 			if err != nil {
@@ -107,6 +142,10 @@ func setSettings(a *cli.App) *cobra.Command {
 	cmd.Flags().StringVar(&read, "max-staleness-read", "", "how long after the last contact with the control plane a cell still serves reads, for example 72h")
 	cmd.Flags().StringVar(&write, "max-staleness-write", "", "the same for everything else, for example 24h")
 	cmd.Flags().StringArrayVar(&labels, "max-staleness-label", nil, "KEY=VALUE:TIME: a narrower bound for what carries the label, for example pci=true:15m; may be given again")
+	cmd.Flags().StringVar(&idle, "session-idle", "", "when a session of a legacy client ends that is not used, for example 30m")
+	cmd.Flags().StringVar(&longest, "session-max", "", "when it ends however busy it is, for example 24h")
+	cmd.Flags().Uint32Var(&perPrincipal, "sessions-per-principal", 0, "how many sessions one principal may have in a cell; 0 for the default")
+	cmd.Flags().Uint32Var(&perOrg, "sessions-per-org", 0, "how many sessions the organisation may have in a cell; 0 for the default")
 	return a.Publishes(cmd, &w)
 }
 

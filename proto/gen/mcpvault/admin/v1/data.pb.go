@@ -764,8 +764,15 @@ type Settings struct {
 	MaxStalenessWrite *durationpb.Duration `protobuf:"bytes,2,opt,name=max_staleness_write,json=maxStalenessWrite,proto3" json:"max_staleness_write,omitempty"`
 	// Narrower bounds for what carries a label, by "key=value"; the narrowest that applies counts.
 	LabelStaleness map[string]*durationpb.Duration `protobuf:"bytes,3,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// When sessions of legacy clients end that are not used, and however busy they are.
+	SessionIdle *durationpb.Duration `protobuf:"bytes,4,opt,name=session_idle,json=sessionIdle,proto3" json:"session_idle,omitempty"`
+	SessionMax  *durationpb.Duration `protobuf:"bytes,5,opt,name=session_max,json=sessionMax,proto3" json:"session_max,omitempty"`
+	// How many of them one principal, and the tenant, may have in a cell. 0 leaves it to the cell: 512 and 100,000, in
+	// development 4,096 and 100,000.
+	SessionsPerPrincipal uint32 `protobuf:"varint,6,opt,name=sessions_per_principal,json=sessionsPerPrincipal,proto3" json:"sessions_per_principal,omitempty"`
+	SessionsPerTenant    uint32 `protobuf:"varint,7,opt,name=sessions_per_tenant,json=sessionsPerTenant,proto3" json:"sessions_per_tenant,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -817,6 +824,34 @@ func (x *Settings) GetLabelStaleness() map[string]*durationpb.Duration {
 		return x.LabelStaleness
 	}
 	return nil
+}
+
+func (x *Settings) GetSessionIdle() *durationpb.Duration {
+	if x != nil {
+		return x.SessionIdle
+	}
+	return nil
+}
+
+func (x *Settings) GetSessionMax() *durationpb.Duration {
+	if x != nil {
+		return x.SessionMax
+	}
+	return nil
+}
+
+func (x *Settings) GetSessionsPerPrincipal() uint32 {
+	if x != nil {
+		return x.SessionsPerPrincipal
+	}
+	return 0
+}
+
+func (x *Settings) GetSessionsPerTenant() uint32 {
+	if x != nil {
+		return x.SessionsPerTenant
+	}
+	return 0
 }
 
 type GetSettingsRequest struct {
@@ -915,8 +950,13 @@ type UpdateSettingsRequest struct {
 	MaxStalenessWrite *durationpb.Duration `protobuf:"bytes,3,opt,name=max_staleness_write,json=maxStalenessWrite,proto3" json:"max_staleness_write,omitempty"`
 	// By "key=value"; 0 takes the bound away.
 	LabelStaleness map[string]*durationpb.Duration `protobuf:"bytes,4,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// 0 goes back to the default.
+	SessionIdle          *durationpb.Duration `protobuf:"bytes,5,opt,name=session_idle,json=sessionIdle,proto3" json:"session_idle,omitempty"`
+	SessionMax           *durationpb.Duration `protobuf:"bytes,6,opt,name=session_max,json=sessionMax,proto3" json:"session_max,omitempty"`
+	SessionsPerPrincipal *uint32              `protobuf:"varint,7,opt,name=sessions_per_principal,json=sessionsPerPrincipal,proto3,oneof" json:"sessions_per_principal,omitempty"`
+	SessionsPerTenant    *uint32              `protobuf:"varint,8,opt,name=sessions_per_tenant,json=sessionsPerTenant,proto3,oneof" json:"sessions_per_tenant,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *UpdateSettingsRequest) Reset() {
@@ -975,6 +1015,34 @@ func (x *UpdateSettingsRequest) GetLabelStaleness() map[string]*durationpb.Durat
 		return x.LabelStaleness
 	}
 	return nil
+}
+
+func (x *UpdateSettingsRequest) GetSessionIdle() *durationpb.Duration {
+	if x != nil {
+		return x.SessionIdle
+	}
+	return nil
+}
+
+func (x *UpdateSettingsRequest) GetSessionMax() *durationpb.Duration {
+	if x != nil {
+		return x.SessionMax
+	}
+	return nil
+}
+
+func (x *UpdateSettingsRequest) GetSessionsPerPrincipal() uint32 {
+	if x != nil && x.SessionsPerPrincipal != nil {
+		return *x.SessionsPerPrincipal
+	}
+	return 0
+}
+
+func (x *UpdateSettingsRequest) GetSessionsPerTenant() uint32 {
+	if x != nil && x.SessionsPerTenant != nil {
+		return *x.SessionsPerTenant
+	}
+	return 0
 }
 
 type UpdateSettingsResponse struct {
@@ -1083,26 +1151,39 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"\x06access\x18\x04 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\x06access\x12\x16\n" +
 	"\x06remove\x18\x05 \x01(\bR\x06remove\"-\n" +
 	"\x0fSetLinkResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\"\xd6\x02\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"\xb6\x04\n" +
 	"\bSettings\x12G\n" +
 	"\x12max_staleness_read\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10maxStalenessRead\x12I\n" +
 	"\x13max_staleness_write\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x11maxStalenessWrite\x12X\n" +
-	"\x0flabel_staleness\x18\x03 \x03(\v2/.mcpvault.admin.v1.Settings.LabelStalenessEntryR\x0elabelStaleness\x1a\\\n" +
+	"\x0flabel_staleness\x18\x03 \x03(\v2/.mcpvault.admin.v1.Settings.LabelStalenessEntryR\x0elabelStaleness\x12<\n" +
+	"\fsession_idle\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vsessionIdle\x12:\n" +
+	"\vsession_max\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"sessionMax\x124\n" +
+	"\x16sessions_per_principal\x18\x06 \x01(\rR\x14sessionsPerPrincipal\x12.\n" +
+	"\x13sessions_per_tenant\x18\a \x01(\rR\x11sessionsPerTenant\x1a\\\n" +
 	"\x13LabelStalenessEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\"5\n" +
 	"\x12GetSettingsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\"N\n" +
 	"\x13GetSettingsResponse\x127\n" +
-	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\"\xe3\x03\n" +
+	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\"\x97\x06\n" +
 	"\x15UpdateSettingsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12G\n" +
 	"\x12max_staleness_read\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x10maxStalenessRead\x12I\n" +
 	"\x13max_staleness_write\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x11maxStalenessWrite\x12\xb6\x01\n" +
-	"\x0flabel_staleness\x18\x04 \x03(\v2<.mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntryBO\xbaHL\x9a\x01I\x10d\"ErC2A^[A-Za-z0-9][A-Za-z0-9._-]{0,62}=[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x0elabelStaleness\x1a\\\n" +
+	"\x0flabel_staleness\x18\x04 \x03(\v2<.mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntryBO\xbaHL\x9a\x01I\x10d\"ErC2A^[A-Za-z0-9][A-Za-z0-9._-]{0,62}=[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x0elabelStaleness\x12<\n" +
+	"\fsession_idle\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vsessionIdle\x12:\n" +
+	"\vsession_max\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"sessionMax\x12D\n" +
+	"\x16sessions_per_principal\x18\a \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=H\x00R\x14sessionsPerPrincipal\x88\x01\x01\x12?\n" +
+	"\x13sessions_per_tenant\x18\b \x01(\rB\n" +
+	"\xbaH\a*\x05\x18\x80\xad\xe2\x04H\x01R\x11sessionsPerTenant\x88\x01\x01\x1a\\\n" +
 	"\x13LabelStalenessEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
-	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\"m\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01B\x19\n" +
+	"\x17_sessions_per_principalB\x16\n" +
+	"\x14_sessions_per_tenant\"m\n" +
 	"\x16UpdateSettingsResponse\x127\n" +
 	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision2\x81\x04\n" +
@@ -1160,32 +1241,36 @@ var file_mcpvault_admin_v1_data_proto_depIdxs = []int32{
 	19, // 4: mcpvault.admin.v1.Settings.max_staleness_read:type_name -> google.protobuf.Duration
 	19, // 5: mcpvault.admin.v1.Settings.max_staleness_write:type_name -> google.protobuf.Duration
 	17, // 6: mcpvault.admin.v1.Settings.label_staleness:type_name -> mcpvault.admin.v1.Settings.LabelStalenessEntry
-	12, // 7: mcpvault.admin.v1.GetSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
-	19, // 8: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_read:type_name -> google.protobuf.Duration
-	19, // 9: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_write:type_name -> google.protobuf.Duration
-	18, // 10: mcpvault.admin.v1.UpdateSettingsRequest.label_staleness:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry
-	12, // 11: mcpvault.admin.v1.UpdateSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
-	19, // 12: mcpvault.admin.v1.Settings.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
-	19, // 13: mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
-	2,  // 14: mcpvault.admin.v1.EndpointService.CreateEndpoint:input_type -> mcpvault.admin.v1.CreateEndpointRequest
-	4,  // 15: mcpvault.admin.v1.EndpointService.ListEndpoints:input_type -> mcpvault.admin.v1.ListEndpointsRequest
-	6,  // 16: mcpvault.admin.v1.EndpointService.UpdateEndpoint:input_type -> mcpvault.admin.v1.UpdateEndpointRequest
-	8,  // 17: mcpvault.admin.v1.EndpointService.DeleteEndpoint:input_type -> mcpvault.admin.v1.DeleteEndpointRequest
-	10, // 18: mcpvault.admin.v1.EndpointService.SetLink:input_type -> mcpvault.admin.v1.SetLinkRequest
-	13, // 19: mcpvault.admin.v1.SettingsService.GetSettings:input_type -> mcpvault.admin.v1.GetSettingsRequest
-	15, // 20: mcpvault.admin.v1.SettingsService.UpdateSettings:input_type -> mcpvault.admin.v1.UpdateSettingsRequest
-	3,  // 21: mcpvault.admin.v1.EndpointService.CreateEndpoint:output_type -> mcpvault.admin.v1.CreateEndpointResponse
-	5,  // 22: mcpvault.admin.v1.EndpointService.ListEndpoints:output_type -> mcpvault.admin.v1.ListEndpointsResponse
-	7,  // 23: mcpvault.admin.v1.EndpointService.UpdateEndpoint:output_type -> mcpvault.admin.v1.UpdateEndpointResponse
-	9,  // 24: mcpvault.admin.v1.EndpointService.DeleteEndpoint:output_type -> mcpvault.admin.v1.DeleteEndpointResponse
-	11, // 25: mcpvault.admin.v1.EndpointService.SetLink:output_type -> mcpvault.admin.v1.SetLinkResponse
-	14, // 26: mcpvault.admin.v1.SettingsService.GetSettings:output_type -> mcpvault.admin.v1.GetSettingsResponse
-	16, // 27: mcpvault.admin.v1.SettingsService.UpdateSettings:output_type -> mcpvault.admin.v1.UpdateSettingsResponse
-	21, // [21:28] is the sub-list for method output_type
-	14, // [14:21] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	19, // 7: mcpvault.admin.v1.Settings.session_idle:type_name -> google.protobuf.Duration
+	19, // 8: mcpvault.admin.v1.Settings.session_max:type_name -> google.protobuf.Duration
+	12, // 9: mcpvault.admin.v1.GetSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
+	19, // 10: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_read:type_name -> google.protobuf.Duration
+	19, // 11: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_write:type_name -> google.protobuf.Duration
+	18, // 12: mcpvault.admin.v1.UpdateSettingsRequest.label_staleness:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry
+	19, // 13: mcpvault.admin.v1.UpdateSettingsRequest.session_idle:type_name -> google.protobuf.Duration
+	19, // 14: mcpvault.admin.v1.UpdateSettingsRequest.session_max:type_name -> google.protobuf.Duration
+	12, // 15: mcpvault.admin.v1.UpdateSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
+	19, // 16: mcpvault.admin.v1.Settings.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
+	19, // 17: mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
+	2,  // 18: mcpvault.admin.v1.EndpointService.CreateEndpoint:input_type -> mcpvault.admin.v1.CreateEndpointRequest
+	4,  // 19: mcpvault.admin.v1.EndpointService.ListEndpoints:input_type -> mcpvault.admin.v1.ListEndpointsRequest
+	6,  // 20: mcpvault.admin.v1.EndpointService.UpdateEndpoint:input_type -> mcpvault.admin.v1.UpdateEndpointRequest
+	8,  // 21: mcpvault.admin.v1.EndpointService.DeleteEndpoint:input_type -> mcpvault.admin.v1.DeleteEndpointRequest
+	10, // 22: mcpvault.admin.v1.EndpointService.SetLink:input_type -> mcpvault.admin.v1.SetLinkRequest
+	13, // 23: mcpvault.admin.v1.SettingsService.GetSettings:input_type -> mcpvault.admin.v1.GetSettingsRequest
+	15, // 24: mcpvault.admin.v1.SettingsService.UpdateSettings:input_type -> mcpvault.admin.v1.UpdateSettingsRequest
+	3,  // 25: mcpvault.admin.v1.EndpointService.CreateEndpoint:output_type -> mcpvault.admin.v1.CreateEndpointResponse
+	5,  // 26: mcpvault.admin.v1.EndpointService.ListEndpoints:output_type -> mcpvault.admin.v1.ListEndpointsResponse
+	7,  // 27: mcpvault.admin.v1.EndpointService.UpdateEndpoint:output_type -> mcpvault.admin.v1.UpdateEndpointResponse
+	9,  // 28: mcpvault.admin.v1.EndpointService.DeleteEndpoint:output_type -> mcpvault.admin.v1.DeleteEndpointResponse
+	11, // 29: mcpvault.admin.v1.EndpointService.SetLink:output_type -> mcpvault.admin.v1.SetLinkResponse
+	14, // 30: mcpvault.admin.v1.SettingsService.GetSettings:output_type -> mcpvault.admin.v1.GetSettingsResponse
+	16, // 31: mcpvault.admin.v1.SettingsService.UpdateSettings:output_type -> mcpvault.admin.v1.UpdateSettingsResponse
+	25, // [25:32] is the sub-list for method output_type
+	18, // [18:25] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_admin_v1_data_proto_init() }
@@ -1194,6 +1279,7 @@ func file_mcpvault_admin_v1_data_proto_init() {
 		return
 	}
 	file_mcpvault_admin_v1_data_proto_msgTypes[6].OneofWrappers = []any{}
+	file_mcpvault_admin_v1_data_proto_msgTypes[15].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -114,6 +114,7 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("housekeeping", run.Func(n.keepHouse), time.Second)
 	g.Add("pep", n.pep, time.Second)
 	g.Add("sessions", n.leases, time.Second)
+	g.Add("session answers", run.Func(n.answerSessions), time.Second)
 	if n.cfg.Listen.Metrics != "" {
 		ln, err := net.Listen("tcp", n.cfg.Listen.Metrics)
 		if err != nil {

@@ -3,9 +3,11 @@ package cell
 import (
 	"context"
 	"encoding/hex"
+	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/consensus"
 	"github.com/mcpvault/mcpvault/dataplane/session"
+	"github.com/mcpvault/mcpvault/dataplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
@@ -77,4 +79,70 @@ func (n *Node) sessionKilled(k *snapshotv1.Kill) {
 		return
 	}
 	n.leases.Kill([16]byte(raw))
+}
+
+const (
+	// maxAsked questions of the control plane may wait; what is more is not answered, and asked of another node.
+	maxAsked    = 8
+	answerLimit = 2 * time.Second
+	maxSessions = 1000
+)
+
+func (n *Node) askedForSessions(q *cellv1.SessionQuery) {
+	select {
+	case n.asked <- q:
+	default:
+	}
+}
+
+// answerSessions answers what the control plane asks about sessions.
+func (n *Node) answerSessions(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case q := <-n.asked:
+			answer, err := sessionsAsked(n.store.Leases(), q)
+			if err == nil {
+				actx, cancel := context.WithTimeout(ctx, answerLimit)
+				_, err = n.control.AnswerSessions(actx, answer)
+				cancel()
+			}
+			if err != nil {
+				n.log.WarnContext(ctx, "a question about sessions was not answered", "err", err)
+			}
+		}
+	}
+}
+
+// sessionsAsked are the sessions that a question is about.
+func sessionsAsked(leases *store.Leases, q *cellv1.SessionQuery) (*cellv1.AnswerSessionsRequest, error) {
+	answer := &cellv1.AnswerSessionsRequest{Id: q.GetId()}
+	wanted := func(l *cellv1.SessionLease) bool {
+		return l.GetTenantId() == q.GetTenantId() && (q.GetPrincipal() == "" || q.GetPrincipal() == l.GetPrincipal()) &&
+			(q.GetServer() == "" || q.GetServer() == l.GetServer())
+	}
+	var all []*cellv1.SessionLease
+	if len(q.GetSession()) == 16 {
+		lease, err := leases.Find([16]byte(q.GetSession()))
+		if err != nil {
+			return nil, err
+		}
+		if lease != nil && wanted(lease) {
+			all = append(all, lease)
+		}
+	} else {
+		var err error
+		if all, answer.More, err = leases.List(q.GetTenantId(), min(int(q.GetLimit()), maxSessions), wanted); err != nil {
+			return nil, err
+		}
+	}
+	for _, l := range all {
+		id := session.LeaseID(l.GetId())
+		answer.Sessions = append(answer.Sessions, &cellv1.SessionInfo{
+			Session: id[8:], Node: l.GetNode(), Principal: l.GetPrincipal(), Server: l.GetServer(), Client: l.GetClient(),
+			Revision: l.GetRevision(), CreatedMs: id.Created().UnixMilli(), UsedMs: l.GetUsedMs(), Upstream: l.GetUpstream() != "",
+		})
+	}
+	return answer, nil
 }

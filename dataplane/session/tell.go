@@ -205,8 +205,12 @@ func (l *Leases) sweep(ctx context.Context) {
 	}
 	// Three times: a node that is behind must learn of the end before it may forget it.
 	before := l.cfg.Now().Add(-3 * Grace).UnixMilli()
-	if oldest, err := l.cfg.Disk.OldestEnded(); err == nil && oldest > 0 && oldest < before {
-		l.propose(ctx, &cellv1.SessionBatch{AtMs: l.cfg.Now().UnixMilli(), ForgetBeforeMs: before})
+	for {
+		oldest, err := l.cfg.Disk.OldestEnded()
+		if err != nil || oldest == 0 || oldest >= before ||
+			!l.propose(ctx, &cellv1.SessionBatch{AtMs: l.cfg.Now().UnixMilli(), ForgetBeforeMs: before}) {
+			return
+		}
 	}
 }
 

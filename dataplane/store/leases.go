@@ -321,14 +321,21 @@ func (t *leaseTx) end(id []byte, unusedSince *int64, closed bool, done *LeaseCha
 		t.add(ownerCount(lease), -1), t.add(tenantCount(lease.GetTenantId()), -1))
 }
 
+// maxForgotten is how many ends one batch forgets at most: whoever proposes it proposes another for the rest.
+const maxForgotten = 4096
+
 func (t *leaseTx) forget(beforeMS int64) error {
 	if beforeMS <= 0 {
 		return nil
 	}
 	limit := binary.BigEndian.AppendUint64(nil, uint64(beforeMS))
+	var old [][]byte
 	c := t.ended.Cursor()
-	for k, _ := c.First(); k != nil && bytes.Compare(k[:8], limit) < 0; k, _ = c.First() {
-		if err := c.Delete(); err != nil {
+	for k, _ := c.First(); k != nil && len(old) < maxForgotten && bytes.Compare(k[:8], limit) < 0; k, _ = c.Next() {
+		old = append(old, bytes.Clone(k))
+	}
+	for _, k := range old {
+		if err := t.ended.Delete(k); err != nil {
 			return err
 		}
 	}

@@ -171,8 +171,13 @@ func (x *exchange) openUpstream(context.Context) (session.Upstream, error) {
 	if !mcp.IsLegacy(got) || len(resp.Session) > session.MaxUpstreamID || !session.Visible(resp.Session) {
 		return session.Upstream{}, &phrase{"upstream_protocol", "the server offers no revision that is spoken here", false}
 	}
-	up := session.Upstream{URL: x.server.URL, ID: resp.Session, Revision: got}
+	up := x.upstreamSession(resp.Session, got)
 	return up, x.announce(up)
+}
+
+// upstreamSession is a session at the exchange's server.
+func (x *exchange) upstreamSession(id, revision string) session.Upstream {
+	return session.Upstream{Tenant: string(x.tenant.ID), Server: x.server.Name, URL: x.server.URL, ID: id, Revision: revision}
 }
 
 // announce says that the session is ready to be used.

@@ -224,7 +224,7 @@ func (x *exchange) initialized(raw []byte, m *mcp.Message, upstreamID string) *a
 	r := mcp.Message{Body: result}
 	revision, _ := r.Text(at)
 	if !mcp.IsLegacy(revision) {
-		x.p.hangUp(x.ctx, []session.Upstream{{URL: x.server.URL, ID: upstreamID}})
+		x.p.hangUp(x.ctx, []session.Upstream{x.upstreamSession(upstreamID, "")})
 		return x.refuse(mcp.Unsupported(clean(revision)))
 	}
 	x.revision, x.rec.ProtocolVersion = revision, revision
@@ -234,7 +234,7 @@ func (x *exchange) initialized(raw []byte, m *mcp.Message, upstreamID string) *a
 	}
 	a := x.seal(ok(raw), session.Claims{Upstream: upstreamID})
 	if a.reason != "" {
-		x.p.hangUp(x.ctx, []session.Upstream{{URL: x.server.URL, ID: upstreamID, Revision: revision}})
+		x.p.hangUp(x.ctx, []session.Upstream{x.upstreamSession(upstreamID, revision)})
 	}
 	return a
 }

@@ -3,13 +3,11 @@ package pep
 import (
 	"encoding/json"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
-	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 )
 
 // own answers what this node answers by itself: lists and discovery always, and the whole dialogue where it leads it (on
@@ -131,13 +129,7 @@ func (x *exchange) initialize() *answer {
 // killedSecret answers a request that would send a secret which was killed: a call as a denial that the model can read, all
 // else as an error. It does not say which secret that is.
 func (x *exchange) killedSecret() *answer {
-	if x.p.injector == nil || x.server == nil || x.state.Kills() == 0 {
-		return nil
-	}
-	killed := slices.ContainsFunc(x.p.injector.Secrets(x.tenant, x.server), func(name string) bool {
-		return x.state.Killed(snapshotv1.KillKind_KILL_KIND_SECRET, x.tenant.ID, name)
-	})
-	if !killed {
+	if x.p.injector == nil || x.server == nil || !x.p.secretKilled(x.state, x.tenant, x.server) {
 		return nil
 	}
 	if x.tool != nil {

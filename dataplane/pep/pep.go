@@ -232,21 +232,6 @@ func (p *PEP) Run(ctx context.Context) error {
 // Drain ends the long streams, which would outlast any grace; calls go on to their answers.
 func (p *PEP) Drain() { p.drained.Do(func() { close(p.draining) }) }
 
-// hangUp ends upstream sessions; one that does not answer is left to its own timeout.
-func (p *PEP) hangUp(ctx context.Context, ups []session.Upstream) {
-	for _, u := range ups {
-		if u.ID == "" {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		resp, err := p.up.Do(ctx, &upstream.Request{URL: u.URL, Method: http.MethodDelete, Set: sessionHeader(u.ID, u.Revision)})
-		if err == nil {
-			resp.Close()
-		}
-		cancel()
-	}
-}
-
 // Streams counts the streams that are open.
 func (p *PEP) Streams() int { return p.streams.Open() }
 

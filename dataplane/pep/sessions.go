@@ -4,12 +4,17 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
+	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
+	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
@@ -80,6 +85,7 @@ const (
 	// goodbyeWorkers close upstream sessions, each at its own pace; maxGoodbyes may wait for them.
 	goodbyeWorkers = 4
 	maxGoodbyes    = 1 << 16
+	hangUpTime     = 2 * time.Second
 )
 
 // goodbye is one session that ended somewhere in the cell.
@@ -155,13 +161,54 @@ func (p *PEP) closeUpstream(ctx context.Context, e goodbye) {
 	if e.closed || e.lease.GetUpstream() == "" || e.lease.GetNode() != p.cfg.Node {
 		return
 	}
-	t := p.policy.Current().Tenant(tenant)
+	p.hangUp(ctx, []session.Upstream{{
+		Tenant: string(tenant), Server: e.lease.GetServer(), ID: e.lease.GetUpstream(), Revision: e.lease.GetRevision(),
+	}})
+}
+
+// hangUp ends upstream sessions; one that does not answer is left to its own timeout.
+func (p *PEP) hangUp(ctx context.Context, ups []session.Upstream) {
+	for _, u := range ups {
+		if u.ID != "" {
+			p.hangUpOne(ctx, u)
+		}
+	}
+}
+
+// hangUpOne goes by the policy of now: to where the server is now, with its credential, if that may be sent.
+func (p *PEP) hangUpOne(ctx context.Context, u session.Upstream) {
+	state := p.policy.Current()
+	t := state.Tenant(snapshot.TenantID(u.Tenant))
 	if t == nil {
 		return
 	}
-	if s, ok := t.Server(e.lease.GetServer()); ok {
-		p.hangUp(ctx, []session.Upstream{{URL: s.URL, ID: e.lease.GetUpstream(), Revision: e.lease.GetRevision()}})
+	s, ok := t.Server(u.Server)
+	if !ok || u.URL != "" && u.URL != s.URL {
+		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, hangUpTime)
+	defer cancel()
+	set := sessionHeader(u.ID, u.Revision)
+	if p.injector != nil {
+		if p.secretKilled(state, t, s) {
+			return
+		}
+		if _, err := p.injector.Inject(ctx, t, s, set); err != nil {
+			p.log.Debug("an upstream's session was not closed: no credential", "server", s.Name, "error", err)
+			return
+		}
+	}
+	resp, err := p.up.Do(ctx, &upstream.Request{URL: s.URL, Method: http.MethodDelete, Set: set})
+	if err == nil {
+		resp.Close()
+	}
+}
+
+// secretKilled reports whether a secret was killed that the server would be sent.
+func (p *PEP) secretKilled(state *pdp.State, t *pdp.Tenant, s *pdp.Server) bool {
+	return state.Kills() > 0 && slices.ContainsFunc(p.injector.Secrets(t, s), func(name string) bool {
+		return state.Killed(snapshotv1.KillKind_KILL_KIND_SECRET, t.ID, name)
+	})
 }
 
 // ownerKey names whose an upstream session of the gateway's own is: one principal's, in one era.

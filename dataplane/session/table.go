@@ -18,9 +18,11 @@ type TableKey struct {
 
 // Upstream is a session that the gateway opened.
 type Upstream struct {
-	URL      string
-	ID       string
-	Revision string
+	// Tenant and Server say which server it is, for whoever closes it.
+	Tenant, Server string
+	URL            string
+	ID             string
+	Revision       string
 }
 
 // Table keeps the upstream sessions of the gateway's own making: made when first needed, once for all who ask at the

@@ -146,6 +146,14 @@ func RateScopes() []string {
 	return []string{"principal", "tenant", "server", "tool", "discover", "resume"}
 }
 
+// SessionLimits are what a tenant lets the sessions of legacy clients be; 0 is the default.
+type SessionLimits struct {
+	// Idle and Max are when a session ends that is not used, and however busy it is.
+	Idle, Max time.Duration
+	// PerPrincipal and PerTenant are how many there may be in a cell.
+	PerPrincipal, PerTenant uint32
+}
+
 // Token is what is kept of an access token: never the token itself.
 type Token struct {
 	ID        string // jti, a ULID

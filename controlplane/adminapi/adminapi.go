@@ -51,6 +51,7 @@ type Services struct {
 	Policies     adminv1connect.PolicyServiceHandler
 	Snapshots    adminv1connect.SnapshotServiceHandler
 	Cells        adminv1connect.CellAdminServiceHandler
+	Sessions     adminv1connect.SessionServiceHandler
 	Audit        adminv1connect.AuditServiceHandler
 	System       adminv1connect.SystemServiceHandler
 }
@@ -148,6 +149,9 @@ func register(server *connect.Server, s Services) {
 	}
 	if s.Cells != nil {
 		adminv1connect.RegisterCellAdminServiceHandler(server, s.Cells)
+	}
+	if s.Sessions != nil {
+		adminv1connect.RegisterSessionServiceHandler(server, s.Sessions)
 	}
 	if s.Audit != nil {
 		adminv1connect.RegisterAuditServiceHandler(server, s.Audit)

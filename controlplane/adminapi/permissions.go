@@ -122,8 +122,10 @@ func permissions() map[string]rule {
 
 		// Cells and logs hold several tenants each.
 		rpc.CellAdminServiceListCellsProcedure: platform,
-		rpc.AuditServiceListLogsProcedure:      platform,
-		rpc.AuditServiceReadLogProcedure:       platform,
+
+		rpc.SessionServiceListSessionsProcedure: read,
+		rpc.AuditServiceListLogsProcedure:       platform,
+		rpc.AuditServiceReadLogProcedure:        platform,
 
 		rpc.AuditServiceSearchRecordsProcedure: read,
 		rpc.AuditServiceGetRecordProcedure:     read,

@@ -17,7 +17,7 @@ func everything() *connect.Server {
 		Tokens: rpc.UnimplementedTokenServiceHandler{}, Registry: rpc.UnimplementedRegistryServiceHandler{},
 		Endpoints: rpc.UnimplementedEndpointServiceHandler{}, Settings: rpc.UnimplementedSettingsServiceHandler{},
 		Access: rpc.UnimplementedAccessServiceHandler{}, Policies: rpc.UnimplementedPolicyServiceHandler{}, Snapshots: rpc.UnimplementedSnapshotServiceHandler{},
-		Cells: rpc.UnimplementedCellAdminServiceHandler{}, Audit: rpc.UnimplementedAuditServiceHandler{}, System: rpc.UnimplementedSystemServiceHandler{},
+		Cells: rpc.UnimplementedCellAdminServiceHandler{}, Sessions: rpc.UnimplementedSessionServiceHandler{}, Audit: rpc.UnimplementedAuditServiceHandler{}, System: rpc.UnimplementedSystemServiceHandler{},
 	})
 	return server
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mcpvault/mcpvault/controlplane"
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
@@ -24,9 +25,15 @@ type Fleet struct {
 	streams map[Node]*stream
 	answers map[Node]map[controlplane.TenantID][]Answer
 	changed chan struct{}
+	// asking are the questions that wait for an answer, by number.
+	asking       map[uint64]*asking
+	lastQuestion uint64
 }
 
-type stream struct{ cancel context.CancelCauseFunc }
+type stream struct {
+	cancel context.CancelCauseFunc
+	asked  chan *cellv1.SessionQuery
+}
 
 // Answer is what a node did with a generation.
 type Answer struct {
@@ -38,12 +45,12 @@ type Answer struct {
 
 // NewFleet makes an empty one.
 func NewFleet() *Fleet {
-	return &Fleet{streams: map[Node]*stream{}, answers: map[Node]map[controlplane.TenantID][]Answer{}, changed: make(chan struct{})}
+	return &Fleet{streams: map[Node]*stream{}, answers: map[Node]map[controlplane.TenantID][]Answer{}, changed: make(chan struct{}), asking: map[uint64]*asking{}}
 }
 
-// join notes a stream and what its node says it serves. The function returned ends it.
-func (f *Fleet) join(n Node, applied map[controlplane.TenantID]snapshot.Version, at time.Time, cancel context.CancelCauseFunc) (leave func()) {
-	s := &stream{cancel}
+// join notes a stream and what its node says it serves. It returns what the node is asked, and what ends it.
+func (f *Fleet) join(n Node, applied map[controlplane.TenantID]snapshot.Version, at time.Time, cancel context.CancelCauseFunc) (asked <-chan *cellv1.SessionQuery, leave func()) {
+	s := &stream{cancel, make(chan *cellv1.SessionQuery, maxAsked)}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if old := f.streams[n]; old != nil {
@@ -56,7 +63,7 @@ func (f *Fleet) join(n Node, applied map[controlplane.TenantID]snapshot.Version,
 		f.answers[n][tenant] = []Answer{{Version: v, At: at}}
 	}
 	f.wake()
-	return func() {
+	return s.asked, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if f.streams[n] == s {

@@ -35,7 +35,7 @@ func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv
 		w.sent[controlplane.TenantID(a.GetTenantId())] = snapshot.Version{Epoch: snapshot.Epoch(a.GetEpoch()), Generation: snapshot.Generation(a.GetGeneration())}
 	}
 	s.compare(ctx, n, view, req.GetApplied())
-	leave := s.cfg.Fleet.join(n, s.believed(ctx, n, view, w.sent), s.cfg.Now(), cancel)
+	asked, leave := s.cfg.Fleet.join(n, s.believed(ctx, n, view, w.sent), s.cfg.Now(), cancel)
 	defer leave()
 	s.cfg.Logger.InfoContext(ctx, "node connected", "cell", n.Cell, "node", n.Name)
 	defer s.cfg.Logger.InfoContext(ctx, "node disconnected", "cell", n.Cell, "node", n.Name)
@@ -52,6 +52,10 @@ func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv
 		}
 		select {
 		case <-changed:
+		case q := <-asked:
+			if err := out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Sessions{Sessions: q}}); err != nil {
+				return err
+			}
 		case <-ctx.Done():
 			if errors.Is(context.Cause(ctx), errReplaced) {
 				return problem.Newf(problem.Conflict, "", "node %s/%s has opened another stream", n.Cell, n.Name)

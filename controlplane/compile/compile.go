@@ -46,6 +46,7 @@ type Input struct {
 	Policies  []Policy
 	Issuers   []*snapshotv1.Issuer
 	Staleness controlplane.Staleness
+	Sessions  controlplane.SessionLimits
 
 	RateLimits controlplane.RateLimits
 }
@@ -214,6 +215,9 @@ func (c *compiler) settings() *snapshotv1.Settings {
 	s := &snapshotv1.Settings{
 		MaxStalenessReadMs:  cmp.Or(c.in.Staleness.Read, DefaultReadStaleness).Milliseconds(),
 		MaxStalenessWriteMs: cmp.Or(c.in.Staleness.Write, DefaultWriteStaleness).Milliseconds(),
+		// What is not decided is left to the cells, which have defaults of their own.
+		SessionIdleMs: c.in.Sessions.Idle.Milliseconds(), SessionMaxMs: c.in.Sessions.Max.Milliseconds(),
+		SessionsPerPrincipal: c.in.Sessions.PerPrincipal, SessionsPerTenant: c.in.Sessions.PerTenant,
 	}
 	for _, label := range slices.Sorted(maps.Keys(c.in.Staleness.Labels)) {
 		s.LabelStaleness = append(s.LabelStaleness, &snapshotv1.LabelStaleness{Label: label, MaxMs: c.in.Staleness.Labels[label].Milliseconds()})

@@ -379,7 +379,10 @@ func ReadInput(ctx context.Context, tx *store.Tx) (in compile.Input, err error) 
 	if in.Staleness, err = tx.Staleness(ctx); err != nil {
 		return in, err
 	}
-	in.RateLimits, err = tx.RateLimits(ctx)
+	if in.RateLimits, err = tx.RateLimits(ctx); err != nil {
+		return in, err
+	}
+	in.Sessions, err = tx.SessionLimits(ctx)
 	return in, err
 }
 

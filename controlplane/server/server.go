@@ -211,7 +211,7 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 			Policies:  policies.New(policies.Config{Store: st}),
 			Registry:  registry.New(st, registry.NewScanner(transport, run.Version().Version, s.log), s.log),
 			Endpoints: endpoint.New(st), Settings: settings.New(st),
-			Snapshots: status, Cells: status, System: status,
+			Snapshots: status, Cells: status, Sessions: status, System: status,
 		},
 		Auth: issuer, Tenants: st, Logger: s.log, Ready: s.checks(st, publisher), Build: run.Version(),
 		MetricsPage: metrics.Handler(s.log), Metrics: metrics, Tracer: s.traces.TracerProvider, Propagator: s.traces.Propagator,

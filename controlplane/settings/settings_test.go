@@ -77,3 +77,38 @@ func TestStalenessHasDefaultsAndIsChangedOneByOne(t *testing.T) {
 		}
 	}
 }
+
+func TestSessionLimitsHaveDefaultsAndAreChangedOneByOne(t *testing.T) {
+	t.Parallel()
+	st := storetest.Open(t)
+	tenant := storetest.Tenant(t, st, "acme")
+	ctx := controlplane.WithCaller(t.Context(), controlplane.Caller{Principal: "root", TenantID: tenant.ID, Tenant: "acme", Home: "acme"})
+	s := settings.New(st)
+	update := func(req *adminv1.UpdateSettingsRequest) (*adminv1.Settings, error) {
+		res, err := s.UpdateSettings(ctx, req)
+		return res.GetSettings(), err
+	}
+	got, err := update(&adminv1.UpdateSettingsRequest{SessionIdle: durationpb.New(time.Hour), SessionsPerPrincipal: new(uint32(64))})
+	if err != nil || got.GetSessionIdle().AsDuration() != time.Hour || got.GetSessionMax().AsDuration() != 24*time.Hour || got.GetSessionsPerPrincipal() != 64 {
+		t.Fatal(got, err)
+	}
+	got, err = update(&adminv1.UpdateSettingsRequest{SessionIdle: durationpb.New(0), SessionMax: durationpb.New(8 * time.Hour), SessionsPerTenant: new(uint32(500))})
+	if err != nil || got.GetSessionIdle().AsDuration() != 30*time.Minute || got.GetSessionMax().AsDuration() != 8*time.Hour ||
+		got.GetSessionsPerPrincipal() != 64 || got.GetSessionsPerTenant() != 500 || got.GetMaxStalenessRead().AsDuration() != 72*time.Hour {
+		t.Fatal(got, err)
+	}
+	again, err := s.GetSettings(ctx, &adminv1.GetSettingsRequest{})
+	if err != nil || again.GetSettings().GetSessionMax().AsDuration() != 8*time.Hour || again.GetSettings().GetSessionsPerTenant() != 500 {
+		t.Fatal(again, err)
+	}
+	for _, req := range []*adminv1.UpdateSettingsRequest{
+		{SessionIdle: durationpb.New(time.Second)},
+		{SessionMax: durationpb.New(8 * 24 * time.Hour)},
+		{SessionIdle: durationpb.New(9 * time.Hour)},
+		{SessionsPerPrincipal: new(uint32(501))},
+	} {
+		if _, err := update(req); problem.CodeOf(err) != problem.Invalid {
+			t.Errorf("%v: got %v", req, err)
+		}
+	}
+}

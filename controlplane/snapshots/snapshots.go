@@ -1,5 +1,6 @@
 // Package snapshots shows what was published and how far it got: generations, the nodes' answers, cells, and whether the
-// control plane itself is well. It answers the admin API's SnapshotService, CellAdminService and SystemService.
+// control plane itself is well. It answers the admin API's SnapshotService, CellAdminService,
+// SessionService and SystemService.
 package snapshots
 
 import (

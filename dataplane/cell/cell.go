@@ -38,6 +38,7 @@ import (
 	"github.com/mcpvault/mcpvault/kit/svid"
 	"github.com/mcpvault/mcpvault/kit/tele"
 	"github.com/mcpvault/mcpvault/kit/tlog"
+	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	"github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1/cellv1connect"
 )
 
@@ -74,6 +75,8 @@ type Node struct {
 	sessions  *session.Sessions
 	limits    *limit.Limiter
 	upstream  *upstream.Client
+	leases    *session.Leases
+	asked     chan *cellv1.SessionQuery
 	pep       *pep.PEP
 	control   cellv1connect.CellServiceClient
 	closers   []func() error
@@ -81,7 +84,7 @@ type Node struct {
 
 // Run is the life of one node: it returns when ctx has ended and everything it started has stopped.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
-	n := &Node{cfg: cfg, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now()}
+	n := &Node{cfg: cfg, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked)}
 	defer n.close()
 	if err := n.build(ctx); err != nil {
 		return err
@@ -212,7 +215,7 @@ func (n *Node) openPolicy(context.Context) error {
 	n.feed = feed.New(feed.Config{
 		Cell: n.cfg.Cell, ControlPlane: n.control, Log: proposer{n}, Store: n.store,
 		Sources: []feed.Source{shards{n.control}, n.peers}, PDP: n.pdp, Trust: n.trust, Logger: n.log, Now: n.clock.Now,
-		OnConnect: func() { n.deliverer.Wake() }, Registerer: n.reg,
+		OnConnect: func() { n.deliverer.Wake() }, OnSessionQuery: n.askedForSessions, Registerer: n.reg,
 	})
 	var err error
 	n.deliverer, err = audit.NewDeliverer(audit.DelivererConfig{

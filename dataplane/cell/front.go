@@ -39,10 +39,9 @@ func (n *Node) openFront(context.Context) error {
 		return err
 	}
 	n.onClose(func() error { n.authn.Close(); return nil })
-	if n.sessions, err = session.New(session.Config{Now: n.clock.Now}); err != nil {
+	if err := n.openSessions(); err != nil {
 		return err
 	}
-	n.takeSessionKeys()
 	if err := n.openWorkloads(); err != nil {
 		return err
 	}
@@ -62,8 +61,8 @@ func (n *Node) openFront(context.Context) error {
 		cfg.MaxStreams, cfg.Limits = 4096, nil
 	}
 	parts := pep.Parts{
-		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions, Limits: n.limits, Traces: n.traces,
-		Injector: injector, Registerer: n.reg,
+		Log: n.log, Policy: n.pdp, Authn: n.authn, Audit: n.audit, Upstream: up, Sessions: n.sessions, Leases: n.leases,
+		Limits: n.limits, Traces: n.traces, Injector: injector, Registerer: n.reg,
 	}
 	if n.workloads != nil {
 		parts.Workloads = n.workloads
@@ -117,6 +116,8 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("budgets", run.Func(n.shareBudgets), time.Second)
 	g.Add("housekeeping", run.Func(n.keepHouse), time.Second)
 	g.Add("pep", n.pep, time.Second)
+	g.Add("sessions", n.leases, time.Second)
+	g.Add("session answers", run.Func(n.answerSessions), time.Second)
 	if n.cfg.Listen.Metrics != "" {
 		ln, err := net.Listen("tcp", n.cfg.Listen.Metrics)
 		if err != nil {

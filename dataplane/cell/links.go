@@ -94,10 +94,13 @@ func (n *Node) applied(a consensus.Applied) {
 	case *cellv1.RaftEntry_Kill:
 		if k, err := n.trust.Current().OpenKill(c.Kill); err == nil {
 			n.pdp.Kill(k)
+			n.sessionKilled(k)
 			n.logged.add(c.Kill)
 		}
 	case *cellv1.RaftEntry_SessionKey:
 		n.takeSessionKeys()
+	case *cellv1.RaftEntry_Sessions, *cellv1.RaftEntry_SessionState:
+		n.sessionsApplied(a)
 	default:
 		n.feed.Applied()
 	}

@@ -42,6 +42,8 @@ type Trust interface {
 type Applied struct {
 	Index uint64
 	Entry *cellv1.RaftEntry
+	// Ended are the leases that a change of sessions has ended.
+	Ended []store.EndedLease
 }
 
 // Peer is a member of the cell as this node reaches it.
@@ -282,6 +284,16 @@ func (n *Node) watchElections(r *raft.Raft) {
 		}
 		return false
 	}))
+}
+
+// Current reports whether this node has applied all that it knows to be committed and has heard of the leader a moment ago, or
+// leads: what it does not know then is at most as old as a message on its way.
+func (n *Node) Current() bool {
+	r := n.current()
+	if r == nil || r.AppliedIndex() < r.CommitIndex() {
+		return false
+	}
+	return r.State() == raft.Leader || r.State() == raft.Follower && time.Since(r.LastContact()) < 2*n.cfg.Heartbeat
 }
 
 // Refused counts committed entries that this node did not take: they did not verify, or were older than what it has.

@@ -49,6 +49,12 @@ type fsm struct {
 // Apply takes one committed entry. It returns an error, for the proposer, when the entry was refused.
 func (f *fsm) Apply(l *raft.Log) any {
 	entry, err := decodeEntry(l.Data)
+	if batch := entry.GetSessions(); err == nil && batch != nil {
+		return f.sessions(l.Index, entry, batch)
+	}
+	if err == nil && entry.GetSessionState() != nil {
+		err = fmt.Errorf("%w: a part of a snapshot", errEntry)
+	}
 	if err == nil {
 		err = f.n.take(entry)
 	}
@@ -66,6 +72,24 @@ func (f *fsm) Apply(l *raft.Log) any {
 		f.n.log.Warn("a committed entry was not taken", "index", l.Index, "error", err)
 	default:
 		f.fail(fmt.Errorf("apply entry %d: %w", l.Index, err))
+	}
+	return err
+}
+
+// sessions takes a change of leases. It returns what became of it, or an error.
+func (f *fsm) sessions(index uint64, entry *cellv1.RaftEntry, batch *cellv1.SessionBatch) any {
+	change, err := f.n.cfg.Store.Leases().Apply(index, batch)
+	switch {
+	case err == nil:
+		if !change.Seen {
+			f.n.cfg.OnApply(Applied{Index: index, Entry: entry, Ended: change.Ended})
+		}
+		return change
+	case isRefusal(err):
+		f.n.refused.Add(1)
+		f.n.log.Warn("a committed entry was not taken", "index", index, "error", err)
+	default:
+		f.fail(fmt.Errorf("apply entry %d: %w", index, err))
 	}
 	return err
 }
@@ -124,12 +148,18 @@ func (n *Node) take(entry *cellv1.RaftEntry) error {
 		return n.cfg.Store.PutDeltas(c.Deltas.GetDeltas())
 	case *cellv1.RaftEntry_SessionKey:
 		return n.cfg.Store.PutSessionKey(c.SessionKey)
+	case *cellv1.RaftEntry_SessionState:
+		return n.cfg.Store.Leases().Restore(c.SessionState)
 	}
 	return fmt.Errorf("%w: an unknown command", errEntry)
 }
 
-// state is a snapshot: the entries that would build the store anew, each verified again by whoever restores it.
-type state []*cellv1.RaftEntry
+// state is a snapshot: the entries that would build the store anew, each verified again by whoever restores it. There may be
+// many leases: they are read when they are written.
+type state struct {
+	entries []*cellv1.RaftEntry
+	leases  *store.LeaseState
+}
 
 const (
 	stateMagic = "mcpvault raft state 1\n"
@@ -142,7 +172,7 @@ const (
 // Snapshot takes what the store holds now; the parts are shared and never written to.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	s := f.n.cfg.Store
-	var all state
+	var all []*cellv1.RaftEntry
 	for _, u := range updates(s) {
 		all = append(all, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_Update{Update: u}})
 	}
@@ -152,7 +182,11 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	for _, k := range s.SessionKeys() {
 		all = append(all, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_SessionKey{SessionKey: k}})
 	}
-	return all, nil
+	leases, err := s.Leases().State()
+	if err != nil {
+		return nil, err
+	}
+	return &state{all, leases}, nil
 }
 
 // updates are what the store holds, cut between tenants: a head and its deltas stay together.
@@ -182,7 +216,7 @@ func updates(s *store.Store) []*cellv1.Update {
 }
 
 // Persist writes the snapshot; the sink seals it.
-func (s state) Persist(sink raft.SnapshotSink) error {
+func (s *state) Persist(sink raft.SnapshotSink) error {
 	err := s.write(sink)
 	if err == nil {
 		err = sink.Close()
@@ -193,62 +227,82 @@ func (s state) Persist(sink raft.SnapshotSink) error {
 	return nil
 }
 
-// Release has nothing to give back.
-func (state) Release() {}
+// Release ends the reading of the leases.
+func (s *state) Release() {
+	if s.leases != nil {
+		s.leases.Close()
+	}
+}
 
-func (s state) write(w io.Writer) error {
+func (s *state) write(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	_, _ = b.WriteString(stateMagic)
-	for _, entry := range s {
-		data, err := proto.Marshal(entry)
+	for _, entry := range s.entries {
+		if err := writeEntry(b, entry); err != nil {
+			return err
+		}
+	}
+	if s.leases != nil && s.leases.Index > 0 {
+		err := s.leases.Parts(func(part *cellv1.SessionState) error {
+			return writeEntry(b, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_SessionState{SessionState: part}})
+		})
 		if err != nil {
 			return err
 		}
-		if len(data) > maxStateEntry {
-			return fmt.Errorf("an entry of %d bytes", len(data))
-		}
-		_, _ = b.Write(binary.AppendUvarint(nil, uint64(len(data))))
-		_, _ = b.Write(data)
 	}
 	return b.Flush()
 }
 
-func readState(r io.Reader) (state, error) {
+func writeEntry(b *bufio.Writer, entry *cellv1.RaftEntry) error {
+	data, err := proto.Marshal(entry)
+	if err != nil {
+		return err
+	}
+	if len(data) > maxStateEntry {
+		return fmt.Errorf("an entry of %d bytes", len(data))
+	}
+	_, _ = b.Write(binary.AppendUvarint(nil, uint64(len(data))))
+	_, err = b.Write(data)
+	return err
+}
+
+// readState gives the entries of a snapshot one by one: there may be many.
+func readState(r io.Reader, take func(*cellv1.RaftEntry) error) error {
 	b := bufio.NewReader(r)
 	magic := make([]byte, len(stateMagic))
 	if _, err := io.ReadFull(b, magic); err != nil || string(magic) != stateMagic {
-		return nil, fmt.Errorf("%w: not a snapshot of this version", errEntry)
+		return fmt.Errorf("%w: not a snapshot of this version", errEntry)
 	}
-	var all state
-	for {
+	for i := 0; ; i++ {
 		size, err := binary.ReadUvarint(b)
 		if errors.Is(err, io.EOF) {
-			return all, nil
+			return nil
 		}
 		if err != nil || size > maxStateEntry {
-			return nil, fmt.Errorf("%w: snapshot entry %d of %d bytes", errEntry, len(all), size)
+			return fmt.Errorf("%w: snapshot entry %d of %d bytes", errEntry, i, size)
 		}
 		// Read as it comes: the length is not believed until the bytes are there.
 		data, err := io.ReadAll(io.LimitReader(b, int64(size)))
 		if err != nil || uint64(len(data)) != size {
-			return nil, fmt.Errorf("%w: snapshot entry %d is cut short", errEntry, len(all))
+			return fmt.Errorf("%w: snapshot entry %d is cut short", errEntry, i)
 		}
 		entry, err := decodeAny(data)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			err = take(entry)
 		}
-		all = append(all, entry)
+		if err != nil {
+			return err
+		}
 	}
 }
 
 // Restore merges a snapshot into the store. What the store has newer stays; what does not verify is left out.
 func (f *fsm) Restore(r io.ReadCloser) error {
-	all, err := readState(r)
-	if err != nil {
-		return err
-	}
-	for _, entry := range all {
-		err := f.n.take(entry)
+	return readState(r, func(entry *cellv1.RaftEntry) error {
+		err := errEntry // changes of leases count from a place in the log, which a snapshot's do not have
+		if entry.GetSessions() == nil {
+			err = f.n.take(entry)
+		}
 		switch {
 		case err == nil:
 			f.n.cfg.OnApply(Applied{Entry: entry})
@@ -260,6 +314,6 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 		default:
 			return fmt.Errorf("restore snapshot: %w", err)
 		}
-	}
-	return nil
+		return nil
+	})
 }

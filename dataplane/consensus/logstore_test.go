@@ -276,21 +276,29 @@ func FuzzDecodeEntry(f *testing.F) {
 
 func FuzzReadState(f *testing.F) {
 	var good bytes.Buffer
-	must(f, state{
+	must(f, (&state{entries: []*cellv1.RaftEntry{
 		{Command: &cellv1.RaftEntry_SessionKey{SessionKey: &cellv1.SessionKey{Id: 1, Key: make([]byte, 32)}}},
 		{Command: &cellv1.RaftEntry_Kill{Kill: []byte("k")}},
-	}.write(&good))
+		{Command: &cellv1.RaftEntry_SessionState{SessionState: &cellv1.SessionState{Index: 7, First: true, Last: true}}},
+	}}).write(&good))
+	read := func(data []byte) (all []*cellv1.RaftEntry, err error) {
+		err = readState(bytes.NewReader(data), func(e *cellv1.RaftEntry) error {
+			all = append(all, e)
+			return nil
+		})
+		return all, err
+	}
 	f.Add(good.Bytes())
 	f.Add(good.Bytes()[:good.Len()-1])
 	f.Add(append([]byte(stateMagic), 0xff, 0xff, 0xff, 0x1f))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		all, err := readState(bytes.NewReader(data))
+		all, err := read(data)
 		if err != nil {
 			return
 		}
 		var again bytes.Buffer
-		must(t, all.write(&again))
-		back, err := readState(&again)
+		must(t, (&state{entries: all}).write(&again))
+		back, err := read(again.Bytes())
 		must(t, err)
 		if len(back) != len(all) {
 			t.Fatalf("%d entries became %d", len(all), len(back))

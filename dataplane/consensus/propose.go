@@ -21,25 +21,7 @@ const enqueueLimit = 2 * time.Second
 // older than what the cell has, unavailable when this node does not lead (it names who does), timeout when ctx ended
 // first. After unavailable or timeout the entry may still be committed; proposing it again does no harm.
 func (n *Node) Propose(ctx context.Context, entry *cellv1.RaftEntry) (uint64, error) {
-	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(entry)
-	if err != nil {
-		return 0, problem.New(problem.Invalid, "the entry cannot be encoded", "").Because(err)
-	}
-	if len(data) > MaxEntry {
-		return 0, problem.Newf(problem.Exhausted, "propose fewer heads at a time",
-			"an entry of %d bytes is over the log's limit of %d", len(data), MaxEntry)
-	}
-	if entry, err = decodeEntry(data); err == nil {
-		err = n.verify(entry)
-	}
-	if err != nil {
-		return 0, asProblem(err)
-	}
-	var future raft.ApplyFuture
-	err = n.lead(ctx, func(r *raft.Raft) raft.Future {
-		future = r.Apply(data, enqueueLimit)
-		return future
-	})
+	future, err := n.propose(ctx, entry)
 	if err != nil {
 		return 0, err
 	}
@@ -47,6 +29,47 @@ func (n *Node) Propose(ctx context.Context, entry *cellv1.RaftEntry) (uint64, er
 		return 0, asProblem(refusal)
 	}
 	return future.Index(), nil
+}
+
+// ProposeSessions is Propose for a change of leases. It returns what became of each opening in it.
+func (n *Node) ProposeSessions(ctx context.Context, b *cellv1.SessionBatch) ([]cellv1.SessionVerdict, error) {
+	future, err := n.propose(ctx, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_Sessions{Sessions: b}})
+	if err != nil {
+		return nil, err
+	}
+	switch r := future.Response().(type) {
+	case error:
+		return nil, asProblem(r)
+	case store.LeaseChange:
+		return r.Verdicts, nil
+	}
+	return nil, problem.New(problem.Internal, "the cell's log gave no answer", "")
+}
+
+func (n *Node) propose(ctx context.Context, entry *cellv1.RaftEntry) (raft.ApplyFuture, error) {
+	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(entry)
+	if err != nil {
+		return nil, problem.New(problem.Invalid, "the entry cannot be encoded", "").Because(err)
+	}
+	if len(data) > MaxEntry {
+		return nil, problem.Newf(problem.Exhausted, "propose fewer heads at a time",
+			"an entry of %d bytes is over the log's limit of %d", len(data), MaxEntry)
+	}
+	if entry, err = decodeEntry(data); err == nil {
+		err = n.verify(entry)
+	}
+	if err != nil {
+		return nil, asProblem(err)
+	}
+	var future raft.ApplyFuture
+	err = n.lead(ctx, func(r *raft.Raft) raft.Future {
+		future = r.Apply(data, enqueueLimit)
+		return future
+	})
+	if err != nil {
+		return nil, err // the future may be written to still
+	}
+	return future, nil
 }
 
 // Barrier returns when this node, the leader, has applied all that was proposed before.

@@ -175,8 +175,17 @@ func (n *Node) bootstrap(logs *logStore, snaps *snapshotStore) error {
 		return err
 	}
 	last, err := logs.LastIndex()
-	if err != nil || last > 0 || len(list) > 0 {
+	if err != nil {
 		return err
+	}
+	if n.cfg.Store.Leases().Index() > max(last, snapshotIndex) {
+		// This log is not the one that the leases were written from: it was moved away.
+		if err := n.cfg.Store.Leases().Displace(); err != nil {
+			return err
+		}
+	}
+	if last > 0 || len(list) > 0 {
+		return nil
 	}
 	var members raft.Configuration
 	for _, p := range n.cfg.Peers {

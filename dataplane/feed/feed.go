@@ -53,6 +53,8 @@ type Config struct {
 	Logger  *slog.Logger
 	// OnConnect hears each time that the control plane has answered; it must not block. It may be nil.
 	OnConnect func()
+	// OnSessionQuery hears what the control plane asks about sessions; it must not block. It may be nil.
+	OnSessionQuery func(*cellv1.SessionQuery)
 	// Now is the time that the node believes; the wall clock when nil.
 	Now func() time.Time
 	// Registerer takes the metrics; it may be nil.
@@ -221,6 +223,11 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 		err = f.TakeKill(e.Kill)
 	case *cellv1.WatchResponse_Delta:
 		err = f.takeDelta(e.Delta)
+	case *cellv1.WatchResponse_Sessions:
+		if f.cfg.OnSessionQuery != nil {
+			f.cfg.OnSessionQuery(e.Sessions)
+		}
+		return
 	}
 	f.note(ctx, kindOf(ev), err)
 }

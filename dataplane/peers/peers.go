@@ -59,6 +59,16 @@ func (s *Set) Propose(ctx context.Context, leader string, entry *cellv1.RaftEntr
 	return err
 }
 
+// ProposeSessions hands a change of leases to the node that leads, and returns what became of each opening in it.
+func (s *Set) ProposeSessions(ctx context.Context, leader string, b *cellv1.SessionBatch) ([]cellv1.SessionVerdict, error) {
+	c, ok := s.clients[leader]
+	if !ok {
+		return nil, fmt.Errorf("leader %q is not a peer of this node", leader)
+	}
+	r, err := c.ProposeSessions(ctx, &cellv1.ProposeSessionsRequest{Batch: b})
+	return r.GetVerdicts(), err
+}
+
 // Fetch reads a shard from whichever peer has it.
 func (s *Set) Fetch(ctx context.Context, d snapshot.Digest, size int64) ([]byte, error) {
 	var errs error
@@ -146,6 +156,7 @@ func (s *Set) Statuses(ctx context.Context, brief bool) []*cellv1.GetStatusRespo
 // Node is what the service needs of the node it runs in.
 type Node interface {
 	Propose(ctx context.Context, entry *cellv1.RaftEntry) (uint64, error)
+	ProposeSessions(ctx context.Context, b *cellv1.SessionBatch) ([]cellv1.SessionVerdict, error)
 	Blob(d snapshot.Digest) ([]byte, error)
 	Status(brief bool) *cellv1.GetStatusResponse
 	ShareBudgets(peer string, in []limit.Entry) []limit.Entry
@@ -173,6 +184,17 @@ func (s *service) Propose(ctx context.Context, r *cellv1.ProposeRequest) (*cellv
 		return nil, connect.NewError(connect.CodeUnavailable, err.Error())
 	}
 	return &cellv1.ProposeResponse{Index: i}, nil
+}
+
+// ProposeSessions implements cellv1connect.PeerServiceHandler.
+func (s *service) ProposeSessions(ctx context.Context, r *cellv1.ProposeSessionsRequest) (*cellv1.ProposeSessionsResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, proposeLimit)
+	defer cancel()
+	verdicts, err := s.node.ProposeSessions(ctx, r.GetBatch())
+	if err != nil {
+		return nil, connect.NewError(connect.CodeUnavailable, err.Error())
+	}
+	return &cellv1.ProposeSessionsResponse{Verdicts: verdicts}, nil
 }
 
 // ReadBlob implements cellv1connect.PeerServiceHandler.

@@ -130,13 +130,9 @@ func (x *exchange) fromLegacy(raw []byte, m *mcp.Message) ([]byte, *answer) {
 	return veneer.Apply(raw, inOrder(splices)...), nil
 }
 
-// tableKey names the upstream session: one for each of a legacy client's sessions, and one for each modern caller.
+// tableKey names the upstream session: one for each caller, whatever the number of their own sessions.
 func (x *exchange) tableKey() session.TableKey {
-	who := session.Hash(x.sessionID)
-	if x.era == mcp.EraModern {
-		who = session.Hash(string(x.tenant.ID) + "\x00" + string(x.owner[:]))
-	}
-	return session.TableKey{Session: who, Server: x.server.Name + "\x00" + x.server.VersionDigest.String()}
+	return session.TableKey{Owner: ownerKey(x.era, x.tenant.ID, x.owner), Server: x.server.Name + "\x00" + x.server.VersionDigest.String()}
 }
 
 // phrase is an error that already has its words.
@@ -175,8 +171,13 @@ func (x *exchange) openUpstream(context.Context) (session.Upstream, error) {
 	if !mcp.IsLegacy(got) || len(resp.Session) > session.MaxUpstreamID || !session.Visible(resp.Session) {
 		return session.Upstream{}, &phrase{"upstream_protocol", "the server offers no revision that is spoken here", false}
 	}
-	up := session.Upstream{URL: x.server.URL, ID: resp.Session, Revision: got}
+	up := x.upstreamSession(resp.Session, got)
 	return up, x.announce(up)
+}
+
+// upstreamSession is a session at the exchange's server.
+func (x *exchange) upstreamSession(id, revision string) session.Upstream {
+	return session.Upstream{Tenant: string(x.tenant.ID), Server: x.server.Name, URL: x.server.URL, ID: id, Revision: revision}
 }
 
 // announce says that the session is ready to be used.

@@ -123,8 +123,11 @@ func (x *exchange) unknownServer(reason string) *answer {
 
 const accessHint = "ask an administrator for access and quote the decision id"
 
-// limit bounds the streams that a caller holds open.
+// limit bounds the streams and sessions that a caller holds open.
 func (x *exchange) limit() *answer {
+	if x.msg.Method == mcp.MethodInitialize {
+		return x.roomForSession()
+	}
 	if x.r.Method != http.MethodGet && x.msg.Method != mcp.MethodListen {
 		return nil
 	}

@@ -151,7 +151,7 @@ func (x *exchange) relayedStatus(resp *upstream.Response) *answer {
 
 // upstreamForgot ends our session along with the upstream's, so that the client initializes again.
 func (x *exchange) upstreamForgot() *answer {
-	x.p.sessions.End(x.sessionID)
+	x.p.leases.End(x.ctx, x.leaseID(), true)
 	return x.sessionUnknown("upstream_session_lost")
 }
 
@@ -190,7 +190,7 @@ func outcomeOf(m *mcp.Message) string {
 
 // endRelayed ends a session and the upstream's behind it, whatever the upstream thinks of that.
 func (x *exchange) endRelayed() *answer {
-	x.p.sessions.End(x.sessionID)
+	x.p.leases.End(x.ctx, x.leaseID(), true)
 	if x.claims.Upstream != "" {
 		resp, err := x.p.up.Do(x.ctx, &upstream.Request{URL: x.server.URL, Method: http.MethodDelete, Set: x.set})
 		if err == nil {
@@ -229,7 +229,7 @@ func (x *exchange) initialized(raw []byte, m *mcp.Message, upstreamID string) *a
 	r := mcp.Message{Body: result}
 	revision, _ := r.Text(at)
 	if !mcp.IsLegacy(revision) {
-		x.p.hangUp(x.ctx, []session.Upstream{{URL: x.server.URL, ID: upstreamID}})
+		x.p.hangUp(x.ctx, []session.Upstream{x.upstreamSession(upstreamID, "")})
 		return x.refuse(mcp.Unsupported(clean(revision)))
 	}
 	x.revision, x.rec.ProtocolVersion = revision, revision
@@ -237,7 +237,11 @@ func (x *exchange) initialized(raw []byte, m *mcp.Message, upstreamID string) *a
 		narrow := veneer.Apply(result, veneer.Splice{At: caps, With: x.narrow(result[caps.Start:caps.End])})
 		raw = veneer.Apply(raw, veneer.Splice{At: m.Result, With: narrow})
 	}
-	return x.seal(ok(raw), session.Claims{Upstream: upstreamID})
+	a := x.seal(ok(raw), session.Claims{Upstream: upstreamID})
+	if a.reason != "" {
+		x.p.hangUp(x.ctx, []session.Upstream{x.upstreamSession(upstreamID, revision)})
+	}
+	return a
 }
 
 // collect reads an upstream's whole answer to this request, from a body or out of a stream.

@@ -23,6 +23,8 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/pep"
 	"github.com/mcpvault/mcpvault/dataplane/session"
+	"github.com/mcpvault/mcpvault/dataplane/session/sessiontest"
+	"github.com/mcpvault/mcpvault/dataplane/store"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	"github.com/mcpvault/mcpvault/kit/jose"
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
@@ -121,6 +123,7 @@ type gateway struct {
 	cat    *snapshotv1.Catalogue
 	gen    uint64
 	client *http.Client
+	cell   *sessiontest.Cell
 }
 
 type tool struct {
@@ -204,14 +207,27 @@ func assembled(t testing.TB, cfg pep.Config, change func(*pep.Parts), grants []s
 	if err != nil {
 		t.Fatal(err)
 	}
+	cell := sessiontest.New(t, 1, session.LeasesConfig{Defaults: session.Limits{PerPrincipal: 1000}})
+	g.cell = cell
 	up := upstream.New(upstream.Config{Dial: (&net.Dialer{}).DialContext})
 	cfg.Cell, cfg.Node, cfg.Loopback = "c1", "n1", true
 	parts := pep.Parts{
-		Log: slog.New(slog.DiscardHandler), Policy: g.pdp, Authn: auth, Audit: g.book, Upstream: up, Sessions: sessions,
+		Log: slog.New(slog.DiscardHandler), Policy: g.pdp, Authn: auth, Audit: g.book, Upstream: up, Sessions: sessions, Leases: cell.Node(0).Leases,
 	}
 	change(&parts)
 	g.pep = pep.New(cfg, parts)
 	t.Cleanup(up.Close)
+	cell.Node(0).Ended = func(e store.EndedLease) { g.pep.SessionEnded(e.Lease, e.Closed) }
+	ctx, stop := context.WithCancel(context.Background())
+	ran := make(chan struct{})
+	go func() {
+		defer close(ran)
+		_ = g.pep.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-ran
+	})
 	// More fields than in production: the bound of the pipeline is tested, which holds for every protocol.
 	g.url = g.listen(edge.Config{MaxFields: 200})
 	return g

@@ -160,6 +160,8 @@ func (x *exchange) resume() *answer {
 		return x.sessionUnknown("session_hijack")
 	case x.sessionKilled():
 		return x.sessionUnknown("session_killed")
+	case x.p.leases.Use(session.LeaseIDOf(x.sessionID, claims.Created), x.tenant.Settings) != nil:
+		return x.sessionUnknown("session_ended")
 	}
 	x.claims, x.owned = claims, claims.Owned
 	if x.revision == "" {

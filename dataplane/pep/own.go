@@ -1,17 +1,13 @@
 package pep
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
-	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 )
 
 // own answers what this node answers by itself: lists and discovery always, and the whole dialogue where it leads it (on
@@ -130,39 +126,10 @@ func (x *exchange) initialize() *answer {
 	return x.seal(a, session.Claims{Owned: true})
 }
 
-// seal gives the answer of an initialize its session id.
-func (x *exchange) seal(a *answer, c session.Claims) *answer {
-	c.Tenant, c.Server, c.Owner, c.Revision, c.Created = x.tenant.ID, x.route.server, x.owner, x.revision, x.p.cfg.Now()
-	id, err := x.p.sessions.Seal(c)
-	switch {
-	case errors.Is(err, session.ErrNoKey):
-		return x.fail(mcp.CodeServer, "session_keys_missing", "this node has not learned the cell's session keys yet; try again or use another node", true)
-	case err != nil:
-		return x.fail(mcp.CodeServer, "upstream_protocol", "the upstream's session id cannot be used", false)
-	}
-	x.sessionID = id
-	x.describeSession()
-	a.header = http.Header{mcp.HeaderSession: {id}}
-	return a
-}
-
-// endOwned ends a session of the gateway's own, and the upstream sessions behind it.
-func (x *exchange) endOwned() *answer {
-	x.p.sessions.End(x.sessionID)
-	x.p.hangUp(context.WithoutCancel(x.ctx), x.p.table.End(session.Hash(x.sessionID)))
-	return &answer{status: http.StatusNoContent, outcome: "ok"}
-}
-
 // killedSecret answers a request that would send a secret which was killed: a call as a denial that the model can read, all
 // else as an error. It does not say which secret that is.
 func (x *exchange) killedSecret() *answer {
-	if x.p.injector == nil || x.server == nil || x.state.Kills() == 0 {
-		return nil
-	}
-	killed := slices.ContainsFunc(x.p.injector.Secrets(x.tenant, x.server), func(name string) bool {
-		return x.state.Killed(snapshotv1.KillKind_KILL_KIND_SECRET, x.tenant.ID, name)
-	})
-	if !killed {
+	if x.p.injector == nil || x.server == nil || !x.p.secretKilled(x.state, x.tenant, x.server) {
 		return nil
 	}
 	if x.tool != nil {

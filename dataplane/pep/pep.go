@@ -131,6 +131,8 @@ type PEP struct {
 	injector Injector
 	framer   *mcp.Framer
 	sessions *session.Sessions
+	leases   *session.Leases
+	goodbyes *goodbyes
 	table    *session.Table
 	streams  *limit.Streams
 	limits   *limit.Limiter
@@ -157,6 +159,7 @@ type Parts struct {
 	Upstream  Upstream
 	Injector  Injector
 	Sessions  *session.Sessions
+	Leases    *session.Leases
 	// Limits holds the buckets of rate limits; nil for buckets of this PEP's own.
 	Limits *limit.Limiter
 	// Traces makes spans; nil, or one that is off, makes none.
@@ -187,7 +190,7 @@ func New(cfg Config, parts Parts) *PEP {
 		tracer:  tracer,
 		metrics: counts, here: []string{cfg.Cell + "/" + cfg.Node}, bases: cfg.bases(), draining: make(chan struct{}),
 		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, workload: parts.Workloads, audit: parts.Audit, up: parts.Upstream,
-		injector: parts.Injector, sessions: parts.Sessions,
+		injector: parts.Injector, sessions: parts.Sessions, leases: parts.Leases, goodbyes: newGoodbyes(),
 		framer:  mcp.NewFramer(mcp.DefaultLimits()),
 		table:   session.NewTable(cfg.MaxUpstreamSessions, cfg.SessionIdle, cfg.Now),
 		streams: limit.NewStreams(cfg.MaxStreams),
@@ -203,7 +206,7 @@ func New(cfg Config, parts Parts) *PEP {
 			(*exchange).ration,       // what the caller may ask for over time and at once
 			(*exchange).resume,       // legacy: the session, if it is this caller's
 			(*exchange).locate,       // the server, if this caller may know of it
-			(*exchange).limit,        // open streams
+			(*exchange).limit,        // open streams and sessions
 			(*exchange).decide,       // may this caller do this, now, with these arguments
 			(*exchange).own,          // what is answered here: initialize, discovery, lists
 			(*exchange).allot,        // what the tool and the server may be asked for over time
@@ -235,6 +238,11 @@ func (p *PEP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // Run closes what was left idle and records what was only counted, until the context ends.
 func (p *PEP) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for range goodbyeWorkers {
+		wg.Go(func() { p.sayGoodbye(ctx) })
+	}
 	tick := time.NewTicker(p.cfg.SessionIdle / 4)
 	defer tick.Stop()
 	floods := time.NewTicker(time.Second)
@@ -254,21 +262,6 @@ func (p *PEP) Run(ctx context.Context) error {
 
 // Drain ends the long streams, which would outlast any grace; calls go on to their answers.
 func (p *PEP) Drain() { p.drained.Do(func() { close(p.draining) }) }
-
-// hangUp ends upstream sessions; one that does not answer is left to its own timeout.
-func (p *PEP) hangUp(ctx context.Context, ups []session.Upstream) {
-	for _, u := range ups {
-		if u.ID == "" {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-		resp, err := p.up.Do(ctx, &upstream.Request{URL: u.URL, Method: http.MethodDelete, Set: sessionHeader(u.ID, u.Revision)})
-		if err == nil {
-			resp.Close()
-		}
-		cancel()
-	}
-}
 
 // Streams counts the streams that are open.
 func (p *PEP) Streams() int { return p.streams.Open() }

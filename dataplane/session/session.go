@@ -3,8 +3,9 @@
 //
 // An id is sealed (AES-256-GCM) under a key that all nodes of a cell share: any of them opens it without asking, and
 // what does not open is unknown. It says whose session it is, on which server, and which upstream session is behind it.
-// It is bound to issuer and subject, never to the bytes of a token; whether they fit is for the caller to compare. Ended
-// ids are remembered by the node that saw the end; the lease that all nodes share is not kept here.
+// It is bound to issuer and subject, never to the bytes of a token; whether they fit is for the caller to compare. That a
+// session was opened, when it was last used and that it ended is what its lease says, which the cell's log carries to all
+// nodes.
 package session
 
 import (
@@ -16,7 +17,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -68,21 +68,15 @@ type Claims struct {
 type Config struct {
 	// Keys: the first one seals, all of them open.
 	Keys []Key
-	// MaxAge ends a session however busy it is. 0 means 24 hours.
+	// MaxAge is for how long an id opens at all. 0 means MaxMax, the longest that a tenant may let its sessions live.
 	MaxAge time.Duration
-	// MaxEnded bounds the ended ids that are remembered. 0 means 65,536.
-	MaxEnded int
-	Now      func() time.Time
+	Now    func() time.Time
 }
 
 // Sessions seals and opens ids. It is safe for concurrent use.
 type Sessions struct {
 	cfg  Config
 	keys atomic.Pointer[ring]
-
-	mu    sync.Mutex
-	ended map[[16]byte]struct{} // guarded by mu
-	order [][16]byte            // guarded by mu; oldest first
 }
 
 // ErrNoKey says that the cell has agreed on no key yet: no session can be made that another node would open.
@@ -100,15 +94,12 @@ type ring struct {
 // New makes Sessions. Without keys every session id is unknown and none can be made, until Rotate brings some.
 func New(cfg Config) (*Sessions, error) {
 	if cfg.MaxAge <= 0 {
-		cfg.MaxAge = 24 * time.Hour
-	}
-	if cfg.MaxEnded <= 0 {
-		cfg.MaxEnded = 1 << 16
+		cfg.MaxAge = MaxMax
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &Sessions{cfg: cfg, ended: map[[16]byte]struct{}{}}
+	s := &Sessions{cfg: cfg}
 	if err := s.Rotate(cfg.Keys); err != nil {
 		return nil, err
 	}
@@ -195,7 +186,7 @@ func (s *Sessions) Seal(c Claims) (string, error) {
 	return r.seal(kindSession, b), nil
 }
 
-// Open reads an id; ErrUnknown when it is not a live session.
+// Open reads an id; ErrUnknown when the cell has not sealed it, or too long ago. Whether it still lives, its lease says.
 func (s *Sessions) Open(id string) (Claims, error) {
 	var c Claims
 	b, err := s.open(kindSession, id)
@@ -216,33 +207,10 @@ func (s *Sessions) Open(id string) (Claims, error) {
 		fields[i], b = string(b[2:2+n]), b[2+n:]
 	}
 	c.Tenant, c.Server, c.Revision, c.Upstream = snapshot.TenantID(fields[0]), fields[1], fields[2], fields[3]
-	if s.cfg.Now().Sub(c.Created) > s.cfg.MaxAge || s.isEnded(id) {
+	if s.cfg.Now().Sub(c.Created) > s.cfg.MaxAge {
 		return Claims{}, ErrUnknown
 	}
 	return c, nil
-}
-
-// End makes an id unknown from now on, as far as this node's memory goes.
-func (s *Sessions) End(id string) {
-	h := Hash(id)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ok := s.ended[h]; ok {
-		return
-	}
-	if len(s.order) >= s.cfg.MaxEnded {
-		delete(s.ended, s.order[0])
-		s.order = s.order[1:]
-	}
-	s.ended[h] = struct{}{}
-	s.order = append(s.order, h)
-}
-
-func (s *Sessions) isEnded(id string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, ok := s.ended[Hash(id)]
-	return ok
 }
 
 // Hash is how records and kills name a session.

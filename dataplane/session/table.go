@@ -10,18 +10,19 @@ import (
 // ErrFull means that no more upstream sessions may be kept.
 var ErrFull = errors.New("too many upstream sessions")
 
-// TableKey names an upstream session that the gateway owns: for one session of a client (its hash; or, for clients
-// without sessions, the hash of who they are) on one server.
+// TableKey names an upstream session that the gateway owns: for one caller (the hash of who they are) on one server.
 type TableKey struct {
-	Session [16]byte
-	Server  string
+	Owner  [16]byte
+	Server string
 }
 
 // Upstream is a session that the gateway opened.
 type Upstream struct {
-	URL      string
-	ID       string
-	Revision string
+	// Tenant and Server say which server it is, for whoever closes it.
+	Tenant, Server string
+	URL            string
+	ID             string
+	Revision       string
 }
 
 // Table keeps the upstream sessions of the gateway's own making: made when first needed, once for all who ask at the
@@ -110,9 +111,9 @@ func (t *Table) drop(key TableKey, e *entry) {
 	}
 }
 
-// End takes out all upstream sessions of a client's session, for the caller to close.
-func (t *Table) End(session [16]byte) []Upstream {
-	return t.take(func(k TableKey, _ *entry) bool { return k.Session == session })
+// End takes out all upstream sessions of a caller, for the caller of End to close.
+func (t *Table) End(owner [16]byte) []Upstream {
+	return t.take(func(k TableKey, _ *entry) bool { return k.Owner == owner })
 }
 
 // Sweep takes out the sessions that were idle too long, for the caller to close.

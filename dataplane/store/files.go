@@ -19,6 +19,10 @@ const lockLimit = 2 * time.Second
 // of them. mapSize is how much is mapped at first: a map that need not grow is not moved under readers. The error wraps
 // ErrCorrupt or ErrInUse.
 func OpenDB(path string, mapSize int) (*bbolt.DB, error) {
+	return openChecked(path, &bbolt.Options{FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapSize})
+}
+
+func openChecked(path string, options *bbolt.Options) (*bbolt.DB, error) {
 	if info, err := os.Stat(path); err == nil && info.Size() > 0 {
 		// Opening to read takes the lock and looks at the head pages only.
 		db, err := openBolt(path, &bbolt.Options{ReadOnly: true})
@@ -29,7 +33,7 @@ func OpenDB(path string, mapSize int) (*bbolt.DB, error) {
 			return nil, err
 		}
 	}
-	db, err := openBolt(path, &bbolt.Options{FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapSize})
+	db, err := openBolt(path, options)
 	if err != nil {
 		return nil, err
 	}

@@ -83,6 +83,7 @@ type Store struct {
 	db     *bbolt.DB
 	sealer *Sealer
 	blobs  *blobs
+	leases *Leases
 
 	// write serialises changes; it is taken before mu.
 	write      sync.Mutex
@@ -144,6 +145,9 @@ func Open(cfg Config) (*Store, error) {
 	if err := s.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), db.Close())
 	}
+	if s.leases, err = openLeases(cfg.Dir, sealer, cfg.Logger); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store: %w", err), db.Close())
+	}
 	return s, nil
 }
 
@@ -151,8 +155,11 @@ func Open(cfg Config) (*Store, error) {
 func (s *Store) Close() error {
 	s.write.Lock()
 	defer s.write.Unlock()
-	return s.db.Close()
+	return errors.Join(s.leases.close(), s.db.Close())
 }
+
+// Leases are the sessions of the cell. They have a file of their own.
+func (s *Store) Leases() *Leases { return s.leases }
 
 // Corrupt lists the records that could not be read at Open.
 func (s *Store) Corrupt() []error { return slices.Clone(s.corrupt) }

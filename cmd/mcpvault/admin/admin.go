@@ -38,6 +38,7 @@ type Client struct {
 	Tokens        adminv1connect.TokenServiceClient
 	Snapshots     adminv1connect.SnapshotServiceClient
 	Cells         adminv1connect.CellAdminServiceClient
+	Sessions      adminv1connect.SessionServiceClient
 	Audit         adminv1connect.AuditServiceClient
 	System        adminv1connect.SystemServiceClient
 }
@@ -78,6 +79,7 @@ func Dial(cfg Config) (*Client, error) {
 		Tokens:        adminv1connect.NewTokenServiceClient(c),
 		Snapshots:     adminv1connect.NewSnapshotServiceClient(c),
 		Cells:         adminv1connect.NewCellAdminServiceClient(c),
+		Sessions:      adminv1connect.NewSessionServiceClient(c),
 		Audit:         adminv1connect.NewAuditServiceClient(c),
 		System:        adminv1connect.NewSystemServiceClient(c),
 	}, nil

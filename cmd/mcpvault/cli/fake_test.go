@@ -38,6 +38,7 @@ type fake struct {
 	adminv1connect.UnimplementedTokenServiceHandler
 	adminv1connect.UnimplementedSnapshotServiceHandler
 	adminv1connect.UnimplementedCellAdminServiceHandler
+	adminv1connect.UnimplementedSessionServiceHandler
 	adminv1connect.UnimplementedAuditServiceHandler
 	adminv1connect.UnimplementedSystemServiceHandler
 
@@ -70,6 +71,7 @@ func controlPlane(t testing.TB) string {
 	adminv1connect.RegisterTokenServiceHandler(server, f)
 	adminv1connect.RegisterSnapshotServiceHandler(server, f)
 	adminv1connect.RegisterCellAdminServiceHandler(server, f)
+	adminv1connect.RegisterSessionServiceHandler(server, f)
 	adminv1connect.RegisterAuditServiceHandler(server, f)
 	adminv1connect.RegisterSystemServiceHandler(server, f)
 	mux := http.NewServeMux()
@@ -305,6 +307,18 @@ func (f *fake) ListCells(context.Context, *adminv1.ListCellsRequest) (*adminv1.L
 	return &adminv1.ListCellsResponse{Cells: []*adminv1.Cell{{
 		Name: "local", Tenants: []string{"acme"}, Nodes: []*adminv1.CellNode{node("n1", "leader", true), node("n2", "follower", true), node("n3", "", false)},
 	}}}, nil
+}
+
+// ListSessions has one session of alice's, and a cell that is away.
+func (f *fake) ListSessions(_ context.Context, r *adminv1.ListSessionsRequest) (*adminv1.ListSessionsResponse, error) {
+	s := &adminv1.Session{
+		Id: "5c0e9f3a51c1d9b0a2f7748d6f1b2c3d", Cell: "local", Node: "n2", Principal: "alice", Server: "demo", Client: "claude-code 2.1.0",
+		Revision: "2025-11-25", CreatedMs: 1_700_000_000_000, UsedMs: 1_700_000_060_000, Upstream: true,
+	}
+	if r.GetId() != "" && r.GetId() != s.GetId() || r.GetPrincipal() != "" && r.GetPrincipal() != "alice" {
+		return &adminv1.ListSessionsResponse{}, nil
+	}
+	return &adminv1.ListSessionsResponse{Sessions: []*adminv1.Session{s}, More: r.GetLimit() == 1, Silent: []string{"eu"}}, nil
 }
 
 func (f *fake) SearchRecords(_ context.Context, r *adminv1.SearchRecordsRequest) (*adminv1.SearchRecordsResponse, error) {

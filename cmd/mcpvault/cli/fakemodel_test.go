@@ -81,5 +81,7 @@ func (f *fake) UpdateSettings(_ context.Context, r *adminv1.UpdateSettingsReques
 	for l, d := range r.GetLabelStaleness() {
 		s.LabelStaleness[l] = d
 	}
+	s.SessionIdle, s.SessionMax = r.GetSessionIdle(), r.GetSessionMax()
+	s.SessionsPerPrincipal, s.SessionsPerTenant = r.GetSessionsPerPrincipal(), r.GetSessionsPerTenant()
 	return &adminv1.UpdateSettingsResponse{Settings: s, Revision: 7}, nil
 }

@@ -12,6 +12,6 @@ import (
 func Commands() []func(*cli.App) *cobra.Command {
 	return []func(*cli.App) *cobra.Command{
 		orgCommand, unitCommand, teamCommand, groupCommand, userCommand, workloadCommand, roleCommand,
-		grantCommand, revokeCommand, grantsCommand, accessCommand, killCommand, serverCommand, endpointCommand, settingsCommand,
+		grantCommand, revokeCommand, grantsCommand, accessCommand, killCommand, sessionsCommand, serverCommand, endpointCommand, settingsCommand,
 	}
 }

@@ -2,6 +2,7 @@ package manage
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -25,12 +26,19 @@ type settingsView struct {
 	// Rates are as they are set: 100/1s+200.
 	Rates    map[string]string `json:"rate_limits"`
 	MaxCalls uint32            `json:"max_calls"`
+	Idle     string            `json:"session_idle"`
+	Max      string            `json:"session_max"`
+	// 0 leaves the number to the cell.
+	PerPrincipal uint32 `json:"sessions_per_principal"`
+	PerTenant    uint32 `json:"sessions_per_org"`
 }
 
 func viewSettings(s *adminv1.Settings) settingsView {
 	v := settingsView{
 		Read: lasting(s.GetMaxStalenessRead()), Write: lasting(s.GetMaxStalenessWrite()), Labels: map[string]string{},
 		Rates: viewRates(s.GetRateLimits()), MaxCalls: s.GetMaxCalls(),
+		Idle: lasting(s.GetSessionIdle()), Max: lasting(s.GetSessionMax()),
+		PerPrincipal: s.GetSessionsPerPrincipal(), PerTenant: s.GetSessionsPerTenant(),
 	}
 	for label, d := range s.GetLabelStaleness() {
 		v.Labels[label] = lasting(d)
@@ -62,6 +70,10 @@ func settingsColumns() []output.Column[settingsView] {
 			}
 			return strconv.FormatUint(uint64(v.MaxCalls), 10)
 		}},
+		{Head: "SESSION IDLE", Cell: func(v settingsView) string { return v.Idle }},
+		{Head: "SESSION MAX", Cell: func(v settingsView) string { return v.Max }},
+		{Head: "PER PRINCIPAL", Cell: func(v settingsView) string { return numberOrDefault(v.PerPrincipal) }},
+		{Head: "PER ORG", Cell: func(v settingsView) string { return numberOrDefault(v.PerTenant) }},
 	}
 }
 
@@ -72,6 +84,13 @@ func pairs(m map[string]string) string {
 		out = append(out, k+" "+m[k])
 	}
 	return strings.Join(out, ", ")
+}
+
+func numberOrDefault(n uint32) string {
+	if n == 0 {
+		return "default"
+	}
+	return fmt.Sprint(n)
 }
 
 func settingsCommand(a *cli.App) *cobra.Command {
@@ -88,12 +107,15 @@ func settingsCommand(a *cli.App) *cobra.Command {
 
 func setSettings(a *cli.App) *cobra.Command {
 	var w cli.Waiting
-	var read, write, maxCalls string
+	var read, write, idle, longest, maxCalls string
 	var labels, rates []string
-	cmd := a.AdminLeaf("set", "Changes settings. What is not given stays; `default` goes back to what it was at first.",
+	var perPrincipal, perOrg uint32
+	var cmd *cobra.Command
+	cmd = a.AdminLeaf("set", "Changes settings. What is not given stays; `default` goes back to what it was at first.",
 		`  mcpvault settings set --max-staleness-write 12h
   mcpvault settings set --max-staleness-label pci=true:15m --max-staleness-label env=test:default
-  mcpvault settings set --rate-limit principal=100/1s+200 --rate-limit tool/payments/refund=10/1m --rate-limit tenant=default`, cli.Args(),
+  mcpvault settings set --rate-limit principal=100/1s+200 --rate-limit tool/payments/refund=10/1m --rate-limit tenant=default
+  mcpvault settings set --session-idle 1h --session-max 12h --sessions-per-principal 64`, cli.Args(),
 		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
 			req := &adminv1.UpdateSettingsRequest{Tenant: tenant, LabelStaleness: map[string]*durationpb.Duration{}}
 			var err error
@@ -118,7 +140,19 @@ func setSettings(a *cli.App) *cobra.Command {
 			if req.MaxCalls, err = parseMaxCalls(maxCalls); err != nil {
 				return err
 			}
-			if read == "" && write == "" && maxCalls == "" && len(labels)+len(rates) == 0 {
+			if req.SessionIdle, err = bound(idle); err != nil {
+				return err
+			}
+			if req.SessionMax, err = bound(longest); err != nil {
+				return err
+			}
+			if cmd.Flags().Changed("sessions-per-principal") {
+				req.SessionsPerPrincipal = &perPrincipal
+			}
+			if cmd.Flags().Changed("sessions-per-org") {
+				req.SessionsPerTenant = &perOrg
+			}
+			if read+write+idle+longest+maxCalls == "" && len(labels)+len(rates) == 0 && req.SessionsPerPrincipal == nil && req.SessionsPerTenant == nil {
 				return problem.New(problem.Invalid, "nothing to change was given", "`mcpvault settings set --help` lists what can be")
 			}
 			resp, err := c.Settings.UpdateSettings(ctx, req)
@@ -133,6 +167,10 @@ func setSettings(a *cli.App) *cobra.Command {
 	cmd.Flags().StringArrayVar(&labels, "max-staleness-label", nil, "KEY=VALUE:TIME: a narrower bound for what carries the label, for example pci=true:15m; may be given again")
 	cmd.Flags().StringArrayVar(&rates, "rate-limit", nil, "SUBJECT=REQUESTS/TIME[+BURST]: what may be asked for over time; the subject is principal, tenant, server, tool, discover or resume for each of them, or principal/NAME, server/NAME, tool/SERVER/NAME; may be given again")
 	cmd.Flags().StringVar(&maxCalls, "max-calls", "", "how many requests of one principal a node has under way at most")
+	cmd.Flags().StringVar(&idle, "session-idle", "", "when a session of a legacy client ends that is not used, for example 30m")
+	cmd.Flags().StringVar(&longest, "session-max", "", "when it ends however busy it is, for example 24h")
+	cmd.Flags().Uint32Var(&perPrincipal, "sessions-per-principal", 0, "how many sessions one principal may have in a cell; 0 for the default")
+	cmd.Flags().Uint32Var(&perOrg, "sessions-per-org", 0, "how many sessions the organisation may have in a cell; 0 for the default")
 	return a.Publishes(cmd, &w)
 }
 

@@ -768,9 +768,16 @@ type Settings struct {
 	// of them, principal/NAME, server/NAME or tool/SERVER/NAME for one. What is not there has no limit.
 	RateLimits map[string]*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// How many requests of one principal a node has under way at most; 0 is the node's own bound.
-	MaxCalls      uint32 `protobuf:"varint,21,opt,name=max_calls,json=maxCalls,proto3" json:"max_calls,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MaxCalls uint32 `protobuf:"varint,21,opt,name=max_calls,json=maxCalls,proto3" json:"max_calls,omitempty"`
+	// When sessions of legacy clients end that are not used, and however busy they are.
+	SessionIdle *durationpb.Duration `protobuf:"bytes,4,opt,name=session_idle,json=sessionIdle,proto3" json:"session_idle,omitempty"`
+	SessionMax  *durationpb.Duration `protobuf:"bytes,5,opt,name=session_max,json=sessionMax,proto3" json:"session_max,omitempty"`
+	// How many of them one principal, and the tenant, may have in a cell. 0 leaves it to the cell: 512 and 100,000, in
+	// development 4,096 and 100,000.
+	SessionsPerPrincipal uint32 `protobuf:"varint,6,opt,name=sessions_per_principal,json=sessionsPerPrincipal,proto3" json:"sessions_per_principal,omitempty"`
+	SessionsPerTenant    uint32 `protobuf:"varint,7,opt,name=sessions_per_tenant,json=sessionsPerTenant,proto3" json:"sessions_per_tenant,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -834,6 +841,34 @@ func (x *Settings) GetRateLimits() map[string]*RateLimit {
 func (x *Settings) GetMaxCalls() uint32 {
 	if x != nil {
 		return x.MaxCalls
+	}
+	return 0
+}
+
+func (x *Settings) GetSessionIdle() *durationpb.Duration {
+	if x != nil {
+		return x.SessionIdle
+	}
+	return nil
+}
+
+func (x *Settings) GetSessionMax() *durationpb.Duration {
+	if x != nil {
+		return x.SessionMax
+	}
+	return nil
+}
+
+func (x *Settings) GetSessionsPerPrincipal() uint32 {
+	if x != nil {
+		return x.SessionsPerPrincipal
+	}
+	return 0
+}
+
+func (x *Settings) GetSessionsPerTenant() uint32 {
+	if x != nil {
+		return x.SessionsPerTenant
 	}
 	return 0
 }
@@ -999,9 +1034,14 @@ type UpdateSettingsRequest struct {
 	// By what shares a bucket; a limit of 0 requests takes it away. A burst of 0 is as many as requests.
 	RateLimits map[string]*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// 0 goes back to the node's own bound.
-	MaxCalls      *uint32 `protobuf:"varint,21,opt,name=max_calls,json=maxCalls,proto3,oneof" json:"max_calls,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MaxCalls *uint32 `protobuf:"varint,21,opt,name=max_calls,json=maxCalls,proto3,oneof" json:"max_calls,omitempty"`
+	// 0 goes back to the default.
+	SessionIdle          *durationpb.Duration `protobuf:"bytes,5,opt,name=session_idle,json=sessionIdle,proto3" json:"session_idle,omitempty"`
+	SessionMax           *durationpb.Duration `protobuf:"bytes,6,opt,name=session_max,json=sessionMax,proto3" json:"session_max,omitempty"`
+	SessionsPerPrincipal *uint32              `protobuf:"varint,7,opt,name=sessions_per_principal,json=sessionsPerPrincipal,proto3,oneof" json:"sessions_per_principal,omitempty"`
+	SessionsPerTenant    *uint32              `protobuf:"varint,8,opt,name=sessions_per_tenant,json=sessionsPerTenant,proto3,oneof" json:"sessions_per_tenant,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *UpdateSettingsRequest) Reset() {
@@ -1072,6 +1112,34 @@ func (x *UpdateSettingsRequest) GetRateLimits() map[string]*RateLimit {
 func (x *UpdateSettingsRequest) GetMaxCalls() uint32 {
 	if x != nil && x.MaxCalls != nil {
 		return *x.MaxCalls
+	}
+	return 0
+}
+
+func (x *UpdateSettingsRequest) GetSessionIdle() *durationpb.Duration {
+	if x != nil {
+		return x.SessionIdle
+	}
+	return nil
+}
+
+func (x *UpdateSettingsRequest) GetSessionMax() *durationpb.Duration {
+	if x != nil {
+		return x.SessionMax
+	}
+	return nil
+}
+
+func (x *UpdateSettingsRequest) GetSessionsPerPrincipal() uint32 {
+	if x != nil && x.SessionsPerPrincipal != nil {
+		return *x.SessionsPerPrincipal
+	}
+	return 0
+}
+
+func (x *UpdateSettingsRequest) GetSessionsPerTenant() uint32 {
+	if x != nil && x.SessionsPerTenant != nil {
+		return *x.SessionsPerTenant
 	}
 	return 0
 }
@@ -1182,14 +1250,19 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"\x06access\x18\x04 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\x06access\x12\x16\n" +
 	"\x06remove\x18\x05 \x01(\bR\x06remove\"-\n" +
 	"\x0fSetLinkResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\"\x9e\x04\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"\xfe\x05\n" +
 	"\bSettings\x12G\n" +
 	"\x12max_staleness_read\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10maxStalenessRead\x12I\n" +
 	"\x13max_staleness_write\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x11maxStalenessWrite\x12X\n" +
 	"\x0flabel_staleness\x18\x03 \x03(\v2/.mcpvault.admin.v1.Settings.LabelStalenessEntryR\x0elabelStaleness\x12L\n" +
 	"\vrate_limits\x18\x14 \x03(\v2+.mcpvault.admin.v1.Settings.RateLimitsEntryR\n" +
 	"rateLimits\x12\x1b\n" +
-	"\tmax_calls\x18\x15 \x01(\rR\bmaxCalls\x1a\\\n" +
+	"\tmax_calls\x18\x15 \x01(\rR\bmaxCalls\x12<\n" +
+	"\fsession_idle\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vsessionIdle\x12:\n" +
+	"\vsession_max\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"sessionMax\x124\n" +
+	"\x16sessions_per_principal\x18\x06 \x01(\rR\x14sessionsPerPrincipal\x12.\n" +
+	"\x13sessions_per_tenant\x18\a \x01(\rR\x11sessionsPerTenant\x1a\\\n" +
 	"\x13LabelStalenessEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\x1a[\n" +
@@ -1203,7 +1276,7 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"\x12GetSettingsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\"N\n" +
 	"\x13GetSettingsResponse\x127\n" +
-	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\"\xaf\x06\n" +
+	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\"\xe3\b\n" +
 	"\x15UpdateSettingsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12G\n" +
 	"\x12max_staleness_read\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x10maxStalenessRead\x12I\n" +
@@ -1211,7 +1284,13 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"\x0flabel_staleness\x18\x04 \x03(\v2<.mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntryBO\xbaHL\x9a\x01I\x10d\"ErC2A^[A-Za-z0-9][A-Za-z0-9._-]{0,62}=[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x0elabelStaleness\x12\xb1\x01\n" +
 	"\vrate_limits\x18\x14 \x03(\v28.mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntryBV\xbaHS\x9a\x01P\x10d\"LrJ\x18\xac\x022E^(principal|tenant|server|tool|discover|resume)(/[^\\x00-\\x20\\x7f]+)?$R\n" +
 	"rateLimits\x12+\n" +
-	"\tmax_calls\x18\x15 \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06H\x00R\bmaxCalls\x88\x01\x01\x1a\\\n" +
+	"\tmax_calls\x18\x15 \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06H\x00R\bmaxCalls\x88\x01\x01\x12<\n" +
+	"\fsession_idle\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\vsessionIdle\x12:\n" +
+	"\vsession_max\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"sessionMax\x12D\n" +
+	"\x16sessions_per_principal\x18\a \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=H\x01R\x14sessionsPerPrincipal\x88\x01\x01\x12?\n" +
+	"\x13sessions_per_tenant\x18\b \x01(\rB\n" +
+	"\xbaH\a*\x05\x18\x80\xad\xe2\x04H\x02R\x11sessionsPerTenant\x88\x01\x01\x1a\\\n" +
 	"\x13LabelStalenessEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\x1a[\n" +
@@ -1219,7 +1298,9 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x122\n" +
 	"\x05value\x18\x02 \x01(\v2\x1c.mcpvault.admin.v1.RateLimitR\x05value:\x028\x01B\f\n" +
 	"\n" +
-	"_max_calls\"m\n" +
+	"_max_callsB\x19\n" +
+	"\x17_sessions_per_principalB\x16\n" +
+	"\x14_sessions_per_tenant\"m\n" +
 	"\x16UpdateSettingsResponse\x127\n" +
 	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision2\x81\x04\n" +
@@ -1281,36 +1362,40 @@ var file_mcpvault_admin_v1_data_proto_depIdxs = []int32{
 	22, // 5: mcpvault.admin.v1.Settings.max_staleness_write:type_name -> google.protobuf.Duration
 	18, // 6: mcpvault.admin.v1.Settings.label_staleness:type_name -> mcpvault.admin.v1.Settings.LabelStalenessEntry
 	19, // 7: mcpvault.admin.v1.Settings.rate_limits:type_name -> mcpvault.admin.v1.Settings.RateLimitsEntry
-	22, // 8: mcpvault.admin.v1.RateLimit.per:type_name -> google.protobuf.Duration
-	12, // 9: mcpvault.admin.v1.GetSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
-	22, // 10: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_read:type_name -> google.protobuf.Duration
-	22, // 11: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_write:type_name -> google.protobuf.Duration
-	20, // 12: mcpvault.admin.v1.UpdateSettingsRequest.label_staleness:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry
-	21, // 13: mcpvault.admin.v1.UpdateSettingsRequest.rate_limits:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry
-	12, // 14: mcpvault.admin.v1.UpdateSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
-	22, // 15: mcpvault.admin.v1.Settings.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
-	13, // 16: mcpvault.admin.v1.Settings.RateLimitsEntry.value:type_name -> mcpvault.admin.v1.RateLimit
-	22, // 17: mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
-	13, // 18: mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry.value:type_name -> mcpvault.admin.v1.RateLimit
-	2,  // 19: mcpvault.admin.v1.EndpointService.CreateEndpoint:input_type -> mcpvault.admin.v1.CreateEndpointRequest
-	4,  // 20: mcpvault.admin.v1.EndpointService.ListEndpoints:input_type -> mcpvault.admin.v1.ListEndpointsRequest
-	6,  // 21: mcpvault.admin.v1.EndpointService.UpdateEndpoint:input_type -> mcpvault.admin.v1.UpdateEndpointRequest
-	8,  // 22: mcpvault.admin.v1.EndpointService.DeleteEndpoint:input_type -> mcpvault.admin.v1.DeleteEndpointRequest
-	10, // 23: mcpvault.admin.v1.EndpointService.SetLink:input_type -> mcpvault.admin.v1.SetLinkRequest
-	14, // 24: mcpvault.admin.v1.SettingsService.GetSettings:input_type -> mcpvault.admin.v1.GetSettingsRequest
-	16, // 25: mcpvault.admin.v1.SettingsService.UpdateSettings:input_type -> mcpvault.admin.v1.UpdateSettingsRequest
-	3,  // 26: mcpvault.admin.v1.EndpointService.CreateEndpoint:output_type -> mcpvault.admin.v1.CreateEndpointResponse
-	5,  // 27: mcpvault.admin.v1.EndpointService.ListEndpoints:output_type -> mcpvault.admin.v1.ListEndpointsResponse
-	7,  // 28: mcpvault.admin.v1.EndpointService.UpdateEndpoint:output_type -> mcpvault.admin.v1.UpdateEndpointResponse
-	9,  // 29: mcpvault.admin.v1.EndpointService.DeleteEndpoint:output_type -> mcpvault.admin.v1.DeleteEndpointResponse
-	11, // 30: mcpvault.admin.v1.EndpointService.SetLink:output_type -> mcpvault.admin.v1.SetLinkResponse
-	15, // 31: mcpvault.admin.v1.SettingsService.GetSettings:output_type -> mcpvault.admin.v1.GetSettingsResponse
-	17, // 32: mcpvault.admin.v1.SettingsService.UpdateSettings:output_type -> mcpvault.admin.v1.UpdateSettingsResponse
-	26, // [26:33] is the sub-list for method output_type
-	19, // [19:26] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	22, // 8: mcpvault.admin.v1.Settings.session_idle:type_name -> google.protobuf.Duration
+	22, // 9: mcpvault.admin.v1.Settings.session_max:type_name -> google.protobuf.Duration
+	22, // 10: mcpvault.admin.v1.RateLimit.per:type_name -> google.protobuf.Duration
+	12, // 11: mcpvault.admin.v1.GetSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
+	22, // 12: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_read:type_name -> google.protobuf.Duration
+	22, // 13: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_write:type_name -> google.protobuf.Duration
+	20, // 14: mcpvault.admin.v1.UpdateSettingsRequest.label_staleness:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry
+	21, // 15: mcpvault.admin.v1.UpdateSettingsRequest.rate_limits:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry
+	22, // 16: mcpvault.admin.v1.UpdateSettingsRequest.session_idle:type_name -> google.protobuf.Duration
+	22, // 17: mcpvault.admin.v1.UpdateSettingsRequest.session_max:type_name -> google.protobuf.Duration
+	12, // 18: mcpvault.admin.v1.UpdateSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
+	22, // 19: mcpvault.admin.v1.Settings.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
+	13, // 20: mcpvault.admin.v1.Settings.RateLimitsEntry.value:type_name -> mcpvault.admin.v1.RateLimit
+	22, // 21: mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
+	13, // 22: mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry.value:type_name -> mcpvault.admin.v1.RateLimit
+	2,  // 23: mcpvault.admin.v1.EndpointService.CreateEndpoint:input_type -> mcpvault.admin.v1.CreateEndpointRequest
+	4,  // 24: mcpvault.admin.v1.EndpointService.ListEndpoints:input_type -> mcpvault.admin.v1.ListEndpointsRequest
+	6,  // 25: mcpvault.admin.v1.EndpointService.UpdateEndpoint:input_type -> mcpvault.admin.v1.UpdateEndpointRequest
+	8,  // 26: mcpvault.admin.v1.EndpointService.DeleteEndpoint:input_type -> mcpvault.admin.v1.DeleteEndpointRequest
+	10, // 27: mcpvault.admin.v1.EndpointService.SetLink:input_type -> mcpvault.admin.v1.SetLinkRequest
+	14, // 28: mcpvault.admin.v1.SettingsService.GetSettings:input_type -> mcpvault.admin.v1.GetSettingsRequest
+	16, // 29: mcpvault.admin.v1.SettingsService.UpdateSettings:input_type -> mcpvault.admin.v1.UpdateSettingsRequest
+	3,  // 30: mcpvault.admin.v1.EndpointService.CreateEndpoint:output_type -> mcpvault.admin.v1.CreateEndpointResponse
+	5,  // 31: mcpvault.admin.v1.EndpointService.ListEndpoints:output_type -> mcpvault.admin.v1.ListEndpointsResponse
+	7,  // 32: mcpvault.admin.v1.EndpointService.UpdateEndpoint:output_type -> mcpvault.admin.v1.UpdateEndpointResponse
+	9,  // 33: mcpvault.admin.v1.EndpointService.DeleteEndpoint:output_type -> mcpvault.admin.v1.DeleteEndpointResponse
+	11, // 34: mcpvault.admin.v1.EndpointService.SetLink:output_type -> mcpvault.admin.v1.SetLinkResponse
+	15, // 35: mcpvault.admin.v1.SettingsService.GetSettings:output_type -> mcpvault.admin.v1.GetSettingsResponse
+	17, // 36: mcpvault.admin.v1.SettingsService.UpdateSettings:output_type -> mcpvault.admin.v1.UpdateSettingsResponse
+	30, // [30:37] is the sub-list for method output_type
+	23, // [23:30] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_admin_v1_data_proto_init() }

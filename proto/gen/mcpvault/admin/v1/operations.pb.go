@@ -597,6 +597,269 @@ func (x *WaitRevisionResponse) GetElapsedMs() float64 {
 	return 0
 }
 
+type ListSessionsRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	// Only those of one principal, on one server, or with one id (hex).
+	Principal string `protobuf:"bytes,2,opt,name=principal,proto3" json:"principal,omitempty"`
+	Server    string `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"`
+	Id        string `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`
+	// 0 means 100.
+	Limit         uint32 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionsRequest) Reset() {
+	*x = ListSessionsRequest{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionsRequest) ProtoMessage() {}
+
+func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
+func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListSessionsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ListSessionsRequest) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *ListSessionsRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ListSessionsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ListSessionsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListSessionsResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sessions []*Session             `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	// True when there are more than were asked for.
+	More bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	// Cells that host the tenant and did not answer: their sessions are missing.
+	Silent        []string `protobuf:"bytes,3,rep,name=silent,proto3" json:"silent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSessionsResponse) Reset() {
+	*x = ListSessionsResponse{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSessionsResponse) ProtoMessage() {}
+
+func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
+func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListSessionsResponse) GetSessions() []*Session {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *ListSessionsResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *ListSessionsResponse) GetSilent() []string {
+	if x != nil {
+		return x.Silent
+	}
+	return nil
+}
+
+type Session struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First 16 bytes of the SHA-256 of its id, hex: as audit records and kills name it.
+	Id   string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Cell string `protobuf:"bytes,2,opt,name=cell,proto3" json:"cell,omitempty"`
+	// The node that opened it.
+	Node      string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Principal string `protobuf:"bytes,4,opt,name=principal,proto3" json:"principal,omitempty"`
+	// "" on the aggregate.
+	Server string `protobuf:"bytes,5,opt,name=server,proto3" json:"server,omitempty"`
+	// What the client calls itself.
+	Client string `protobuf:"bytes,6,opt,name=client,proto3" json:"client,omitempty"`
+	// Protocol revision.
+	Revision  string `protobuf:"bytes,7,opt,name=revision,proto3" json:"revision,omitempty"`
+	CreatedMs int64  `protobuf:"varint,8,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	// As of the last time that it was told; up to a minute behind.
+	UsedMs int64 `protobuf:"varint,9,opt,name=used_ms,json=usedMs,proto3" json:"used_ms,omitempty"`
+	// True when an upstream session is behind it.
+	Upstream      bool `protobuf:"varint,10,opt,name=upstream,proto3" json:"upstream,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Session) Reset() {
+	*x = Session{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Session) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Session) ProtoMessage() {}
+
+func (x *Session) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Session.ProtoReflect.Descriptor instead.
+func (*Session) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Session) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Session) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+func (x *Session) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Session) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *Session) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *Session) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *Session) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *Session) GetCreatedMs() int64 {
+	if x != nil {
+		return x.CreatedMs
+	}
+	return 0
+}
+
+func (x *Session) GetUsedMs() int64 {
+	if x != nil {
+		return x.UsedMs
+	}
+	return 0
+}
+
+func (x *Session) GetUpstream() bool {
+	if x != nil {
+		return x.Upstream
+	}
+	return false
+}
+
 type ListCellsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -605,7 +868,7 @@ type ListCellsRequest struct {
 
 func (x *ListCellsRequest) Reset() {
 	*x = ListCellsRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[8]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -617,7 +880,7 @@ func (x *ListCellsRequest) String() string {
 func (*ListCellsRequest) ProtoMessage() {}
 
 func (x *ListCellsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[8]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -630,7 +893,7 @@ func (x *ListCellsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCellsRequest.ProtoReflect.Descriptor instead.
 func (*ListCellsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{8}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{11}
 }
 
 type ListCellsResponse struct {
@@ -642,7 +905,7 @@ type ListCellsResponse struct {
 
 func (x *ListCellsResponse) Reset() {
 	*x = ListCellsResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[9]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +917,7 @@ func (x *ListCellsResponse) String() string {
 func (*ListCellsResponse) ProtoMessage() {}
 
 func (x *ListCellsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[9]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +930,7 @@ func (x *ListCellsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCellsResponse.ProtoReflect.Descriptor instead.
 func (*ListCellsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{9}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListCellsResponse) GetCells() []*Cell {
@@ -689,7 +952,7 @@ type Cell struct {
 
 func (x *Cell) Reset() {
 	*x = Cell{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[10]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +964,7 @@ func (x *Cell) String() string {
 func (*Cell) ProtoMessage() {}
 
 func (x *Cell) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[10]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +977,7 @@ func (x *Cell) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cell.ProtoReflect.Descriptor instead.
 func (*Cell) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Cell) GetName() string {
@@ -749,7 +1012,7 @@ type CellNode struct {
 
 func (x *CellNode) Reset() {
 	*x = CellNode{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[11]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +1024,7 @@ func (x *CellNode) String() string {
 func (*CellNode) ProtoMessage() {}
 
 func (x *CellNode) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[11]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +1037,7 @@ func (x *CellNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellNode.ProtoReflect.Descriptor instead.
 func (*CellNode) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CellNode) GetStatus() *v11.NodeStatus {
@@ -812,7 +1075,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[12]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -824,7 +1087,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[12]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -837,7 +1100,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AuditRecord) GetLogId() string {
@@ -886,7 +1149,7 @@ type AuditLog struct {
 
 func (x *AuditLog) Reset() {
 	*x = AuditLog{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +1161,7 @@ func (x *AuditLog) String() string {
 func (*AuditLog) ProtoMessage() {}
 
 func (x *AuditLog) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +1174,7 @@ func (x *AuditLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditLog.ProtoReflect.Descriptor instead.
 func (*AuditLog) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AuditLog) GetLogId() string {
@@ -988,7 +1251,7 @@ type SearchRecordsRequest struct {
 
 func (x *SearchRecordsRequest) Reset() {
 	*x = SearchRecordsRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1000,7 +1263,7 @@ func (x *SearchRecordsRequest) String() string {
 func (*SearchRecordsRequest) ProtoMessage() {}
 
 func (x *SearchRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1013,7 +1276,7 @@ func (x *SearchRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchRecordsRequest.ProtoReflect.Descriptor instead.
 func (*SearchRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SearchRecordsRequest) GetTenant() string {
@@ -1083,7 +1346,7 @@ type SearchRecordsResponse struct {
 
 func (x *SearchRecordsResponse) Reset() {
 	*x = SearchRecordsResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1358,7 @@ func (x *SearchRecordsResponse) String() string {
 func (*SearchRecordsResponse) ProtoMessage() {}
 
 func (x *SearchRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1371,7 @@ func (x *SearchRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchRecordsResponse.ProtoReflect.Descriptor instead.
 func (*SearchRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SearchRecordsResponse) GetRecords() []*AuditRecord {
@@ -1136,7 +1399,7 @@ type GetRecordRequest struct {
 
 func (x *GetRecordRequest) Reset() {
 	*x = GetRecordRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1411,7 @@ func (x *GetRecordRequest) String() string {
 func (*GetRecordRequest) ProtoMessage() {}
 
 func (x *GetRecordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1424,7 @@ func (x *GetRecordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRecordRequest.ProtoReflect.Descriptor instead.
 func (*GetRecordRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetRecordRequest) GetTenant() string {
@@ -1187,7 +1450,7 @@ type GetRecordResponse struct {
 
 func (x *GetRecordResponse) Reset() {
 	*x = GetRecordResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1462,7 @@ func (x *GetRecordResponse) String() string {
 func (*GetRecordResponse) ProtoMessage() {}
 
 func (x *GetRecordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1475,7 @@ func (x *GetRecordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRecordResponse.ProtoReflect.Descriptor instead.
 func (*GetRecordResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{17}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetRecordResponse) GetRecords() []*ProvenRecord {
@@ -1234,7 +1497,7 @@ type ProvenRecord struct {
 
 func (x *ProvenRecord) Reset() {
 	*x = ProvenRecord{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[18]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1509,7 @@ func (x *ProvenRecord) String() string {
 func (*ProvenRecord) ProtoMessage() {}
 
 func (x *ProvenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[18]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1522,7 @@ func (x *ProvenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProvenRecord.ProtoReflect.Descriptor instead.
 func (*ProvenRecord) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{18}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ProvenRecord) GetRecord() *AuditRecord {
@@ -1291,7 +1554,7 @@ type ListLogsRequest struct {
 
 func (x *ListLogsRequest) Reset() {
 	*x = ListLogsRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[19]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1566,7 @@ func (x *ListLogsRequest) String() string {
 func (*ListLogsRequest) ProtoMessage() {}
 
 func (x *ListLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[19]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1579,7 @@ func (x *ListLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogsRequest.ProtoReflect.Descriptor instead.
 func (*ListLogsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{19}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{22}
 }
 
 type ListLogsResponse struct {
@@ -1328,7 +1591,7 @@ type ListLogsResponse struct {
 
 func (x *ListLogsResponse) Reset() {
 	*x = ListLogsResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[20]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1603,7 @@ func (x *ListLogsResponse) String() string {
 func (*ListLogsResponse) ProtoMessage() {}
 
 func (x *ListLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[20]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1616,7 @@ func (x *ListLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogsResponse.ProtoReflect.Descriptor instead.
 func (*ListLogsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{20}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListLogsResponse) GetLogs() []*AuditLog {
@@ -1374,7 +1637,7 @@ type ReadLogRequest struct {
 
 func (x *ReadLogRequest) Reset() {
 	*x = ReadLogRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[21]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1649,7 @@ func (x *ReadLogRequest) String() string {
 func (*ReadLogRequest) ProtoMessage() {}
 
 func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[21]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1662,7 @@ func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{21}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReadLogRequest) GetLogId() string {
@@ -1433,7 +1696,7 @@ type ReadLogResponse struct {
 
 func (x *ReadLogResponse) Reset() {
 	*x = ReadLogResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[22]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1708,7 @@ func (x *ReadLogResponse) String() string {
 func (*ReadLogResponse) ProtoMessage() {}
 
 func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[22]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1721,7 @@ func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{22}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReadLogResponse) GetLeaves() [][]byte {
@@ -1485,7 +1748,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[23]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1760,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[23]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1773,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{23}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListChangesRequest) GetTenant() string {
@@ -1537,7 +1800,7 @@ type ListChangesResponse struct {
 
 func (x *ListChangesResponse) Reset() {
 	*x = ListChangesResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[24]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1812,7 @@ func (x *ListChangesResponse) String() string {
 func (*ListChangesResponse) ProtoMessage() {}
 
 func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[24]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1825,7 @@ func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
 func (*ListChangesResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{24}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListChangesResponse) GetChanges() []*Change {
@@ -1591,7 +1854,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[25]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1603,7 +1866,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[25]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +1879,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{25}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Change) GetSequence() uint64 {
@@ -1683,7 +1946,7 @@ type GetRootsRequest struct {
 
 func (x *GetRootsRequest) Reset() {
 	*x = GetRootsRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[26]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1695,7 +1958,7 @@ func (x *GetRootsRequest) String() string {
 func (*GetRootsRequest) ProtoMessage() {}
 
 func (x *GetRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[26]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1708,7 +1971,7 @@ func (x *GetRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRootsRequest.ProtoReflect.Descriptor instead.
 func (*GetRootsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{26}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{29}
 }
 
 type GetRootsResponse struct {
@@ -1725,7 +1988,7 @@ type GetRootsResponse struct {
 
 func (x *GetRootsResponse) Reset() {
 	*x = GetRootsResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[27]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +2000,7 @@ func (x *GetRootsResponse) String() string {
 func (*GetRootsResponse) ProtoMessage() {}
 
 func (x *GetRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[27]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +2013,7 @@ func (x *GetRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRootsResponse.ProtoReflect.Descriptor instead.
 func (*GetRootsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{27}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetRootsResponse) GetRoots() []byte {
@@ -1790,7 +2053,7 @@ type InstallRootsRequest struct {
 
 func (x *InstallRootsRequest) Reset() {
 	*x = InstallRootsRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[28]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +2065,7 @@ func (x *InstallRootsRequest) String() string {
 func (*InstallRootsRequest) ProtoMessage() {}
 
 func (x *InstallRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[28]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +2078,7 @@ func (x *InstallRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstallRootsRequest.ProtoReflect.Descriptor instead.
 func (*InstallRootsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{28}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *InstallRootsRequest) GetRoots() []byte {
@@ -1834,7 +2097,7 @@ type InstallRootsResponse struct {
 
 func (x *InstallRootsResponse) Reset() {
 	*x = InstallRootsResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[29]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1846,7 +2109,7 @@ func (x *InstallRootsResponse) String() string {
 func (*InstallRootsResponse) ProtoMessage() {}
 
 func (x *InstallRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[29]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1859,7 +2122,7 @@ func (x *InstallRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstallRootsResponse.ProtoReflect.Descriptor instead.
 func (*InstallRootsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{29}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *InstallRootsResponse) GetVersion() uint64 {
@@ -1877,7 +2140,7 @@ type WhoamiRequest struct {
 
 func (x *WhoamiRequest) Reset() {
 	*x = WhoamiRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[30]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1889,7 +2152,7 @@ func (x *WhoamiRequest) String() string {
 func (*WhoamiRequest) ProtoMessage() {}
 
 func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[30]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2165,7 @@ func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiRequest.ProtoReflect.Descriptor instead.
 func (*WhoamiRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{30}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{33}
 }
 
 type WhoamiResponse struct {
@@ -1918,7 +2181,7 @@ type WhoamiResponse struct {
 
 func (x *WhoamiResponse) Reset() {
 	*x = WhoamiResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[31]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2193,7 @@ func (x *WhoamiResponse) String() string {
 func (*WhoamiResponse) ProtoMessage() {}
 
 func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[31]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2206,7 @@ func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiResponse.ProtoReflect.Descriptor instead.
 func (*WhoamiResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{31}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WhoamiResponse) GetPrincipal() string {
@@ -1982,7 +2245,7 @@ type CheckHealthRequest struct {
 
 func (x *CheckHealthRequest) Reset() {
 	*x = CheckHealthRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[32]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2257,7 @@ func (x *CheckHealthRequest) String() string {
 func (*CheckHealthRequest) ProtoMessage() {}
 
 func (x *CheckHealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[32]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2270,7 @@ func (x *CheckHealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHealthRequest.ProtoReflect.Descriptor instead.
 func (*CheckHealthRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{32}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{35}
 }
 
 type CheckHealthResponse struct {
@@ -2020,7 +2283,7 @@ type CheckHealthResponse struct {
 
 func (x *CheckHealthResponse) Reset() {
 	*x = CheckHealthResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[33]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2032,7 +2295,7 @@ func (x *CheckHealthResponse) String() string {
 func (*CheckHealthResponse) ProtoMessage() {}
 
 func (x *CheckHealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[33]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2045,7 +2308,7 @@ func (x *CheckHealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHealthResponse.ProtoReflect.Descriptor instead.
 func (*CheckHealthResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{33}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CheckHealthResponse) GetVersion() string {
@@ -2074,7 +2337,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[34]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2349,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[34]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2362,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{34}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *HealthCheck) GetName() string {
@@ -2190,7 +2453,30 @@ const file_mcpvault_admin_v1_operations_proto_rawDesc = "" +
 	"generation\x12.\n" +
 	"\x04acks\x18\x03 \x03(\v2\x1a.mcpvault.admin.v1.NodeAckR\x04acks\x12\x1d\n" +
 	"\n" +
-	"elapsed_ms\x18\x04 \x01(\x01R\telapsedMs\"\x12\n" +
+	"elapsed_ms\x18\x04 \x01(\x01R\telapsedMs\"\xca\x01\n" +
+	"\x13ListSessionsRequest\x12\x1f\n" +
+	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12&\n" +
+	"\tprincipal\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tprincipal\x12 \n" +
+	"\x06server\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x06server\x12(\n" +
+	"\x02id\x18\x04 \x01(\tB\x18\xbaH\x15r\x132\x11^([0-9a-f]{32})?$R\x02id\x12\x1e\n" +
+	"\x05limit\x18\x05 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x05limit\"z\n" +
+	"\x14ListSessionsResponse\x126\n" +
+	"\bsessions\x18\x01 \x03(\v2\x1a.mcpvault.admin.v1.SessionR\bsessions\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\x12\x16\n" +
+	"\x06silent\x18\x03 \x03(\tR\x06silent\"\xff\x01\n" +
+	"\aSession\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04cell\x18\x02 \x01(\tR\x04cell\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1c\n" +
+	"\tprincipal\x18\x04 \x01(\tR\tprincipal\x12\x16\n" +
+	"\x06server\x18\x05 \x01(\tR\x06server\x12\x16\n" +
+	"\x06client\x18\x06 \x01(\tR\x06client\x12\x1a\n" +
+	"\brevision\x18\a \x01(\tR\brevision\x12\x1d\n" +
+	"\n" +
+	"created_ms\x18\b \x01(\x03R\tcreatedMs\x12\x17\n" +
+	"\aused_ms\x18\t \x01(\x03R\x06usedMs\x12\x1a\n" +
+	"\bupstream\x18\n" +
+	" \x01(\bR\bupstream\"\x12\n" +
 	"\x10ListCellsRequest\"B\n" +
 	"\x11ListCellsResponse\x12-\n" +
 	"\x05cells\x18\x01 \x03(\v2\x17.mcpvault.admin.v1.CellR\x05cells\"g\n" +
@@ -2295,7 +2581,9 @@ const file_mcpvault_admin_v1_operations_proto_rawDesc = "" +
 	"\rGetGeneration\x12'.mcpvault.admin.v1.GetGenerationRequest\x1a(.mcpvault.admin.v1.GetGenerationResponse\"\x03\x90\x02\x01\x12_\n" +
 	"\fWaitRevision\x12&.mcpvault.admin.v1.WaitRevisionRequest\x1a'.mcpvault.admin.v1.WaitRevisionResponse2o\n" +
 	"\x10CellAdminService\x12[\n" +
-	"\tListCells\x12#.mcpvault.admin.v1.ListCellsRequest\x1a$.mcpvault.admin.v1.ListCellsResponse\"\x03\x90\x02\x012\xe8\x03\n" +
+	"\tListCells\x12#.mcpvault.admin.v1.ListCellsRequest\x1a$.mcpvault.admin.v1.ListCellsResponse\"\x03\x90\x02\x012v\n" +
+	"\x0eSessionService\x12d\n" +
+	"\fListSessions\x12&.mcpvault.admin.v1.ListSessionsRequest\x1a'.mcpvault.admin.v1.ListSessionsResponse\"\x03\x90\x02\x012\xe8\x03\n" +
 	"\fAuditService\x12g\n" +
 	"\rSearchRecords\x12'.mcpvault.admin.v1.SearchRecordsRequest\x1a(.mcpvault.admin.v1.SearchRecordsResponse\"\x03\x90\x02\x01\x12[\n" +
 	"\tGetRecord\x12#.mcpvault.admin.v1.GetRecordRequest\x1a$.mcpvault.admin.v1.GetRecordResponse\"\x03\x90\x02\x01\x12X\n" +
@@ -2321,7 +2609,7 @@ func file_mcpvault_admin_v1_operations_proto_rawDescGZIP() []byte {
 	return file_mcpvault_admin_v1_operations_proto_rawDescData
 }
 
-var file_mcpvault_admin_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_mcpvault_admin_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_mcpvault_admin_v1_operations_proto_goTypes = []any{
 	(*Generation)(nil),              // 0: mcpvault.admin.v1.Generation
 	(*NodeAck)(nil),                 // 1: mcpvault.admin.v1.NodeAck
@@ -2331,85 +2619,91 @@ var file_mcpvault_admin_v1_operations_proto_goTypes = []any{
 	(*GetGenerationResponse)(nil),   // 5: mcpvault.admin.v1.GetGenerationResponse
 	(*WaitRevisionRequest)(nil),     // 6: mcpvault.admin.v1.WaitRevisionRequest
 	(*WaitRevisionResponse)(nil),    // 7: mcpvault.admin.v1.WaitRevisionResponse
-	(*ListCellsRequest)(nil),        // 8: mcpvault.admin.v1.ListCellsRequest
-	(*ListCellsResponse)(nil),       // 9: mcpvault.admin.v1.ListCellsResponse
-	(*Cell)(nil),                    // 10: mcpvault.admin.v1.Cell
-	(*CellNode)(nil),                // 11: mcpvault.admin.v1.CellNode
-	(*AuditRecord)(nil),             // 12: mcpvault.admin.v1.AuditRecord
-	(*AuditLog)(nil),                // 13: mcpvault.admin.v1.AuditLog
-	(*SearchRecordsRequest)(nil),    // 14: mcpvault.admin.v1.SearchRecordsRequest
-	(*SearchRecordsResponse)(nil),   // 15: mcpvault.admin.v1.SearchRecordsResponse
-	(*GetRecordRequest)(nil),        // 16: mcpvault.admin.v1.GetRecordRequest
-	(*GetRecordResponse)(nil),       // 17: mcpvault.admin.v1.GetRecordResponse
-	(*ProvenRecord)(nil),            // 18: mcpvault.admin.v1.ProvenRecord
-	(*ListLogsRequest)(nil),         // 19: mcpvault.admin.v1.ListLogsRequest
-	(*ListLogsResponse)(nil),        // 20: mcpvault.admin.v1.ListLogsResponse
-	(*ReadLogRequest)(nil),          // 21: mcpvault.admin.v1.ReadLogRequest
-	(*ReadLogResponse)(nil),         // 22: mcpvault.admin.v1.ReadLogResponse
-	(*ListChangesRequest)(nil),      // 23: mcpvault.admin.v1.ListChangesRequest
-	(*ListChangesResponse)(nil),     // 24: mcpvault.admin.v1.ListChangesResponse
-	(*Change)(nil),                  // 25: mcpvault.admin.v1.Change
-	(*GetRootsRequest)(nil),         // 26: mcpvault.admin.v1.GetRootsRequest
-	(*GetRootsResponse)(nil),        // 27: mcpvault.admin.v1.GetRootsResponse
-	(*InstallRootsRequest)(nil),     // 28: mcpvault.admin.v1.InstallRootsRequest
-	(*InstallRootsResponse)(nil),    // 29: mcpvault.admin.v1.InstallRootsResponse
-	(*WhoamiRequest)(nil),           // 30: mcpvault.admin.v1.WhoamiRequest
-	(*WhoamiResponse)(nil),          // 31: mcpvault.admin.v1.WhoamiResponse
-	(*CheckHealthRequest)(nil),      // 32: mcpvault.admin.v1.CheckHealthRequest
-	(*CheckHealthResponse)(nil),     // 33: mcpvault.admin.v1.CheckHealthResponse
-	(*HealthCheck)(nil),             // 34: mcpvault.admin.v1.HealthCheck
-	(*v1.SignedDelta)(nil),          // 35: mcpvault.snapshot.v1.SignedDelta
-	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
-	(*v11.NodeStatus)(nil),          // 37: mcpvault.cell.v1.NodeStatus
+	(*ListSessionsRequest)(nil),     // 8: mcpvault.admin.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),    // 9: mcpvault.admin.v1.ListSessionsResponse
+	(*Session)(nil),                 // 10: mcpvault.admin.v1.Session
+	(*ListCellsRequest)(nil),        // 11: mcpvault.admin.v1.ListCellsRequest
+	(*ListCellsResponse)(nil),       // 12: mcpvault.admin.v1.ListCellsResponse
+	(*Cell)(nil),                    // 13: mcpvault.admin.v1.Cell
+	(*CellNode)(nil),                // 14: mcpvault.admin.v1.CellNode
+	(*AuditRecord)(nil),             // 15: mcpvault.admin.v1.AuditRecord
+	(*AuditLog)(nil),                // 16: mcpvault.admin.v1.AuditLog
+	(*SearchRecordsRequest)(nil),    // 17: mcpvault.admin.v1.SearchRecordsRequest
+	(*SearchRecordsResponse)(nil),   // 18: mcpvault.admin.v1.SearchRecordsResponse
+	(*GetRecordRequest)(nil),        // 19: mcpvault.admin.v1.GetRecordRequest
+	(*GetRecordResponse)(nil),       // 20: mcpvault.admin.v1.GetRecordResponse
+	(*ProvenRecord)(nil),            // 21: mcpvault.admin.v1.ProvenRecord
+	(*ListLogsRequest)(nil),         // 22: mcpvault.admin.v1.ListLogsRequest
+	(*ListLogsResponse)(nil),        // 23: mcpvault.admin.v1.ListLogsResponse
+	(*ReadLogRequest)(nil),          // 24: mcpvault.admin.v1.ReadLogRequest
+	(*ReadLogResponse)(nil),         // 25: mcpvault.admin.v1.ReadLogResponse
+	(*ListChangesRequest)(nil),      // 26: mcpvault.admin.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),     // 27: mcpvault.admin.v1.ListChangesResponse
+	(*Change)(nil),                  // 28: mcpvault.admin.v1.Change
+	(*GetRootsRequest)(nil),         // 29: mcpvault.admin.v1.GetRootsRequest
+	(*GetRootsResponse)(nil),        // 30: mcpvault.admin.v1.GetRootsResponse
+	(*InstallRootsRequest)(nil),     // 31: mcpvault.admin.v1.InstallRootsRequest
+	(*InstallRootsResponse)(nil),    // 32: mcpvault.admin.v1.InstallRootsResponse
+	(*WhoamiRequest)(nil),           // 33: mcpvault.admin.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),          // 34: mcpvault.admin.v1.WhoamiResponse
+	(*CheckHealthRequest)(nil),      // 35: mcpvault.admin.v1.CheckHealthRequest
+	(*CheckHealthResponse)(nil),     // 36: mcpvault.admin.v1.CheckHealthResponse
+	(*HealthCheck)(nil),             // 37: mcpvault.admin.v1.HealthCheck
+	(*v1.SignedDelta)(nil),          // 38: mcpvault.snapshot.v1.SignedDelta
+	(*durationpb.Duration)(nil),     // 39: google.protobuf.Duration
+	(*v11.NodeStatus)(nil),          // 40: mcpvault.cell.v1.NodeStatus
 }
 var file_mcpvault_admin_v1_operations_proto_depIdxs = []int32{
 	1,  // 0: mcpvault.admin.v1.Generation.acks:type_name -> mcpvault.admin.v1.NodeAck
 	0,  // 1: mcpvault.admin.v1.ListGenerationsResponse.generations:type_name -> mcpvault.admin.v1.Generation
 	0,  // 2: mcpvault.admin.v1.GetGenerationResponse.generation:type_name -> mcpvault.admin.v1.Generation
-	35, // 3: mcpvault.admin.v1.GetGenerationResponse.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	36, // 4: mcpvault.admin.v1.WaitRevisionRequest.timeout:type_name -> google.protobuf.Duration
+	38, // 3: mcpvault.admin.v1.GetGenerationResponse.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	39, // 4: mcpvault.admin.v1.WaitRevisionRequest.timeout:type_name -> google.protobuf.Duration
 	1,  // 5: mcpvault.admin.v1.WaitRevisionResponse.acks:type_name -> mcpvault.admin.v1.NodeAck
-	10, // 6: mcpvault.admin.v1.ListCellsResponse.cells:type_name -> mcpvault.admin.v1.Cell
-	11, // 7: mcpvault.admin.v1.Cell.nodes:type_name -> mcpvault.admin.v1.CellNode
-	37, // 8: mcpvault.admin.v1.CellNode.status:type_name -> mcpvault.cell.v1.NodeStatus
-	12, // 9: mcpvault.admin.v1.SearchRecordsResponse.records:type_name -> mcpvault.admin.v1.AuditRecord
-	18, // 10: mcpvault.admin.v1.GetRecordResponse.records:type_name -> mcpvault.admin.v1.ProvenRecord
-	12, // 11: mcpvault.admin.v1.ProvenRecord.record:type_name -> mcpvault.admin.v1.AuditRecord
-	13, // 12: mcpvault.admin.v1.ProvenRecord.log:type_name -> mcpvault.admin.v1.AuditLog
-	13, // 13: mcpvault.admin.v1.ListLogsResponse.logs:type_name -> mcpvault.admin.v1.AuditLog
-	25, // 14: mcpvault.admin.v1.ListChangesResponse.changes:type_name -> mcpvault.admin.v1.Change
-	34, // 15: mcpvault.admin.v1.CheckHealthResponse.checks:type_name -> mcpvault.admin.v1.HealthCheck
-	2,  // 16: mcpvault.admin.v1.SnapshotService.ListGenerations:input_type -> mcpvault.admin.v1.ListGenerationsRequest
-	4,  // 17: mcpvault.admin.v1.SnapshotService.GetGeneration:input_type -> mcpvault.admin.v1.GetGenerationRequest
-	6,  // 18: mcpvault.admin.v1.SnapshotService.WaitRevision:input_type -> mcpvault.admin.v1.WaitRevisionRequest
-	8,  // 19: mcpvault.admin.v1.CellAdminService.ListCells:input_type -> mcpvault.admin.v1.ListCellsRequest
-	14, // 20: mcpvault.admin.v1.AuditService.SearchRecords:input_type -> mcpvault.admin.v1.SearchRecordsRequest
-	16, // 21: mcpvault.admin.v1.AuditService.GetRecord:input_type -> mcpvault.admin.v1.GetRecordRequest
-	19, // 22: mcpvault.admin.v1.AuditService.ListLogs:input_type -> mcpvault.admin.v1.ListLogsRequest
-	21, // 23: mcpvault.admin.v1.AuditService.ReadLog:input_type -> mcpvault.admin.v1.ReadLogRequest
-	23, // 24: mcpvault.admin.v1.AuditService.ListChanges:input_type -> mcpvault.admin.v1.ListChangesRequest
-	30, // 25: mcpvault.admin.v1.SystemService.Whoami:input_type -> mcpvault.admin.v1.WhoamiRequest
-	32, // 26: mcpvault.admin.v1.SystemService.CheckHealth:input_type -> mcpvault.admin.v1.CheckHealthRequest
-	26, // 27: mcpvault.admin.v1.SystemService.GetRoots:input_type -> mcpvault.admin.v1.GetRootsRequest
-	28, // 28: mcpvault.admin.v1.SystemService.InstallRoots:input_type -> mcpvault.admin.v1.InstallRootsRequest
-	3,  // 29: mcpvault.admin.v1.SnapshotService.ListGenerations:output_type -> mcpvault.admin.v1.ListGenerationsResponse
-	5,  // 30: mcpvault.admin.v1.SnapshotService.GetGeneration:output_type -> mcpvault.admin.v1.GetGenerationResponse
-	7,  // 31: mcpvault.admin.v1.SnapshotService.WaitRevision:output_type -> mcpvault.admin.v1.WaitRevisionResponse
-	9,  // 32: mcpvault.admin.v1.CellAdminService.ListCells:output_type -> mcpvault.admin.v1.ListCellsResponse
-	15, // 33: mcpvault.admin.v1.AuditService.SearchRecords:output_type -> mcpvault.admin.v1.SearchRecordsResponse
-	17, // 34: mcpvault.admin.v1.AuditService.GetRecord:output_type -> mcpvault.admin.v1.GetRecordResponse
-	20, // 35: mcpvault.admin.v1.AuditService.ListLogs:output_type -> mcpvault.admin.v1.ListLogsResponse
-	22, // 36: mcpvault.admin.v1.AuditService.ReadLog:output_type -> mcpvault.admin.v1.ReadLogResponse
-	24, // 37: mcpvault.admin.v1.AuditService.ListChanges:output_type -> mcpvault.admin.v1.ListChangesResponse
-	31, // 38: mcpvault.admin.v1.SystemService.Whoami:output_type -> mcpvault.admin.v1.WhoamiResponse
-	33, // 39: mcpvault.admin.v1.SystemService.CheckHealth:output_type -> mcpvault.admin.v1.CheckHealthResponse
-	27, // 40: mcpvault.admin.v1.SystemService.GetRoots:output_type -> mcpvault.admin.v1.GetRootsResponse
-	29, // 41: mcpvault.admin.v1.SystemService.InstallRoots:output_type -> mcpvault.admin.v1.InstallRootsResponse
-	29, // [29:42] is the sub-list for method output_type
-	16, // [16:29] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	10, // 6: mcpvault.admin.v1.ListSessionsResponse.sessions:type_name -> mcpvault.admin.v1.Session
+	13, // 7: mcpvault.admin.v1.ListCellsResponse.cells:type_name -> mcpvault.admin.v1.Cell
+	14, // 8: mcpvault.admin.v1.Cell.nodes:type_name -> mcpvault.admin.v1.CellNode
+	40, // 9: mcpvault.admin.v1.CellNode.status:type_name -> mcpvault.cell.v1.NodeStatus
+	15, // 10: mcpvault.admin.v1.SearchRecordsResponse.records:type_name -> mcpvault.admin.v1.AuditRecord
+	21, // 11: mcpvault.admin.v1.GetRecordResponse.records:type_name -> mcpvault.admin.v1.ProvenRecord
+	15, // 12: mcpvault.admin.v1.ProvenRecord.record:type_name -> mcpvault.admin.v1.AuditRecord
+	16, // 13: mcpvault.admin.v1.ProvenRecord.log:type_name -> mcpvault.admin.v1.AuditLog
+	16, // 14: mcpvault.admin.v1.ListLogsResponse.logs:type_name -> mcpvault.admin.v1.AuditLog
+	28, // 15: mcpvault.admin.v1.ListChangesResponse.changes:type_name -> mcpvault.admin.v1.Change
+	37, // 16: mcpvault.admin.v1.CheckHealthResponse.checks:type_name -> mcpvault.admin.v1.HealthCheck
+	2,  // 17: mcpvault.admin.v1.SnapshotService.ListGenerations:input_type -> mcpvault.admin.v1.ListGenerationsRequest
+	4,  // 18: mcpvault.admin.v1.SnapshotService.GetGeneration:input_type -> mcpvault.admin.v1.GetGenerationRequest
+	6,  // 19: mcpvault.admin.v1.SnapshotService.WaitRevision:input_type -> mcpvault.admin.v1.WaitRevisionRequest
+	11, // 20: mcpvault.admin.v1.CellAdminService.ListCells:input_type -> mcpvault.admin.v1.ListCellsRequest
+	8,  // 21: mcpvault.admin.v1.SessionService.ListSessions:input_type -> mcpvault.admin.v1.ListSessionsRequest
+	17, // 22: mcpvault.admin.v1.AuditService.SearchRecords:input_type -> mcpvault.admin.v1.SearchRecordsRequest
+	19, // 23: mcpvault.admin.v1.AuditService.GetRecord:input_type -> mcpvault.admin.v1.GetRecordRequest
+	22, // 24: mcpvault.admin.v1.AuditService.ListLogs:input_type -> mcpvault.admin.v1.ListLogsRequest
+	24, // 25: mcpvault.admin.v1.AuditService.ReadLog:input_type -> mcpvault.admin.v1.ReadLogRequest
+	26, // 26: mcpvault.admin.v1.AuditService.ListChanges:input_type -> mcpvault.admin.v1.ListChangesRequest
+	33, // 27: mcpvault.admin.v1.SystemService.Whoami:input_type -> mcpvault.admin.v1.WhoamiRequest
+	35, // 28: mcpvault.admin.v1.SystemService.CheckHealth:input_type -> mcpvault.admin.v1.CheckHealthRequest
+	29, // 29: mcpvault.admin.v1.SystemService.GetRoots:input_type -> mcpvault.admin.v1.GetRootsRequest
+	31, // 30: mcpvault.admin.v1.SystemService.InstallRoots:input_type -> mcpvault.admin.v1.InstallRootsRequest
+	3,  // 31: mcpvault.admin.v1.SnapshotService.ListGenerations:output_type -> mcpvault.admin.v1.ListGenerationsResponse
+	5,  // 32: mcpvault.admin.v1.SnapshotService.GetGeneration:output_type -> mcpvault.admin.v1.GetGenerationResponse
+	7,  // 33: mcpvault.admin.v1.SnapshotService.WaitRevision:output_type -> mcpvault.admin.v1.WaitRevisionResponse
+	12, // 34: mcpvault.admin.v1.CellAdminService.ListCells:output_type -> mcpvault.admin.v1.ListCellsResponse
+	9,  // 35: mcpvault.admin.v1.SessionService.ListSessions:output_type -> mcpvault.admin.v1.ListSessionsResponse
+	18, // 36: mcpvault.admin.v1.AuditService.SearchRecords:output_type -> mcpvault.admin.v1.SearchRecordsResponse
+	20, // 37: mcpvault.admin.v1.AuditService.GetRecord:output_type -> mcpvault.admin.v1.GetRecordResponse
+	23, // 38: mcpvault.admin.v1.AuditService.ListLogs:output_type -> mcpvault.admin.v1.ListLogsResponse
+	25, // 39: mcpvault.admin.v1.AuditService.ReadLog:output_type -> mcpvault.admin.v1.ReadLogResponse
+	27, // 40: mcpvault.admin.v1.AuditService.ListChanges:output_type -> mcpvault.admin.v1.ListChangesResponse
+	34, // 41: mcpvault.admin.v1.SystemService.Whoami:output_type -> mcpvault.admin.v1.WhoamiResponse
+	36, // 42: mcpvault.admin.v1.SystemService.CheckHealth:output_type -> mcpvault.admin.v1.CheckHealthResponse
+	30, // 43: mcpvault.admin.v1.SystemService.GetRoots:output_type -> mcpvault.admin.v1.GetRootsResponse
+	32, // 44: mcpvault.admin.v1.SystemService.InstallRoots:output_type -> mcpvault.admin.v1.InstallRootsResponse
+	31, // [31:45] is the sub-list for method output_type
+	17, // [17:31] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_admin_v1_operations_proto_init() }
@@ -2423,9 +2717,9 @@ func file_mcpvault_admin_v1_operations_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_admin_v1_operations_proto_rawDesc), len(file_mcpvault_admin_v1_operations_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   38,
 			NumExtensions: 0,
-			NumServices:   4,
+			NumServices:   5,
 		},
 		GoTypes:           file_mcpvault_admin_v1_operations_proto_goTypes,
 		DependencyIndexes: file_mcpvault_admin_v1_operations_proto_depIdxs,

@@ -215,6 +215,7 @@ type WatchResponse struct {
 	//	*WatchResponse_Heartbeat
 	//	*WatchResponse_Kill
 	//	*WatchResponse_Delta
+	//	*WatchResponse_Sessions
 	Event         isWatchResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -293,6 +294,15 @@ func (x *WatchResponse) GetDelta() *v1.SignedDelta {
 	return nil
 }
 
+func (x *WatchResponse) GetSessions() *SessionQuery {
+	if x != nil {
+		if x, ok := x.Event.(*WatchResponse_Sessions); ok {
+			return x.Sessions
+		}
+	}
+	return nil
+}
+
 type isWatchResponse_Event interface {
 	isWatchResponse_Event()
 }
@@ -316,6 +326,11 @@ type WatchResponse_Delta struct {
 	Delta *v1.SignedDelta `protobuf:"bytes,4,opt,name=delta,proto3,oneof"`
 }
 
+type WatchResponse_Sessions struct {
+	// To be answered by AnswerSessions.
+	Sessions *SessionQuery `protobuf:"bytes,5,opt,name=sessions,proto3,oneof"`
+}
+
 func (*WatchResponse_Update) isWatchResponse_Event() {}
 
 func (*WatchResponse_Heartbeat) isWatchResponse_Event() {}
@@ -323,6 +338,300 @@ func (*WatchResponse_Heartbeat) isWatchResponse_Event() {}
 func (*WatchResponse_Kill) isWatchResponse_Event() {}
 
 func (*WatchResponse_Delta) isWatchResponse_Event() {}
+
+func (*WatchResponse_Sessions) isWatchResponse_Event() {}
+
+// SessionQuery asks for the sessions of one tenant, last used first.
+type SessionQuery struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	TenantId string                 `protobuf:"bytes,2,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// Only those of one principal, on one server, or one by the first 16 bytes of the SHA-256 of its id.
+	Principal     string `protobuf:"bytes,3,opt,name=principal,proto3" json:"principal,omitempty"`
+	Server        string `protobuf:"bytes,4,opt,name=server,proto3" json:"server,omitempty"`
+	Session       []byte `protobuf:"bytes,5,opt,name=session,proto3" json:"session,omitempty"`
+	Limit         uint32 `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionQuery) Reset() {
+	*x = SessionQuery{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionQuery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionQuery) ProtoMessage() {}
+
+func (x *SessionQuery) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionQuery.ProtoReflect.Descriptor instead.
+func (*SessionQuery) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SessionQuery) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SessionQuery) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *SessionQuery) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *SessionQuery) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *SessionQuery) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *SessionQuery) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type AnswerSessionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That of the query.
+	Id            uint64         `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Sessions      []*SessionInfo `protobuf:"bytes,2,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	More          bool           `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerSessionsRequest) Reset() {
+	*x = AnswerSessionsRequest{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerSessionsRequest) ProtoMessage() {}
+
+func (x *AnswerSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerSessionsRequest.ProtoReflect.Descriptor instead.
+func (*AnswerSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AnswerSessionsRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *AnswerSessionsRequest) GetSessions() []*SessionInfo {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *AnswerSessionsRequest) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+type AnswerSessionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerSessionsResponse) Reset() {
+	*x = AnswerSessionsResponse{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerSessionsResponse) ProtoMessage() {}
+
+func (x *AnswerSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerSessionsResponse.ProtoReflect.Descriptor instead.
+func (*AnswerSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{5}
+}
+
+// SessionInfo is what is shown of a session: nothing that would open it.
+type SessionInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       []byte                 `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Principal     string                 `protobuf:"bytes,3,opt,name=principal,proto3" json:"principal,omitempty"`
+	Server        string                 `protobuf:"bytes,4,opt,name=server,proto3" json:"server,omitempty"`
+	Client        string                 `protobuf:"bytes,5,opt,name=client,proto3" json:"client,omitempty"`
+	Revision      string                 `protobuf:"bytes,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	CreatedMs     int64                  `protobuf:"varint,7,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	UsedMs        int64                  `protobuf:"varint,8,opt,name=used_ms,json=usedMs,proto3" json:"used_ms,omitempty"`
+	Upstream      bool                   `protobuf:"varint,9,opt,name=upstream,proto3" json:"upstream,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionInfo) Reset() {
+	*x = SessionInfo{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionInfo) ProtoMessage() {}
+
+func (x *SessionInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionInfo.ProtoReflect.Descriptor instead.
+func (*SessionInfo) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *SessionInfo) GetSession() []byte {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+func (x *SessionInfo) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SessionInfo) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *SessionInfo) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *SessionInfo) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *SessionInfo) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *SessionInfo) GetCreatedMs() int64 {
+	if x != nil {
+		return x.CreatedMs
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetUsedMs() int64 {
+	if x != nil {
+		return x.UsedMs
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetUpstream() bool {
+	if x != nil {
+		return x.Upstream
+	}
+	return false
+}
 
 type Update struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -344,7 +653,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[3]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -356,7 +665,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[3]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -369,7 +678,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{3}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Update) GetManifest() []byte {
@@ -416,7 +725,7 @@ type FetchBlobRequest struct {
 
 func (x *FetchBlobRequest) Reset() {
 	*x = FetchBlobRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[4]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -428,7 +737,7 @@ func (x *FetchBlobRequest) String() string {
 func (*FetchBlobRequest) ProtoMessage() {}
 
 func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[4]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -441,7 +750,7 @@ func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobRequest.ProtoReflect.Descriptor instead.
 func (*FetchBlobRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{4}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FetchBlobRequest) GetSha256() []byte {
@@ -460,7 +769,7 @@ type FetchBlobResponse struct {
 
 func (x *FetchBlobResponse) Reset() {
 	*x = FetchBlobResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -472,7 +781,7 @@ func (x *FetchBlobResponse) String() string {
 func (*FetchBlobResponse) ProtoMessage() {}
 
 func (x *FetchBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -485,7 +794,7 @@ func (x *FetchBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobResponse.ProtoReflect.Descriptor instead.
 func (*FetchBlobResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{5}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FetchBlobResponse) GetChunk() []byte {
@@ -512,7 +821,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -524,7 +833,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -537,7 +846,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{6}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AcknowledgeRequest) GetTenantId() string {
@@ -597,7 +906,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +918,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +931,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{7}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{11}
 }
 
 type NodeStatus struct {
@@ -656,7 +965,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +977,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +990,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{8}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NodeStatus) GetCell() string {
@@ -826,7 +1135,7 @@ type ReportStatusRequest struct {
 
 func (x *ReportStatusRequest) Reset() {
 	*x = ReportStatusRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +1147,7 @@ func (x *ReportStatusRequest) String() string {
 func (*ReportStatusRequest) ProtoMessage() {}
 
 func (x *ReportStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +1160,7 @@ func (x *ReportStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStatusRequest.ProtoReflect.Descriptor instead.
 func (*ReportStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{9}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReportStatusRequest) GetStatus() *NodeStatus {
@@ -869,7 +1178,7 @@ type ReportStatusResponse struct {
 
 func (x *ReportStatusResponse) Reset() {
 	*x = ReportStatusResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1190,7 @@ func (x *ReportStatusResponse) String() string {
 func (*ReportStatusResponse) ProtoMessage() {}
 
 func (x *ReportStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1203,7 @@ func (x *ReportStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStatusResponse.ProtoReflect.Descriptor instead.
 func (*ReportStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{14}
 }
 
 type DeliverAuditRequest struct {
@@ -918,7 +1227,7 @@ type DeliverAuditRequest struct {
 
 func (x *DeliverAuditRequest) Reset() {
 	*x = DeliverAuditRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -930,7 +1239,7 @@ func (x *DeliverAuditRequest) String() string {
 func (*DeliverAuditRequest) ProtoMessage() {}
 
 func (x *DeliverAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -943,7 +1252,7 @@ func (x *DeliverAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverAuditRequest.ProtoReflect.Descriptor instead.
 func (*DeliverAuditRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeliverAuditRequest) GetLogId() string {
@@ -1007,7 +1316,7 @@ type DeliverAuditResponse struct {
 
 func (x *DeliverAuditResponse) Reset() {
 	*x = DeliverAuditResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1328,7 @@ func (x *DeliverAuditResponse) String() string {
 func (*DeliverAuditResponse) ProtoMessage() {}
 
 func (x *DeliverAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1341,7 @@ func (x *DeliverAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverAuditResponse.ProtoReflect.Descriptor instead.
 func (*DeliverAuditResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DeliverAuditResponse) GetNextIndex() uint64 {
@@ -1065,13 +1374,37 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
 	"state_hash\x18\x04 \x01(\fB\a\xbaH\x04z\x02\x18 R\tstateHash\x12\x1f\n" +
 	"\x06digest\x18\x05 \x01(\fB\a\xbaH\x04z\x02\x18 R\x06digest\x12!\n" +
-	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xbd\x01\n" +
+	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xfb\x01\n" +
 	"\rWatchResponse\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x1e\n" +
 	"\theartbeat\x18\x02 \x01(\fH\x00R\theartbeat\x12\x14\n" +
 	"\x04kill\x18\x03 \x01(\fH\x00R\x04kill\x129\n" +
-	"\x05delta\x18\x04 \x01(\v2!.mcpvault.snapshot.v1.SignedDeltaH\x00R\x05deltaB\a\n" +
-	"\x05event\"\xb0\x01\n" +
+	"\x05delta\x18\x04 \x01(\v2!.mcpvault.snapshot.v1.SignedDeltaH\x00R\x05delta\x12<\n" +
+	"\bsessions\x18\x05 \x01(\v2\x1e.mcpvault.cell.v1.SessionQueryH\x00R\bsessionsB\a\n" +
+	"\x05event\"\xa1\x01\n" +
+	"\fSessionQuery\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1b\n" +
+	"\ttenant_id\x18\x02 \x01(\tR\btenantId\x12\x1c\n" +
+	"\tprincipal\x18\x03 \x01(\tR\tprincipal\x12\x16\n" +
+	"\x06server\x18\x04 \x01(\tR\x06server\x12\x18\n" +
+	"\asession\x18\x05 \x01(\fR\asession\x12\x14\n" +
+	"\x05limit\x18\x06 \x01(\rR\x05limit\"\x81\x01\n" +
+	"\x15AnswerSessionsRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12D\n" +
+	"\bsessions\x18\x02 \x03(\v2\x1d.mcpvault.cell.v1.SessionInfoB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\bsessions\x12\x12\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\"\x18\n" +
+	"\x16AnswerSessionsResponse\"\xb2\x02\n" +
+	"\vSessionInfo\x12!\n" +
+	"\asession\x18\x01 \x01(\fB\a\xbaH\x04z\x02h\x10R\asession\x12\x1b\n" +
+	"\x04node\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12&\n" +
+	"\tprincipal\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tprincipal\x12 \n" +
+	"\x06server\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06server\x12 \n" +
+	"\x06client\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06client\x12#\n" +
+	"\brevision\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18@R\brevision\x12\x1d\n" +
+	"\n" +
+	"created_ms\x18\a \x01(\x03R\tcreatedMs\x12\x17\n" +
+	"\aused_ms\x18\b \x01(\x03R\x06usedMs\x12\x1a\n" +
+	"\bupstream\x18\t \x01(\bR\bupstream\"\xb0\x01\n" +
 	"\x06Update\x12\x1a\n" +
 	"\bmanifest\x18\x01 \x01(\fR\bmanifest\x12\x14\n" +
 	"\x05heads\x18\x02 \x03(\fR\x05heads\x12\x14\n" +
@@ -1141,12 +1474,13 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\tAckStatus\x12\x1a\n" +
 	"\x16ACK_STATUS_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12ACK_STATUS_APPLIED\x10\x01\x12\x17\n" +
-	"\x13ACK_STATUS_REJECTED\x10\x022\xd0\x03\n" +
+	"\x13ACK_STATUS_REJECTED\x10\x022\xb5\x04\n" +
 	"\vCellService\x12J\n" +
 	"\x05Watch\x12\x1e.mcpvault.cell.v1.WatchRequest\x1a\x1f.mcpvault.cell.v1.WatchResponse0\x01\x12[\n" +
 	"\tFetchBlob\x12\".mcpvault.cell.v1.FetchBlobRequest\x1a#.mcpvault.cell.v1.FetchBlobResponse\"\x03\x90\x02\x010\x01\x12Z\n" +
 	"\vAcknowledge\x12$.mcpvault.cell.v1.AcknowledgeRequest\x1a%.mcpvault.cell.v1.AcknowledgeResponse\x12]\n" +
-	"\fReportStatus\x12%.mcpvault.cell.v1.ReportStatusRequest\x1a&.mcpvault.cell.v1.ReportStatusResponse\x12]\n" +
+	"\fReportStatus\x12%.mcpvault.cell.v1.ReportStatusRequest\x1a&.mcpvault.cell.v1.ReportStatusResponse\x12c\n" +
+	"\x0eAnswerSessions\x12'.mcpvault.cell.v1.AnswerSessionsRequest\x1a(.mcpvault.cell.v1.AnswerSessionsResponse\x12]\n" +
 	"\fDeliverAudit\x12%.mcpvault.cell.v1.DeliverAuditRequest\x1a&.mcpvault.cell.v1.DeliverAuditResponseB\xc3\x01\n" +
 	"\x14com.mcpvault.cell.v1B\tCellProtoP\x01Z>github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1;cellv1\xa2\x02\x03MCX\xaa\x02\x10Mcpvault.Cell.V1\xca\x02\x10Mcpvault\\Cell\\V1\xe2\x02\x1cMcpvault\\Cell\\V1\\GPBMetadata\xea\x02\x12Mcpvault::Cell::V1b\x06proto3"
 
@@ -1163,47 +1497,55 @@ func file_mcpvault_cell_v1_cell_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_cell_v1_cell_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mcpvault_cell_v1_cell_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_mcpvault_cell_v1_cell_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_mcpvault_cell_v1_cell_proto_goTypes = []any{
-	(AckStatus)(0),               // 0: mcpvault.cell.v1.AckStatus
-	(*WatchRequest)(nil),         // 1: mcpvault.cell.v1.WatchRequest
-	(*AppliedHead)(nil),          // 2: mcpvault.cell.v1.AppliedHead
-	(*WatchResponse)(nil),        // 3: mcpvault.cell.v1.WatchResponse
-	(*Update)(nil),               // 4: mcpvault.cell.v1.Update
-	(*FetchBlobRequest)(nil),     // 5: mcpvault.cell.v1.FetchBlobRequest
-	(*FetchBlobResponse)(nil),    // 6: mcpvault.cell.v1.FetchBlobResponse
-	(*AcknowledgeRequest)(nil),   // 7: mcpvault.cell.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),  // 8: mcpvault.cell.v1.AcknowledgeResponse
-	(*NodeStatus)(nil),           // 9: mcpvault.cell.v1.NodeStatus
-	(*ReportStatusRequest)(nil),  // 10: mcpvault.cell.v1.ReportStatusRequest
-	(*ReportStatusResponse)(nil), // 11: mcpvault.cell.v1.ReportStatusResponse
-	(*DeliverAuditRequest)(nil),  // 12: mcpvault.cell.v1.DeliverAuditRequest
-	(*DeliverAuditResponse)(nil), // 13: mcpvault.cell.v1.DeliverAuditResponse
-	(*v1.SignedDelta)(nil),       // 14: mcpvault.snapshot.v1.SignedDelta
+	(AckStatus)(0),                 // 0: mcpvault.cell.v1.AckStatus
+	(*WatchRequest)(nil),           // 1: mcpvault.cell.v1.WatchRequest
+	(*AppliedHead)(nil),            // 2: mcpvault.cell.v1.AppliedHead
+	(*WatchResponse)(nil),          // 3: mcpvault.cell.v1.WatchResponse
+	(*SessionQuery)(nil),           // 4: mcpvault.cell.v1.SessionQuery
+	(*AnswerSessionsRequest)(nil),  // 5: mcpvault.cell.v1.AnswerSessionsRequest
+	(*AnswerSessionsResponse)(nil), // 6: mcpvault.cell.v1.AnswerSessionsResponse
+	(*SessionInfo)(nil),            // 7: mcpvault.cell.v1.SessionInfo
+	(*Update)(nil),                 // 8: mcpvault.cell.v1.Update
+	(*FetchBlobRequest)(nil),       // 9: mcpvault.cell.v1.FetchBlobRequest
+	(*FetchBlobResponse)(nil),      // 10: mcpvault.cell.v1.FetchBlobResponse
+	(*AcknowledgeRequest)(nil),     // 11: mcpvault.cell.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),    // 12: mcpvault.cell.v1.AcknowledgeResponse
+	(*NodeStatus)(nil),             // 13: mcpvault.cell.v1.NodeStatus
+	(*ReportStatusRequest)(nil),    // 14: mcpvault.cell.v1.ReportStatusRequest
+	(*ReportStatusResponse)(nil),   // 15: mcpvault.cell.v1.ReportStatusResponse
+	(*DeliverAuditRequest)(nil),    // 16: mcpvault.cell.v1.DeliverAuditRequest
+	(*DeliverAuditResponse)(nil),   // 17: mcpvault.cell.v1.DeliverAuditResponse
+	(*v1.SignedDelta)(nil),         // 18: mcpvault.snapshot.v1.SignedDelta
 }
 var file_mcpvault_cell_v1_cell_proto_depIdxs = []int32{
 	2,  // 0: mcpvault.cell.v1.WatchRequest.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	4,  // 1: mcpvault.cell.v1.WatchResponse.update:type_name -> mcpvault.cell.v1.Update
-	14, // 2: mcpvault.cell.v1.WatchResponse.delta:type_name -> mcpvault.snapshot.v1.SignedDelta
-	14, // 3: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	0,  // 4: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
-	2,  // 5: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	9,  // 6: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
-	1,  // 7: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
-	5,  // 8: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
-	7,  // 9: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
-	10, // 10: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
-	12, // 11: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
-	3,  // 12: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
-	6,  // 13: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
-	8,  // 14: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
-	11, // 15: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
-	13, // 16: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
-	12, // [12:17] is the sub-list for method output_type
-	7,  // [7:12] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	8,  // 1: mcpvault.cell.v1.WatchResponse.update:type_name -> mcpvault.cell.v1.Update
+	18, // 2: mcpvault.cell.v1.WatchResponse.delta:type_name -> mcpvault.snapshot.v1.SignedDelta
+	4,  // 3: mcpvault.cell.v1.WatchResponse.sessions:type_name -> mcpvault.cell.v1.SessionQuery
+	7,  // 4: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
+	18, // 5: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	0,  // 6: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
+	2,  // 7: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
+	13, // 8: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
+	1,  // 9: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
+	9,  // 10: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
+	11, // 11: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
+	14, // 12: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
+	5,  // 13: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
+	16, // 14: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
+	3,  // 15: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
+	10, // 16: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
+	12, // 17: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
+	15, // 18: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
+	6,  // 19: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
+	17, // 20: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
+	15, // [15:21] is the sub-list for method output_type
+	9,  // [9:15] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_cell_proto_init() }
@@ -1216,6 +1558,7 @@ func file_mcpvault_cell_v1_cell_proto_init() {
 		(*WatchResponse_Heartbeat)(nil),
 		(*WatchResponse_Kill)(nil),
 		(*WatchResponse_Delta)(nil),
+		(*WatchResponse_Sessions)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1223,7 +1566,7 @@ func file_mcpvault_cell_v1_cell_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_cell_v1_cell_proto_rawDesc), len(file_mcpvault_cell_v1_cell_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

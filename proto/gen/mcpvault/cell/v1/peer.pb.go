@@ -25,6 +25,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type SessionVerdict int32
+
+const (
+	SessionVerdict_SESSION_VERDICT_UNSPECIFIED    SessionVerdict = 0
+	SessionVerdict_SESSION_VERDICT_OPENED         SessionVerdict = 1
+	SessionVerdict_SESSION_VERDICT_PRINCIPAL_FULL SessionVerdict = 2
+	SessionVerdict_SESSION_VERDICT_TENANT_FULL    SessionVerdict = 3
+)
+
+// Enum value maps for SessionVerdict.
+var (
+	SessionVerdict_name = map[int32]string{
+		0: "SESSION_VERDICT_UNSPECIFIED",
+		1: "SESSION_VERDICT_OPENED",
+		2: "SESSION_VERDICT_PRINCIPAL_FULL",
+		3: "SESSION_VERDICT_TENANT_FULL",
+	}
+	SessionVerdict_value = map[string]int32{
+		"SESSION_VERDICT_UNSPECIFIED":    0,
+		"SESSION_VERDICT_OPENED":         1,
+		"SESSION_VERDICT_PRINCIPAL_FULL": 2,
+		"SESSION_VERDICT_TENANT_FULL":    3,
+	}
+)
+
+func (x SessionVerdict) Enum() *SessionVerdict {
+	p := new(SessionVerdict)
+	*p = x
+	return p
+}
+
+func (x SessionVerdict) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SessionVerdict) Descriptor() protoreflect.EnumDescriptor {
+	return file_mcpvault_cell_v1_peer_proto_enumTypes[0].Descriptor()
+}
+
+func (SessionVerdict) Type() protoreflect.EnumType {
+	return &file_mcpvault_cell_v1_peer_proto_enumTypes[0]
+}
+
+func (x SessionVerdict) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SessionVerdict.Descriptor instead.
+func (SessionVerdict) EnumDescriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{0}
+}
+
 // RaftEntry is one command in the cell's log. It carries the signatures, so that every node verifies it at Apply; at
 // most 60 KiB.
 type RaftEntry struct {
@@ -35,6 +87,8 @@ type RaftEntry struct {
 	//	*RaftEntry_Kill
 	//	*RaftEntry_SessionKey
 	//	*RaftEntry_Deltas
+	//	*RaftEntry_Sessions
+	//	*RaftEntry_SessionState
 	Command       isRaftEntry_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -113,6 +167,24 @@ func (x *RaftEntry) GetDeltas() *Deltas {
 	return nil
 }
 
+func (x *RaftEntry) GetSessions() *SessionBatch {
+	if x != nil {
+		if x, ok := x.Command.(*RaftEntry_Sessions); ok {
+			return x.Sessions
+		}
+	}
+	return nil
+}
+
+func (x *RaftEntry) GetSessionState() *SessionState {
+	if x != nil {
+		if x, ok := x.Command.(*RaftEntry_SessionState); ok {
+			return x.SessionState
+		}
+	}
+	return nil
+}
+
 type isRaftEntry_Command interface {
 	isRaftEntry_Command()
 }
@@ -135,6 +207,15 @@ type RaftEntry_Deltas struct {
 	Deltas *Deltas `protobuf:"bytes,4,opt,name=deltas,proto3,oneof"`
 }
 
+type RaftEntry_Sessions struct {
+	Sessions *SessionBatch `protobuf:"bytes,5,opt,name=sessions,proto3,oneof"`
+}
+
+type RaftEntry_SessionState struct {
+	// In snapshots of the log only.
+	SessionState *SessionState `protobuf:"bytes,6,opt,name=session_state,json=sessionState,proto3,oneof"`
+}
+
 func (*RaftEntry_Update) isRaftEntry_Command() {}
 
 func (*RaftEntry_Kill) isRaftEntry_Command() {}
@@ -142,6 +223,442 @@ func (*RaftEntry_Kill) isRaftEntry_Command() {}
 func (*RaftEntry_SessionKey) isRaftEntry_Command() {}
 
 func (*RaftEntry_Deltas) isRaftEntry_Command() {}
+
+func (*RaftEntry_Sessions) isRaftEntry_Command() {}
+
+func (*RaftEntry_SessionState) isRaftEntry_Command() {}
+
+// SessionBatch changes the leases of sessions, in the order of its fields. A lease is named by 24 bytes: the time at which the
+// session was opened (milliseconds, big endian) and the first 16 bytes of the SHA-256 of its id.
+type SessionBatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When whoever proposes it wrote it.
+	AtMs   int64             `protobuf:"varint,1,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	Opened []*SessionOpening `protobuf:"bytes,2,rep,name=opened,proto3" json:"opened,omitempty"`
+	// Leases that were used, one behind the other, and until when.
+	Touched   []byte `protobuf:"bytes,3,opt,name=touched,proto3" json:"touched,omitempty"`
+	TouchedMs int64  `protobuf:"varint,4,opt,name=touched_ms,json=touchedMs,proto3" json:"touched_ms,omitempty"`
+	// Leases that end, and whose upstream sessions are closed.
+	Ended []byte `protobuf:"bytes,5,opt,name=ended,proto3" json:"ended,omitempty"`
+	// Leases that end, and whose upstream sessions the node that opened them is to close.
+	Dropped []byte           `protobuf:"bytes,6,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	Expired []*SessionExpiry `protobuf:"bytes,7,rep,name=expired,proto3" json:"expired,omitempty"`
+	// Ends of sessions that were opened before this time need not be remembered.
+	ForgetBeforeMs int64 `protobuf:"varint,8,opt,name=forget_before_ms,json=forgetBeforeMs,proto3" json:"forget_before_ms,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SessionBatch) Reset() {
+	*x = SessionBatch{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionBatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionBatch) ProtoMessage() {}
+
+func (x *SessionBatch) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionBatch.ProtoReflect.Descriptor instead.
+func (*SessionBatch) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SessionBatch) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
+func (x *SessionBatch) GetOpened() []*SessionOpening {
+	if x != nil {
+		return x.Opened
+	}
+	return nil
+}
+
+func (x *SessionBatch) GetTouched() []byte {
+	if x != nil {
+		return x.Touched
+	}
+	return nil
+}
+
+func (x *SessionBatch) GetTouchedMs() int64 {
+	if x != nil {
+		return x.TouchedMs
+	}
+	return 0
+}
+
+func (x *SessionBatch) GetEnded() []byte {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *SessionBatch) GetDropped() []byte {
+	if x != nil {
+		return x.Dropped
+	}
+	return nil
+}
+
+func (x *SessionBatch) GetExpired() []*SessionExpiry {
+	if x != nil {
+		return x.Expired
+	}
+	return nil
+}
+
+func (x *SessionBatch) GetForgetBeforeMs() int64 {
+	if x != nil {
+		return x.ForgetBeforeMs
+	}
+	return 0
+}
+
+// SessionLease says that a session exists, whose it is and when it was last used.
+type SessionLease struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	TenantId string                 `protobuf:"bytes,2,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// "" on the aggregate.
+	Server string `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"`
+	// First 16 bytes of a SHA-256 over issuer and subject.
+	Owner     []byte `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
+	Principal string `protobuf:"bytes,5,opt,name=principal,proto3" json:"principal,omitempty"`
+	// What the client calls itself.
+	Client string `protobuf:"bytes,6,opt,name=client,proto3" json:"client,omitempty"`
+	// The node that opened it.
+	Node string `protobuf:"bytes,7,opt,name=node,proto3" json:"node,omitempty"`
+	// Protocol revision.
+	Revision string `protobuf:"bytes,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	UsedMs   int64  `protobuf:"varint,9,opt,name=used_ms,json=usedMs,proto3" json:"used_ms,omitempty"`
+	// The upstream's session behind it; "" for none.
+	Upstream      string `protobuf:"bytes,10,opt,name=upstream,proto3" json:"upstream,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionLease) Reset() {
+	*x = SessionLease{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionLease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionLease) ProtoMessage() {}
+
+func (x *SessionLease) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionLease.ProtoReflect.Descriptor instead.
+func (*SessionLease) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SessionLease) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *SessionLease) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *SessionLease) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *SessionLease) GetOwner() []byte {
+	if x != nil {
+		return x.Owner
+	}
+	return nil
+}
+
+func (x *SessionLease) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
+func (x *SessionLease) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *SessionLease) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SessionLease) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *SessionLease) GetUsedMs() int64 {
+	if x != nil {
+		return x.UsedMs
+	}
+	return 0
+}
+
+func (x *SessionLease) GetUpstream() string {
+	if x != nil {
+		return x.Upstream
+	}
+	return ""
+}
+
+// SessionOpening is a new lease, refused when its principal or its tenant has as many already.
+type SessionOpening struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lease         *SessionLease          `protobuf:"bytes,1,opt,name=lease,proto3" json:"lease,omitempty"`
+	PrincipalCap  uint32                 `protobuf:"varint,2,opt,name=principal_cap,json=principalCap,proto3" json:"principal_cap,omitempty"`
+	TenantCap     uint32                 `protobuf:"varint,3,opt,name=tenant_cap,json=tenantCap,proto3" json:"tenant_cap,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionOpening) Reset() {
+	*x = SessionOpening{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionOpening) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionOpening) ProtoMessage() {}
+
+func (x *SessionOpening) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionOpening.ProtoReflect.Descriptor instead.
+func (*SessionOpening) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SessionOpening) GetLease() *SessionLease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *SessionOpening) GetPrincipalCap() uint32 {
+	if x != nil {
+		return x.PrincipalCap
+	}
+	return 0
+}
+
+func (x *SessionOpening) GetTenantCap() uint32 {
+	if x != nil {
+		return x.TenantCap
+	}
+	return 0
+}
+
+// SessionExpiry ends leases that were not used after a time.
+type SessionExpiry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UnusedSinceMs int64                  `protobuf:"varint,1,opt,name=unused_since_ms,json=unusedSinceMs,proto3" json:"unused_since_ms,omitempty"`
+	Leases        []byte                 `protobuf:"bytes,2,opt,name=leases,proto3" json:"leases,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionExpiry) Reset() {
+	*x = SessionExpiry{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionExpiry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionExpiry) ProtoMessage() {}
+
+func (x *SessionExpiry) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionExpiry.ProtoReflect.Descriptor instead.
+func (*SessionExpiry) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SessionExpiry) GetUnusedSinceMs() int64 {
+	if x != nil {
+		return x.UnusedSinceMs
+	}
+	return 0
+}
+
+func (x *SessionExpiry) GetLeases() []byte {
+	if x != nil {
+		return x.Leases
+	}
+	return nil
+}
+
+// SessionState is a part of all leases at one place of the log. The first part empties what was there.
+type SessionState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The place.
+	Index  uint64          `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	First  bool            `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
+	Last   bool            `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	Leases []*SessionLease `protobuf:"bytes,4,rep,name=leases,proto3" json:"leases,omitempty"`
+	// Ends that are remembered.
+	Ended []byte `protobuf:"bytes,5,opt,name=ended,proto3" json:"ended,omitempty"`
+	// In the last part, the time that the newest change bore.
+	AtMs          int64 `protobuf:"varint,6,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionState) Reset() {
+	*x = SessionState{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionState) ProtoMessage() {}
+
+func (x *SessionState) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionState.ProtoReflect.Descriptor instead.
+func (*SessionState) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SessionState) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *SessionState) GetFirst() bool {
+	if x != nil {
+		return x.First
+	}
+	return false
+}
+
+func (x *SessionState) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+func (x *SessionState) GetLeases() []*SessionLease {
+	if x != nil {
+		return x.Leases
+	}
+	return nil
+}
+
+func (x *SessionState) GetEnded() []byte {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *SessionState) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
 
 // Deltas are next generations, of a tenant in order.
 type Deltas struct {
@@ -153,7 +670,7 @@ type Deltas struct {
 
 func (x *Deltas) Reset() {
 	*x = Deltas{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[1]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -165,7 +682,7 @@ func (x *Deltas) String() string {
 func (*Deltas) ProtoMessage() {}
 
 func (x *Deltas) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[1]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -178,7 +695,7 @@ func (x *Deltas) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deltas.ProtoReflect.Descriptor instead.
 func (*Deltas) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{1}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Deltas) GetDeltas() []*v1.SignedDelta {
@@ -200,7 +717,7 @@ type SessionKey struct {
 
 func (x *SessionKey) Reset() {
 	*x = SessionKey{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[2]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -212,7 +729,7 @@ func (x *SessionKey) String() string {
 func (*SessionKey) ProtoMessage() {}
 
 func (x *SessionKey) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[2]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -225,7 +742,7 @@ func (x *SessionKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionKey.ProtoReflect.Descriptor instead.
 func (*SessionKey) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{2}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SessionKey) GetId() uint32 {
@@ -258,7 +775,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[3]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +787,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[3]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +800,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{3}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ProposeRequest) GetEntry() *RaftEntry {
@@ -302,7 +819,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[4]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -314,7 +831,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[4]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -327,7 +844,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{4}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ProposeResponse) GetIndex() uint64 {
@@ -335,6 +852,95 @@ func (x *ProposeResponse) GetIndex() uint64 {
 		return x.Index
 	}
 	return 0
+}
+
+type ProposeSessionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Batch         *SessionBatch          `protobuf:"bytes,1,opt,name=batch,proto3" json:"batch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeSessionsRequest) Reset() {
+	*x = ProposeSessionsRequest{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeSessionsRequest) ProtoMessage() {}
+
+func (x *ProposeSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeSessionsRequest.ProtoReflect.Descriptor instead.
+func (*ProposeSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ProposeSessionsRequest) GetBatch() *SessionBatch {
+	if x != nil {
+		return x.Batch
+	}
+	return nil
+}
+
+type ProposeSessionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What became of each opening, in order: opened, or over which cap.
+	Verdicts      []SessionVerdict `protobuf:"varint,1,rep,packed,name=verdicts,proto3,enum=mcpvault.cell.v1.SessionVerdict" json:"verdicts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProposeSessionsResponse) Reset() {
+	*x = ProposeSessionsResponse{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProposeSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProposeSessionsResponse) ProtoMessage() {}
+
+func (x *ProposeSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProposeSessionsResponse.ProtoReflect.Descriptor instead.
+func (*ProposeSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ProposeSessionsResponse) GetVerdicts() []SessionVerdict {
+	if x != nil {
+		return x.Verdicts
+	}
+	return nil
 }
 
 type ReadBlobRequest struct {
@@ -346,7 +952,7 @@ type ReadBlobRequest struct {
 
 func (x *ReadBlobRequest) Reset() {
 	*x = ReadBlobRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[5]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -358,7 +964,7 @@ func (x *ReadBlobRequest) String() string {
 func (*ReadBlobRequest) ProtoMessage() {}
 
 func (x *ReadBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[5]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -371,7 +977,7 @@ func (x *ReadBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBlobRequest.ProtoReflect.Descriptor instead.
 func (*ReadBlobRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{5}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReadBlobRequest) GetSha256() []byte {
@@ -390,7 +996,7 @@ type ReadBlobResponse struct {
 
 func (x *ReadBlobResponse) Reset() {
 	*x = ReadBlobResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -402,7 +1008,7 @@ func (x *ReadBlobResponse) String() string {
 func (*ReadBlobResponse) ProtoMessage() {}
 
 func (x *ReadBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -415,7 +1021,7 @@ func (x *ReadBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBlobResponse.ProtoReflect.Descriptor instead.
 func (*ReadBlobResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{6}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReadBlobResponse) GetChunk() []byte {
@@ -435,7 +1041,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -447,7 +1053,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -460,7 +1066,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{7}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetStatusRequest) GetBrief() bool {
@@ -484,7 +1090,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[8]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -496,7 +1102,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[8]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -509,7 +1115,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{8}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetStatusResponse) GetStatus() *NodeStatus {
@@ -549,7 +1155,7 @@ type ShareBudgetsRequest struct {
 
 func (x *ShareBudgetsRequest) Reset() {
 	*x = ShareBudgetsRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[9]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +1167,7 @@ func (x *ShareBudgetsRequest) String() string {
 func (*ShareBudgetsRequest) ProtoMessage() {}
 
 func (x *ShareBudgetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[9]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +1180,7 @@ func (x *ShareBudgetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareBudgetsRequest.ProtoReflect.Descriptor instead.
 func (*ShareBudgetsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{9}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ShareBudgetsRequest) GetShares() []*BudgetShare {
@@ -593,7 +1199,7 @@ type ShareBudgetsResponse struct {
 
 func (x *ShareBudgetsResponse) Reset() {
 	*x = ShareBudgetsResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +1211,7 @@ func (x *ShareBudgetsResponse) String() string {
 func (*ShareBudgetsResponse) ProtoMessage() {}
 
 func (x *ShareBudgetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +1224,7 @@ func (x *ShareBudgetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareBudgetsResponse.ProtoReflect.Descriptor instead.
 func (*ShareBudgetsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ShareBudgetsResponse) GetShares() []*BudgetShare {
@@ -650,7 +1256,7 @@ type BudgetShare struct {
 
 func (x *BudgetShare) Reset() {
 	*x = BudgetShare{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -662,7 +1268,7 @@ func (x *BudgetShare) String() string {
 func (*BudgetShare) ProtoMessage() {}
 
 func (x *BudgetShare) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -675,7 +1281,7 @@ func (x *BudgetShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BudgetShare.ProtoReflect.Descriptor instead.
 func (*BudgetShare) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *BudgetShare) GetTenantId() string {
@@ -745,14 +1351,53 @@ var File_mcpvault_cell_v1_peer_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1bmcpvault/cell/v1/peer.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bmcpvault/cell/v1/cell.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\xd5\x01\n" +
+	"\x1bmcpvault/cell/v1/peer.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bmcpvault/cell/v1/cell.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\xda\x02\n" +
 	"\tRaftEntry\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x14\n" +
 	"\x04kill\x18\x02 \x01(\fH\x00R\x04kill\x12?\n" +
 	"\vsession_key\x18\x03 \x01(\v2\x1c.mcpvault.cell.v1.SessionKeyH\x00R\n" +
 	"sessionKey\x122\n" +
-	"\x06deltas\x18\x04 \x01(\v2\x18.mcpvault.cell.v1.DeltasH\x00R\x06deltasB\t\n" +
-	"\acommand\"C\n" +
+	"\x06deltas\x18\x04 \x01(\v2\x18.mcpvault.cell.v1.DeltasH\x00R\x06deltas\x12<\n" +
+	"\bsessions\x18\x05 \x01(\v2\x1e.mcpvault.cell.v1.SessionBatchH\x00R\bsessions\x12E\n" +
+	"\rsession_state\x18\x06 \x01(\v2\x1e.mcpvault.cell.v1.SessionStateH\x00R\fsessionStateB\t\n" +
+	"\acommand\"\xab\x02\n" +
+	"\fSessionBatch\x12\x13\n" +
+	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x128\n" +
+	"\x06opened\x18\x02 \x03(\v2 .mcpvault.cell.v1.SessionOpeningR\x06opened\x12\x18\n" +
+	"\atouched\x18\x03 \x01(\fR\atouched\x12\x1d\n" +
+	"\n" +
+	"touched_ms\x18\x04 \x01(\x03R\ttouchedMs\x12\x14\n" +
+	"\x05ended\x18\x05 \x01(\fR\x05ended\x12\x18\n" +
+	"\adropped\x18\x06 \x01(\fR\adropped\x129\n" +
+	"\aexpired\x18\a \x03(\v2\x1f.mcpvault.cell.v1.SessionExpiryR\aexpired\x12(\n" +
+	"\x10forget_before_ms\x18\b \x01(\x03R\x0eforgetBeforeMs\"\x84\x02\n" +
+	"\fSessionLease\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x1b\n" +
+	"\ttenant_id\x18\x02 \x01(\tR\btenantId\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\tR\x06server\x12\x14\n" +
+	"\x05owner\x18\x04 \x01(\fR\x05owner\x12\x1c\n" +
+	"\tprincipal\x18\x05 \x01(\tR\tprincipal\x12\x16\n" +
+	"\x06client\x18\x06 \x01(\tR\x06client\x12\x12\n" +
+	"\x04node\x18\a \x01(\tR\x04node\x12\x1a\n" +
+	"\brevision\x18\b \x01(\tR\brevision\x12\x17\n" +
+	"\aused_ms\x18\t \x01(\x03R\x06usedMs\x12\x1a\n" +
+	"\bupstream\x18\n" +
+	" \x01(\tR\bupstream\"\x8a\x01\n" +
+	"\x0eSessionOpening\x124\n" +
+	"\x05lease\x18\x01 \x01(\v2\x1e.mcpvault.cell.v1.SessionLeaseR\x05lease\x12#\n" +
+	"\rprincipal_cap\x18\x02 \x01(\rR\fprincipalCap\x12\x1d\n" +
+	"\n" +
+	"tenant_cap\x18\x03 \x01(\rR\ttenantCap\"O\n" +
+	"\rSessionExpiry\x12&\n" +
+	"\x0funused_since_ms\x18\x01 \x01(\x03R\runusedSinceMs\x12\x16\n" +
+	"\x06leases\x18\x02 \x01(\fR\x06leases\"\xb1\x01\n" +
+	"\fSessionState\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x14\n" +
+	"\x05first\x18\x02 \x01(\bR\x05first\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\bR\x04last\x126\n" +
+	"\x06leases\x18\x04 \x03(\v2\x1e.mcpvault.cell.v1.SessionLeaseR\x06leases\x12\x14\n" +
+	"\x05ended\x18\x05 \x01(\fR\x05ended\x12\x13\n" +
+	"\x05at_ms\x18\x06 \x01(\x03R\x04atMs\"C\n" +
 	"\x06Deltas\x129\n" +
 	"\x06deltas\x18\x01 \x03(\v2!.mcpvault.snapshot.v1.SignedDeltaR\x06deltas\"M\n" +
 	"\n" +
@@ -764,7 +1409,11 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\x0eProposeRequest\x129\n" +
 	"\x05entry\x18\x01 \x01(\v2\x1b.mcpvault.cell.v1.RaftEntryB\x06\xbaH\x03\xc8\x01\x01R\x05entry\"'\n" +
 	"\x0fProposeResponse\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"2\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"V\n" +
+	"\x16ProposeSessionsRequest\x12<\n" +
+	"\x05batch\x18\x01 \x01(\v2\x1e.mcpvault.cell.v1.SessionBatchB\x06\xbaH\x03\xc8\x01\x01R\x05batch\"W\n" +
+	"\x17ProposeSessionsResponse\x12<\n" +
+	"\bverdicts\x18\x01 \x03(\x0e2 .mcpvault.cell.v1.SessionVerdictR\bverdicts\"2\n" +
 	"\x0fReadBlobRequest\x12\x1f\n" +
 	"\x06sha256\x18\x01 \x01(\fB\a\xbaH\x04z\x02h R\x06sha256\"(\n" +
 	"\x10ReadBlobResponse\x12\x14\n" +
@@ -789,9 +1438,15 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\tpeer_born\x18\x06 \x01(\x04R\bpeerBorn\x12\x12\n" +
 	"\x04gave\x18\a \x01(\x04R\x04gave\x12\x16\n" +
 	"\x06demand\x18\b \x01(\x01R\x06demand\x12\x14\n" +
-	"\x05parts\x18\t \x01(\x03R\x05parts2\xf1\x02\n" +
+	"\x05parts\x18\t \x01(\x03R\x05parts*\x92\x01\n" +
+	"\x0eSessionVerdict\x12\x1f\n" +
+	"\x1bSESSION_VERDICT_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16SESSION_VERDICT_OPENED\x10\x01\x12\"\n" +
+	"\x1eSESSION_VERDICT_PRINCIPAL_FULL\x10\x02\x12\x1f\n" +
+	"\x1bSESSION_VERDICT_TENANT_FULL\x10\x032\xd9\x03\n" +
 	"\vPeerService\x12N\n" +
-	"\aPropose\x12 .mcpvault.cell.v1.ProposeRequest\x1a!.mcpvault.cell.v1.ProposeResponse\x12X\n" +
+	"\aPropose\x12 .mcpvault.cell.v1.ProposeRequest\x1a!.mcpvault.cell.v1.ProposeResponse\x12f\n" +
+	"\x0fProposeSessions\x12(.mcpvault.cell.v1.ProposeSessionsRequest\x1a).mcpvault.cell.v1.ProposeSessionsResponse\x12X\n" +
 	"\bReadBlob\x12!.mcpvault.cell.v1.ReadBlobRequest\x1a\".mcpvault.cell.v1.ReadBlobResponse\"\x03\x90\x02\x010\x01\x12Y\n" +
 	"\tGetStatus\x12\".mcpvault.cell.v1.GetStatusRequest\x1a#.mcpvault.cell.v1.GetStatusResponse\"\x03\x90\x02\x01\x12]\n" +
 	"\fShareBudgets\x12%.mcpvault.cell.v1.ShareBudgetsRequest\x1a&.mcpvault.cell.v1.ShareBudgetsResponseB\xc3\x01\n" +
@@ -809,47 +1464,66 @@ func file_mcpvault_cell_v1_peer_proto_rawDescGZIP() []byte {
 	return file_mcpvault_cell_v1_peer_proto_rawDescData
 }
 
-var file_mcpvault_cell_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_mcpvault_cell_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_mcpvault_cell_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_mcpvault_cell_v1_peer_proto_goTypes = []any{
-	(*RaftEntry)(nil),            // 0: mcpvault.cell.v1.RaftEntry
-	(*Deltas)(nil),               // 1: mcpvault.cell.v1.Deltas
-	(*SessionKey)(nil),           // 2: mcpvault.cell.v1.SessionKey
-	(*ProposeRequest)(nil),       // 3: mcpvault.cell.v1.ProposeRequest
-	(*ProposeResponse)(nil),      // 4: mcpvault.cell.v1.ProposeResponse
-	(*ReadBlobRequest)(nil),      // 5: mcpvault.cell.v1.ReadBlobRequest
-	(*ReadBlobResponse)(nil),     // 6: mcpvault.cell.v1.ReadBlobResponse
-	(*GetStatusRequest)(nil),     // 7: mcpvault.cell.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),    // 8: mcpvault.cell.v1.GetStatusResponse
-	(*ShareBudgetsRequest)(nil),  // 9: mcpvault.cell.v1.ShareBudgetsRequest
-	(*ShareBudgetsResponse)(nil), // 10: mcpvault.cell.v1.ShareBudgetsResponse
-	(*BudgetShare)(nil),          // 11: mcpvault.cell.v1.BudgetShare
-	(*Update)(nil),               // 12: mcpvault.cell.v1.Update
-	(*v1.SignedDelta)(nil),       // 13: mcpvault.snapshot.v1.SignedDelta
-	(*NodeStatus)(nil),           // 14: mcpvault.cell.v1.NodeStatus
+	(SessionVerdict)(0),             // 0: mcpvault.cell.v1.SessionVerdict
+	(*RaftEntry)(nil),               // 1: mcpvault.cell.v1.RaftEntry
+	(*SessionBatch)(nil),            // 2: mcpvault.cell.v1.SessionBatch
+	(*SessionLease)(nil),            // 3: mcpvault.cell.v1.SessionLease
+	(*SessionOpening)(nil),          // 4: mcpvault.cell.v1.SessionOpening
+	(*SessionExpiry)(nil),           // 5: mcpvault.cell.v1.SessionExpiry
+	(*SessionState)(nil),            // 6: mcpvault.cell.v1.SessionState
+	(*Deltas)(nil),                  // 7: mcpvault.cell.v1.Deltas
+	(*SessionKey)(nil),              // 8: mcpvault.cell.v1.SessionKey
+	(*ProposeRequest)(nil),          // 9: mcpvault.cell.v1.ProposeRequest
+	(*ProposeResponse)(nil),         // 10: mcpvault.cell.v1.ProposeResponse
+	(*ProposeSessionsRequest)(nil),  // 11: mcpvault.cell.v1.ProposeSessionsRequest
+	(*ProposeSessionsResponse)(nil), // 12: mcpvault.cell.v1.ProposeSessionsResponse
+	(*ReadBlobRequest)(nil),         // 13: mcpvault.cell.v1.ReadBlobRequest
+	(*ReadBlobResponse)(nil),        // 14: mcpvault.cell.v1.ReadBlobResponse
+	(*GetStatusRequest)(nil),        // 15: mcpvault.cell.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 16: mcpvault.cell.v1.GetStatusResponse
+	(*ShareBudgetsRequest)(nil),     // 17: mcpvault.cell.v1.ShareBudgetsRequest
+	(*ShareBudgetsResponse)(nil),    // 18: mcpvault.cell.v1.ShareBudgetsResponse
+	(*BudgetShare)(nil),             // 19: mcpvault.cell.v1.BudgetShare
+	(*Update)(nil),                  // 20: mcpvault.cell.v1.Update
+	(*v1.SignedDelta)(nil),          // 21: mcpvault.snapshot.v1.SignedDelta
+	(*NodeStatus)(nil),              // 22: mcpvault.cell.v1.NodeStatus
 }
 var file_mcpvault_cell_v1_peer_proto_depIdxs = []int32{
-	12, // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
-	2,  // 1: mcpvault.cell.v1.RaftEntry.session_key:type_name -> mcpvault.cell.v1.SessionKey
-	1,  // 2: mcpvault.cell.v1.RaftEntry.deltas:type_name -> mcpvault.cell.v1.Deltas
-	13, // 3: mcpvault.cell.v1.Deltas.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	0,  // 4: mcpvault.cell.v1.ProposeRequest.entry:type_name -> mcpvault.cell.v1.RaftEntry
-	14, // 5: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
-	12, // 6: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
-	11, // 7: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
-	11, // 8: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
-	3,  // 9: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
-	5,  // 10: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
-	7,  // 11: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
-	9,  // 12: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
-	4,  // 13: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
-	6,  // 14: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
-	8,  // 15: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
-	10, // 16: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
-	13, // [13:17] is the sub-list for method output_type
-	9,  // [9:13] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	20, // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
+	8,  // 1: mcpvault.cell.v1.RaftEntry.session_key:type_name -> mcpvault.cell.v1.SessionKey
+	7,  // 2: mcpvault.cell.v1.RaftEntry.deltas:type_name -> mcpvault.cell.v1.Deltas
+	2,  // 3: mcpvault.cell.v1.RaftEntry.sessions:type_name -> mcpvault.cell.v1.SessionBatch
+	6,  // 4: mcpvault.cell.v1.RaftEntry.session_state:type_name -> mcpvault.cell.v1.SessionState
+	4,  // 5: mcpvault.cell.v1.SessionBatch.opened:type_name -> mcpvault.cell.v1.SessionOpening
+	5,  // 6: mcpvault.cell.v1.SessionBatch.expired:type_name -> mcpvault.cell.v1.SessionExpiry
+	3,  // 7: mcpvault.cell.v1.SessionOpening.lease:type_name -> mcpvault.cell.v1.SessionLease
+	3,  // 8: mcpvault.cell.v1.SessionState.leases:type_name -> mcpvault.cell.v1.SessionLease
+	21, // 9: mcpvault.cell.v1.Deltas.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	1,  // 10: mcpvault.cell.v1.ProposeRequest.entry:type_name -> mcpvault.cell.v1.RaftEntry
+	2,  // 11: mcpvault.cell.v1.ProposeSessionsRequest.batch:type_name -> mcpvault.cell.v1.SessionBatch
+	0,  // 12: mcpvault.cell.v1.ProposeSessionsResponse.verdicts:type_name -> mcpvault.cell.v1.SessionVerdict
+	22, // 13: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
+	20, // 14: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
+	19, // 15: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	19, // 16: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	9,  // 17: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
+	11, // 18: mcpvault.cell.v1.PeerService.ProposeSessions:input_type -> mcpvault.cell.v1.ProposeSessionsRequest
+	13, // 19: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
+	15, // 20: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
+	17, // 21: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
+	10, // 22: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
+	12, // 23: mcpvault.cell.v1.PeerService.ProposeSessions:output_type -> mcpvault.cell.v1.ProposeSessionsResponse
+	14, // 24: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
+	16, // 25: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
+	18, // 26: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
+	22, // [22:27] is the sub-list for method output_type
+	17, // [17:22] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_peer_proto_init() }
@@ -863,19 +1537,22 @@ func file_mcpvault_cell_v1_peer_proto_init() {
 		(*RaftEntry_Kill)(nil),
 		(*RaftEntry_SessionKey)(nil),
 		(*RaftEntry_Deltas)(nil),
+		(*RaftEntry_Sessions)(nil),
+		(*RaftEntry_SessionState)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_cell_v1_peer_proto_rawDesc), len(file_mcpvault_cell_v1_peer_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   12,
+			NumEnums:      1,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_mcpvault_cell_v1_peer_proto_goTypes,
 		DependencyIndexes: file_mcpvault_cell_v1_peer_proto_depIdxs,
+		EnumInfos:         file_mcpvault_cell_v1_peer_proto_enumTypes,
 		MessageInfos:      file_mcpvault_cell_v1_peer_proto_msgTypes,
 	}.Build()
 	File_mcpvault_cell_v1_peer_proto = out.File

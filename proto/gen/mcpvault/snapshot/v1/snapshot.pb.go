@@ -1761,9 +1761,16 @@ type Settings struct {
 	// What callers may ask for over time. Sorted by scope, name and item.
 	RateLimits []*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
 	// How many requests of one principal a node has under way at most; 0 is the node's own bound.
-	MaxCalls      uint32 `protobuf:"varint,21,opt,name=max_calls,json=maxCalls,proto3" json:"max_calls,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MaxCalls uint32 `protobuf:"varint,21,opt,name=max_calls,json=maxCalls,proto3" json:"max_calls,omitempty"`
+	// When sessions end that are not used, and however busy they are; 0 for the default. Sessions of legacy clients only: the
+	// modern revision has none.
+	SessionIdleMs int64 `protobuf:"varint,4,opt,name=session_idle_ms,json=sessionIdleMs,proto3" json:"session_idle_ms,omitempty"`
+	SessionMaxMs  int64 `protobuf:"varint,5,opt,name=session_max_ms,json=sessionMaxMs,proto3" json:"session_max_ms,omitempty"`
+	// How many sessions one principal and the tenant may have in a cell; 0 for the default.
+	SessionsPerPrincipal uint32 `protobuf:"varint,6,opt,name=sessions_per_principal,json=sessionsPerPrincipal,proto3" json:"sessions_per_principal,omitempty"`
+	SessionsPerTenant    uint32 `protobuf:"varint,7,opt,name=sessions_per_tenant,json=sessionsPerTenant,proto3" json:"sessions_per_tenant,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -1827,6 +1834,34 @@ func (x *Settings) GetRateLimits() []*RateLimit {
 func (x *Settings) GetMaxCalls() uint32 {
 	if x != nil {
 		return x.MaxCalls
+	}
+	return 0
+}
+
+func (x *Settings) GetSessionIdleMs() int64 {
+	if x != nil {
+		return x.SessionIdleMs
+	}
+	return 0
+}
+
+func (x *Settings) GetSessionMaxMs() int64 {
+	if x != nil {
+		return x.SessionMaxMs
+	}
+	return 0
+}
+
+func (x *Settings) GetSessionsPerPrincipal() uint32 {
+	if x != nil {
+		return x.SessionsPerPrincipal
+	}
+	return 0
+}
+
+func (x *Settings) GetSessionsPerTenant() uint32 {
+	if x != nil {
+		return x.SessionsPerTenant
 	}
 	return 0
 }
@@ -2509,14 +2544,18 @@ const file_mcpvault_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\aservers\x18\x03 \x03(\v2%.mcpvault.snapshot.v1.CatalogueServerR\aservers\x126\n" +
 	"\aissuers\x18\x04 \x03(\v2\x1c.mcpvault.snapshot.v1.IssuerR\aissuers\x12\x14\n" +
 	"\x05hosts\x18\x05 \x03(\tR\x05hosts\x12:\n" +
-	"\bsettings\x18\x06 \x01(\v2\x1e.mcpvault.snapshot.v1.SettingsR\bsettings\"\xa0\x02\n" +
+	"\bsettings\x18\x06 \x01(\v2\x1e.mcpvault.snapshot.v1.SettingsR\bsettings\"\xd4\x03\n" +
 	"\bSettings\x121\n" +
 	"\x15max_staleness_read_ms\x18\x01 \x01(\x03R\x12maxStalenessReadMs\x123\n" +
 	"\x16max_staleness_write_ms\x18\x02 \x01(\x03R\x13maxStalenessWriteMs\x12M\n" +
 	"\x0flabel_staleness\x18\x03 \x03(\v2$.mcpvault.snapshot.v1.LabelStalenessR\x0elabelStaleness\x12@\n" +
 	"\vrate_limits\x18\x14 \x03(\v2\x1f.mcpvault.snapshot.v1.RateLimitR\n" +
 	"rateLimits\x12\x1b\n" +
-	"\tmax_calls\x18\x15 \x01(\rR\bmaxCalls\"\x92\x01\n" +
+	"\tmax_calls\x18\x15 \x01(\rR\bmaxCalls\x12&\n" +
+	"\x0fsession_idle_ms\x18\x04 \x01(\x03R\rsessionIdleMs\x12$\n" +
+	"\x0esession_max_ms\x18\x05 \x01(\x03R\fsessionMaxMs\x124\n" +
+	"\x16sessions_per_principal\x18\x06 \x01(\rR\x14sessionsPerPrincipal\x12.\n" +
+	"\x13sessions_per_tenant\x18\a \x01(\rR\x11sessionsPerTenant\"\x92\x01\n" +
 	"\tRateLimit\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\tR\x05scope\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +

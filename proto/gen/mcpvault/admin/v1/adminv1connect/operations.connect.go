@@ -16,6 +16,8 @@ const (
 	SnapshotServiceName = "mcpvault.admin.v1.SnapshotService"
 	// CellAdminServiceName is the fully-qualified name of the CellAdminService service.
 	CellAdminServiceName = "mcpvault.admin.v1.CellAdminService"
+	// SessionServiceName is the fully-qualified name of the SessionService service.
+	SessionServiceName = "mcpvault.admin.v1.SessionService"
 	// AuditServiceName is the fully-qualified name of the AuditService service.
 	AuditServiceName = "mcpvault.admin.v1.AuditService"
 	// SystemServiceName is the fully-qualified name of the SystemService service.
@@ -41,6 +43,9 @@ const (
 	SnapshotServiceWaitRevisionProcedure = "/mcpvault.admin.v1.SnapshotService/WaitRevision"
 	// CellAdminServiceListCellsProcedure is the procedure name of the CellAdminService's ListCells RPC.
 	CellAdminServiceListCellsProcedure = "/mcpvault.admin.v1.CellAdminService/ListCells"
+	// SessionServiceListSessionsProcedure is the procedure name of the SessionService's ListSessions
+	// RPC.
+	SessionServiceListSessionsProcedure = "/mcpvault.admin.v1.SessionService/ListSessions"
 	// AuditServiceSearchRecordsProcedure is the procedure name of the AuditService's SearchRecords RPC.
 	AuditServiceSearchRecordsProcedure = "/mcpvault.admin.v1.AuditService/SearchRecords"
 	// AuditServiceGetRecordProcedure is the procedure name of the AuditService's GetRecord RPC.
@@ -268,6 +273,77 @@ func (h cellAdminServiceHandler) listCells(ctx context.Context, _ connect.Spec, 
 		return err
 	}
 	res, err := h.svc.ListCells(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+var (
+	sessionServiceListSessionsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_mcpvault_admin_v1_operations_proto.Services().ByName("SessionService").Methods().ByName("ListSessions"),
+			Procedure:        SessionServiceListSessionsProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+)
+
+// SessionServiceClient is a client for the mcpvault.admin.v1.SessionService service.
+type SessionServiceClient interface {
+	// ListSessions returns those last used first.
+	ListSessions(context.Context, *v1.ListSessionsRequest) (*v1.ListSessionsResponse, error)
+}
+
+// NewSessionServiceClient constructs a client for the mcpvault.admin.v1.SessionService service.
+// Multiple service clients may share a single connect.Client.
+func NewSessionServiceClient(client *connect.Client) SessionServiceClient {
+	return &sessionServiceClient{client: client}
+}
+
+// SessionServiceHandler is an implementation of the mcpvault.admin.v1.SessionService service.
+type SessionServiceHandler interface {
+	// ListSessions returns those last used first.
+	ListSessions(context.Context, *v1.ListSessionsRequest) (*v1.ListSessionsResponse, error)
+}
+
+// RegisterSessionServiceHandler registers svc as the mcpvault.admin.v1.SessionService
+// implementation on server.
+func RegisterSessionServiceHandler(server *connect.Server, svc SessionServiceHandler) {
+	adapter := sessionServiceHandler{svc: svc}
+	server.Register(
+		connect.Method{Spec: sessionServiceListSessionsSpec(), Handler: adapter.listSessions},
+	)
+}
+
+// UnimplementedSessionServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedSessionServiceHandler struct{}
+
+func (UnimplementedSessionServiceHandler) ListSessions(context.Context, *v1.ListSessionsRequest) (*v1.ListSessionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.SessionService.ListSessions is not implemented")
+}
+
+type sessionServiceClient struct {
+	client *connect.Client
+}
+
+func (c *sessionServiceClient) ListSessions(ctx context.Context, req *v1.ListSessionsRequest) (*v1.ListSessionsResponse, error) {
+	var res v1.ListSessionsResponse
+	if err := c.client.CallUnary(ctx, sessionServiceListSessionsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+type sessionServiceHandler struct{ svc SessionServiceHandler }
+
+func (h sessionServiceHandler) listSessions(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListSessionsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListSessions(ctx, &req)
 	if err != nil {
 		return err
 	}

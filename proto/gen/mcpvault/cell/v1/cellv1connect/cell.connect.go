@@ -34,6 +34,8 @@ const (
 	CellServiceAcknowledgeProcedure = "/mcpvault.cell.v1.CellService/Acknowledge"
 	// CellServiceReportStatusProcedure is the procedure name of the CellService's ReportStatus RPC.
 	CellServiceReportStatusProcedure = "/mcpvault.cell.v1.CellService/ReportStatus"
+	// CellServiceAnswerSessionsProcedure is the procedure name of the CellService's AnswerSessions RPC.
+	CellServiceAnswerSessionsProcedure = "/mcpvault.cell.v1.CellService/AnswerSessions"
 	// CellServiceDeliverAuditProcedure is the procedure name of the CellService's DeliverAudit RPC.
 	CellServiceDeliverAuditProcedure = "/mcpvault.cell.v1.CellService/DeliverAudit"
 )
@@ -68,6 +70,13 @@ var (
 			Procedure:  CellServiceReportStatusProcedure,
 		}
 	})
+	cellServiceAnswerSessionsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_cell_v1_cell_proto.Services().ByName("CellService").Methods().ByName("AnswerSessions"),
+			Procedure:  CellServiceAnswerSessionsProcedure,
+		}
+	})
 	cellServiceDeliverAuditSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -87,6 +96,8 @@ type CellServiceClient interface {
 	Acknowledge(context.Context, *v1.AcknowledgeRequest) (*v1.AcknowledgeResponse, error)
 	// ReportStatus says how the node is.
 	ReportStatus(context.Context, *v1.ReportStatusRequest) (*v1.ReportStatusResponse, error)
+	// AnswerSessions answers a query that came down the stream.
+	AnswerSessions(context.Context, *v1.AnswerSessionsRequest) (*v1.AnswerSessionsResponse, error)
 	// DeliverAudit hands over a run of audit records; sent twice it is stored once.
 	DeliverAudit(context.Context, *v1.DeliverAuditRequest) (*v1.DeliverAuditResponse, error)
 }
@@ -147,6 +158,8 @@ type CellServiceHandler interface {
 	Acknowledge(context.Context, *v1.AcknowledgeRequest) (*v1.AcknowledgeResponse, error)
 	// ReportStatus says how the node is.
 	ReportStatus(context.Context, *v1.ReportStatusRequest) (*v1.ReportStatusResponse, error)
+	// AnswerSessions answers a query that came down the stream.
+	AnswerSessions(context.Context, *v1.AnswerSessionsRequest) (*v1.AnswerSessionsResponse, error)
 	// DeliverAudit hands over a run of audit records; sent twice it is stored once.
 	DeliverAudit(context.Context, *v1.DeliverAuditRequest) (*v1.DeliverAuditResponse, error)
 }
@@ -160,6 +173,7 @@ func RegisterCellServiceHandler(server *connect.Server, svc CellServiceHandler) 
 		connect.Method{Spec: cellServiceFetchBlobSpec(), Handler: adapter.fetchBlob},
 		connect.Method{Spec: cellServiceAcknowledgeSpec(), Handler: adapter.acknowledge},
 		connect.Method{Spec: cellServiceReportStatusSpec(), Handler: adapter.reportStatus},
+		connect.Method{Spec: cellServiceAnswerSessionsSpec(), Handler: adapter.answerSessions},
 		connect.Method{Spec: cellServiceDeliverAuditSpec(), Handler: adapter.deliverAudit},
 	)
 }
@@ -213,6 +227,10 @@ func (UnimplementedCellServiceHandler) ReportStatus(context.Context, *v1.ReportS
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.CellService.ReportStatus is not implemented")
 }
 
+func (UnimplementedCellServiceHandler) AnswerSessions(context.Context, *v1.AnswerSessionsRequest) (*v1.AnswerSessionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.CellService.AnswerSessions is not implemented")
+}
+
 func (UnimplementedCellServiceHandler) DeliverAudit(context.Context, *v1.DeliverAuditRequest) (*v1.DeliverAuditResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.CellService.DeliverAudit is not implemented")
 }
@@ -248,6 +266,14 @@ func (c *cellServiceClient) Acknowledge(ctx context.Context, req *v1.Acknowledge
 func (c *cellServiceClient) ReportStatus(ctx context.Context, req *v1.ReportStatusRequest) (*v1.ReportStatusResponse, error) {
 	var res v1.ReportStatusResponse
 	if err := c.client.CallUnary(ctx, cellServiceReportStatusSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *cellServiceClient) AnswerSessions(ctx context.Context, req *v1.AnswerSessionsRequest) (*v1.AnswerSessionsResponse, error) {
+	var res v1.AnswerSessionsResponse
+	if err := c.client.CallUnary(ctx, cellServiceAnswerSessionsSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -297,6 +323,18 @@ func (h cellServiceHandler) reportStatus(ctx context.Context, _ connect.Spec, st
 		return err
 	}
 	res, err := h.svc.ReportStatus(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h cellServiceHandler) answerSessions(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.AnswerSessionsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.AnswerSessions(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,9 @@ const (
 const (
 	// PeerServiceProposeProcedure is the procedure name of the PeerService's Propose RPC.
 	PeerServiceProposeProcedure = "/mcpvault.cell.v1.PeerService/Propose"
+	// PeerServiceProposeSessionsProcedure is the procedure name of the PeerService's ProposeSessions
+	// RPC.
+	PeerServiceProposeSessionsProcedure = "/mcpvault.cell.v1.PeerService/ProposeSessions"
 	// PeerServiceReadBlobProcedure is the procedure name of the PeerService's ReadBlob RPC.
 	PeerServiceReadBlobProcedure = "/mcpvault.cell.v1.PeerService/ReadBlob"
 	// PeerServiceGetStatusProcedure is the procedure name of the PeerService's GetStatus RPC.
@@ -41,6 +44,13 @@ var (
 			StreamType: connect.StreamTypeUnary,
 			Schema:     v1.File_mcpvault_cell_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("Propose"),
 			Procedure:  PeerServiceProposeProcedure,
+		}
+	})
+	peerServiceProposeSessionsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_cell_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("ProposeSessions"),
+			Procedure:  PeerServiceProposeSessionsProcedure,
 		}
 	})
 	peerServiceReadBlobSpec = sync.OnceValue(func() connect.Spec {
@@ -72,6 +82,8 @@ var (
 type PeerServiceClient interface {
 	// Propose hands an entry to the leader.
 	Propose(context.Context, *v1.ProposeRequest) (*v1.ProposeResponse, error)
+	// ProposeSessions hands changes of leases to the leader.
+	ProposeSessions(context.Context, *v1.ProposeSessionsRequest) (*v1.ProposeSessionsResponse, error)
 	// ReadBlob streams one shard that this node has.
 	ReadBlob(context.Context, *v1.ReadBlobRequest) (PeerServiceReadBlobClientStream, error)
 	// GetStatus says how this node is, and what it serves.
@@ -110,6 +122,8 @@ func (s PeerServiceReadBlobClientStream) Close() error {
 type PeerServiceHandler interface {
 	// Propose hands an entry to the leader.
 	Propose(context.Context, *v1.ProposeRequest) (*v1.ProposeResponse, error)
+	// ProposeSessions hands changes of leases to the leader.
+	ProposeSessions(context.Context, *v1.ProposeSessionsRequest) (*v1.ProposeSessionsResponse, error)
 	// ReadBlob streams one shard that this node has.
 	ReadBlob(context.Context, *v1.ReadBlobRequest, PeerServiceReadBlobServerStream) error
 	// GetStatus says how this node is, and what it serves.
@@ -124,6 +138,7 @@ func RegisterPeerServiceHandler(server *connect.Server, svc PeerServiceHandler) 
 	adapter := peerServiceHandler{svc: svc}
 	server.Register(
 		connect.Method{Spec: peerServiceProposeSpec(), Handler: adapter.propose},
+		connect.Method{Spec: peerServiceProposeSessionsSpec(), Handler: adapter.proposeSessions},
 		connect.Method{Spec: peerServiceReadBlobSpec(), Handler: adapter.readBlob},
 		connect.Method{Spec: peerServiceGetStatusSpec(), Handler: adapter.getStatus},
 		connect.Method{Spec: peerServiceShareBudgetsSpec(), Handler: adapter.shareBudgets},
@@ -152,6 +167,10 @@ func (UnimplementedPeerServiceHandler) Propose(context.Context, *v1.ProposeReque
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.PeerService.Propose is not implemented")
 }
 
+func (UnimplementedPeerServiceHandler) ProposeSessions(context.Context, *v1.ProposeSessionsRequest) (*v1.ProposeSessionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.PeerService.ProposeSessions is not implemented")
+}
+
 func (UnimplementedPeerServiceHandler) ReadBlob(context.Context, *v1.ReadBlobRequest, PeerServiceReadBlobServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.PeerService.ReadBlob is not implemented")
 }
@@ -171,6 +190,14 @@ type peerServiceClient struct {
 func (c *peerServiceClient) Propose(ctx context.Context, req *v1.ProposeRequest) (*v1.ProposeResponse, error) {
 	var res v1.ProposeResponse
 	if err := c.client.CallUnary(ctx, peerServiceProposeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *peerServiceClient) ProposeSessions(ctx context.Context, req *v1.ProposeSessionsRequest) (*v1.ProposeSessionsResponse, error) {
+	var res v1.ProposeSessionsResponse
+	if err := c.client.CallUnary(ctx, peerServiceProposeSessionsSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -208,6 +235,18 @@ func (h peerServiceHandler) propose(ctx context.Context, _ connect.Spec, stream 
 		return err
 	}
 	res, err := h.svc.Propose(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h peerServiceHandler) proposeSessions(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ProposeSessionsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ProposeSessions(ctx, &req)
 	if err != nil {
 		return err
 	}

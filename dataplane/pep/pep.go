@@ -93,8 +93,6 @@ type Config struct {
 	PublicURLs []string
 	// Origins of browsers that may call, besides loopback ones when Loopback is set.
 	Origins []string
-	// AuthorizationServers go into the protected resource metadata.
-	AuthorizationServers []string
 	// CallTimeout bounds a call from its start to its answer, or to its next event: 30 s. MaxCall bounds all of it: 10
 	// minutes. BodyTimeout bounds the reading of a request: 15 s.
 	CallTimeout, MaxCall, BodyTimeout time.Duration

@@ -323,8 +323,11 @@ func TestATokensGroupsBecomeMembershipsAndEndThem(t *testing.T) {
 		t.Fatal(err)
 	}
 	mappings := []*adminv1.ClaimMapping{
-		{Value: "Engineers", Target: "group:eng"}, {Value: "Platform", Target: "group:eng"}, {Value: "Ops", Target: "group:ops"},
-		{Value: "Pay", Target: "team:payments"}, {Value: "Analysts", Target: "role:analyst"},
+		{Value: "Engineers", Target: "group:eng"},
+		{Value: "Platform", Target: "group:eng"},
+		{Value: "Ops", Target: "group:ops"},
+		{Value: "Pay", Target: "team:payments"},
+		{Value: "Analysts", Target: "role:analyst"},
 	}
 	rules := &adminv1.Issuer{Name: "corp", Url: l.url, UserClaim: "email", UserDomain: "acme.example", GroupsClaim: "groups", Mappings: mappings}
 	b.mustPut(rules)

@@ -275,7 +275,7 @@ func TestScopesAreAskedForWhereTheyMatter(t *testing.T) {
 		{Operation{Server: "crm"}, "mcp", "crm mcp", false},
 		{Operation{Server: "pay", Call: true, Effect: read}, "mcp", "mcp tools:read", false},
 		{Operation{Server: "pay", Call: true, Effect: read}, "mcp tools:write", "mcp tools:write", true},
-		{Operation{Server: "pay", Call: true, Effect: write}, "mcp tools:read", "mcp tools:write", false},
+		{Operation{Server: "pay", Call: true, Effect: write}, "mcp tools:read", "mcp tools:read tools:write", false},
 		{Operation{Server: "pay", Call: true, Effect: write}, "mcp admin", "admin mcp", true},
 		{Operation{Server: "pay", Call: true, Effect: destructive}, "mcp admin", "admin mcp wipe", false},
 		{Operation{Server: "pay", Call: true, Effect: none}, "mcp", "mcp tools:write wipe", false},

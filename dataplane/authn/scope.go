@@ -43,7 +43,8 @@ func (r *ScopeRule) asks(op Operation) bool {
 }
 
 // Scopes says whether those that a token has are enough for an operation. When they are not, need is all that the
-// operation asks for at once, with what the token has for it already: a token of just these serves.
+// operation asks for at once, and what the token has already of what this issuer is asked for: a token of just these serves,
+// and takes nothing away that the one before was good for.
 func (i *Issuer) Scopes(op Operation, scope string) (need []string, enough bool) {
 	enough = true
 	have := strings.Fields(scope)
@@ -60,8 +61,23 @@ func (i *Issuer) Scopes(op Operation, scope string) (need []string, enough bool)
 		}
 		need = append(need, got)
 	}
+	if !enough {
+		need = append(need, i.known(have)...)
+	}
 	slices.Sort(need)
 	return slices.Compact(need), enough
+}
+
+// known are those of a token's scopes that any rule is about.
+func (i *Issuer) known(have []string) (list []string) {
+	for k := range i.ScopeRules {
+		for _, s := range append([]string{i.ScopeRules[k].Scope}, i.ScopeRules[k].Wider...) {
+			if slices.Contains(have, s) {
+				list = append(list, s)
+			}
+		}
+	}
+	return list
 }
 
 func (i *Issuer) rules(op Operation) func(func(*ScopeRule) bool) {

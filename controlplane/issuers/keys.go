@@ -202,9 +202,9 @@ func ToSnapshot(row store.Issuer) (*snapshotv1.Issuer, error) {
 			out.Keys = append(out.Keys, &snapshotv1.IssuerKey{Kid: k.GetKid(), Alg: k.GetAlg(), PublicKey: k.GetPublicKey()})
 			continue
 		}
-		if print := sha256.Sum256(k.GetPublicKey()); !seen[print] {
-			seen[print] = true
-			out.Withdrawn = append(out.Withdrawn, print[:])
+		if sum := sha256.Sum256(k.GetPublicKey()); !seen[sum] {
+			seen[sum] = true
+			out.Withdrawn = append(out.Withdrawn, sum[:])
 		}
 	}
 	for _, r := range i.GetScopes() {

@@ -256,7 +256,7 @@ func (a *Authenticator) verifyNewer(u *jose.Unverified, issuer *Issuer) (raw jso
 	found, end := a.newer.Keys(issuer.JWKSURL, u.KID)
 	keys := make([]jose.Key, 0, len(found))
 	for _, k := range found {
-		if print, err := k.Thumbprint(); err == nil && !issuer.Withdrawn[print] {
+		if sum, err := k.Thumbprint(); err == nil && !issuer.Withdrawn[sum] {
 			keys = append(keys, k)
 		}
 	}

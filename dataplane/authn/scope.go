@@ -38,6 +38,7 @@ func (r *ScopeRule) asks(op Operation) bool {
 		return op.Call && op.Effect == snapshotv1.Effect_EFFECT_READ
 	case snapshotv1.Effect_EFFECT_WRITE:
 		return op.Call && op.Effect != snapshotv1.Effect_EFFECT_READ
+	case snapshotv1.Effect_EFFECT_DESTRUCTIVE:
 	}
 	return op.Call && op.Effect != snapshotv1.Effect_EFFECT_READ && op.Effect != snapshotv1.Effect_EFFECT_WRITE
 }

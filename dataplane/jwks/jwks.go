@@ -71,7 +71,7 @@ type set struct {
 // name is what makes a key: its bytes under its name and algorithm.
 type name struct {
 	kid, alg string
-	print    [sha256.Size]byte
+	sum      [sha256.Size]byte
 }
 
 type found struct {
@@ -174,11 +174,11 @@ func (f *Finder) refresh(jwksURL string, s *set) {
 func (s *set) take(keys []jose.Key, now time.Time) error {
 	there := map[name]bool{}
 	for _, k := range keys {
-		print, err := k.Thumbprint()
+		sum, err := k.Thumbprint()
 		if err != nil {
 			continue
 		}
-		n := name{k.KID, k.Alg, print}
+		n := name{k.KID, k.Alg, sum}
 		there[n] = true
 		if s.seen[n] == nil {
 			if len(s.seen) >= maxSeen {

@@ -3,7 +3,7 @@
 //
 // It promises that no byte goes upstream before a decision allowed it under the policy that is live at that moment, that
 // every request leaves a record whatever becomes of it, and that no hop waits for anything outside of this node but the
-// upstream itself. What was judged is what is sent: the body as it came, spliced only where a name is translated.
+// upstream itself, and an issuer for a key that the policy does not know yet. What was judged is what is sent: the body as it came, spliced only where a name is translated.
 package pep
 
 import (

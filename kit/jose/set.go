@@ -42,7 +42,7 @@ func ParseSet(raw []byte) ([]Key, error) {
 	var keys []Key
 	type once struct {
 		kid, alg string
-		print    [sha256.Size]byte
+		sum      [sha256.Size]byte
 	}
 	seen := map[once]bool{}
 	for _, one := range set.Keys {
@@ -53,11 +53,11 @@ func ParseSet(raw []byte) ([]Key, error) {
 		}
 		for _, alg := range algorithms(k.Key, k.Algorithm) {
 			key := Key{KID: k.KeyID, Alg: alg, Public: k.Key}
-			print, err := key.Thumbprint()
-			if !key.fits() || err != nil || seen[once{k.KeyID, alg, print}] {
+			sum, err := key.Thumbprint()
+			if !key.fits() || err != nil || seen[once{k.KeyID, alg, sum}] {
 				continue
 			}
-			seen[once{k.KeyID, alg, print}] = true
+			seen[once{k.KeyID, alg, sum}] = true
 			if keys = append(keys, key); len(keys) > MaxSetKeys {
 				return nil, fmt.Errorf("key set has more than %d keys", MaxSetKeys)
 			}

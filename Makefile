@@ -30,7 +30,7 @@ test: postgres ## run every test with the race detector, against a real PostgreS
 	$(GO) test $(TESTFLAGS) $(PACKAGES)
 
 .PHONY: e2e
-e2e: postgres build ## real clients that were not written here, and the outside conformance suite (needs npm)
+e2e: postgres build ## real clients that were not written here, one logging in by OAuth, and the outside conformance suite (needs npm)
 	$(GO) run ./bench/outside all
 
 # Further runs: CONFORMANCEFLAGS='-times 10 -control-plane-down -leader-kill'.

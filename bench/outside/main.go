@@ -6,6 +6,7 @@
 //	go run ./bench/outside conformance  the suite against its own upstream through the cell; -times N runs it so often,
 //	                                    -control-plane-down and -leader-kill run it again under that drill
 //	go run ./bench/outside client-leg   the suite's servers behind the cell, compared with asking them directly
+//	go run ./bench/outside oauth        the TypeScript SDK's own login, at a real issuer, for a cell
 //	go run ./bench/outside all
 //
 // It installs what it needs, pinned, into a cache folder, needs npm, and ends only what it started.
@@ -68,6 +69,7 @@ func run(ctx context.Context, args []string) error {
 	defer sum.print()
 	server := func() error { return conformance(ctx, sum, kit, bin, *floor, want) }
 	client := func() error { return sum.run("client leg", func() error { return clientLeg(ctx, kit, bin) }) }
+	login := func() error { return sum.run("oauth", func() error { return oauth(ctx, kit, bin) }) }
 	people := func() error { return sum.run("clients", func() error { return clients(ctx, kit, bin) }) }
 	switch args[0] {
 	case "clients":
@@ -79,6 +81,8 @@ func run(ctx context.Context, args []string) error {
 		return errors.Join(server(), client())
 	case "client-leg":
 		return client()
+	case "oauth":
+		return login()
 	case "upstream":
 		up, err := startUpstream(ctx, kit)
 		if err != nil {
@@ -89,12 +93,12 @@ func run(ctx context.Context, args []string) error {
 		<-ctx.Done()
 		return nil
 	case "all":
-		return errors.Join(people(), server())
+		return errors.Join(people(), login(), server())
 	}
 	return fmt.Errorf("unknown command %q; %w", args[0], errUsage)
 }
 
-var errUsage = errors.New("say what to run: clients, conformance, client-leg, upstream or all")
+var errUsage = errors.New("say what to run: clients, conformance, client-leg, oauth, upstream or all")
 
 func defaultCache() string {
 	if d := os.Getenv("MCPVAULT_OUTSIDE_CACHE"); d != "" {

@@ -49,6 +49,7 @@ type Services struct {
 	Settings     adminv1connect.SettingsServiceHandler
 	Access       adminv1connect.AccessServiceHandler
 	Policies     adminv1connect.PolicyServiceHandler
+	Issuers      adminv1connect.IssuerServiceHandler
 	Snapshots    adminv1connect.SnapshotServiceHandler
 	Cells        adminv1connect.CellAdminServiceHandler
 	Sessions     adminv1connect.SessionServiceHandler
@@ -143,6 +144,9 @@ func register(server *connect.Server, s Services) {
 	}
 	if s.Policies != nil {
 		adminv1connect.RegisterPolicyServiceHandler(server, s.Policies)
+	}
+	if s.Issuers != nil {
+		adminv1connect.RegisterIssuerServiceHandler(server, s.Issuers)
 	}
 	if s.Snapshots != nil {
 		adminv1connect.RegisterSnapshotServiceHandler(server, s.Snapshots)

@@ -49,6 +49,7 @@ func permissions() map[string]rule {
 	self := rule{controlplane.RoleMember, ofSelf, usual}
 	read := rule{controlplane.RoleAuditor, ofTenant, usual}
 	write := rule{controlplane.RoleAdmin, ofTenant, usual}
+	owner := rule{controlplane.RoleOwner, ofTenant, usual}
 	wait := func(r rule) rule { r.limit = longest; return r }
 	platform := rule{controlplane.RoleOwner, ofPlatform, usual}
 	return map[string]rule{
@@ -95,6 +96,14 @@ func permissions() map[string]rule {
 
 		rpc.SettingsServiceGetSettingsProcedure:    read,
 		rpc.SettingsServiceUpdateSettingsProcedure: write,
+
+		// An issuer says who somebody is: whoever may name one may be anybody in the tenant.
+		rpc.IssuerServicePutIssuerProcedure:         wait(owner),
+		rpc.IssuerServiceListIssuersProcedure:       read,
+		rpc.IssuerServiceDeleteIssuerProcedure:      owner,
+		rpc.IssuerServiceRefreshIssuerProcedure:     wait(write),
+		rpc.IssuerServiceWithdrawIssuerKeyProcedure: write,
+		rpc.IssuerServiceProvisionUserProcedure:     write,
 
 		rpc.AccessServiceCreateGrantProcedure:  write,
 		rpc.AccessServiceDeleteGrantsProcedure: write,

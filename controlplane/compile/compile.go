@@ -7,6 +7,7 @@
 package compile
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"maps"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
@@ -202,13 +204,26 @@ func (c *compiler) catalogue() (*snapshotv1.Catalogue, error) {
 		cat.Servers = append(cat.Servers, s.shown)
 	}
 	for _, i := range sorted(c.in.Issuers, (*snapshotv1.Issuer).GetIssuer) {
-		cat.Issuers = append(cat.Issuers, &snapshotv1.Issuer{
-			Issuer:    i.GetIssuer(),
-			Audiences: slices.Sorted(slices.Values(i.GetAudiences())),
-			Keys:      sorted(i.GetKeys(), (*snapshotv1.IssuerKey).GetKid),
-		})
+		cat.Issuers = append(cat.Issuers, issuer(i))
 	}
 	return cat, nil
+}
+
+// issuer is an issuer with everything in the one order.
+func issuer(i *snapshotv1.Issuer) *snapshotv1.Issuer {
+	out := proto.CloneOf(i)
+	slices.Sort(out.Audiences)
+	slices.SortFunc(out.Keys, func(a, b *snapshotv1.IssuerKey) int {
+		return cmp.Or(cmp.Compare(a.GetKid(), b.GetKid()), cmp.Compare(a.GetAlg(), b.GetAlg()), bytes.Compare(a.GetPublicKey(), b.GetPublicKey()))
+	})
+	slices.SortFunc(out.Withdrawn, bytes.Compare)
+	for _, r := range out.Scopes {
+		slices.Sort(r.Wider)
+	}
+	slices.SortFunc(out.Scopes, func(a, b *snapshotv1.ScopeRule) int {
+		return cmp.Or(cmp.Compare(a.GetServer(), b.GetServer()), cmp.Compare(a.GetEffect(), b.GetEffect()), cmp.Compare(a.GetScope(), b.GetScope()))
+	})
+	return out
 }
 
 func (c *compiler) settings() *snapshotv1.Settings {

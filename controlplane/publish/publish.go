@@ -71,7 +71,7 @@ type Config struct {
 	Keys Keys
 	// Cells maps each cell to the names of the tenants homed there, or Everyone.
 	Cells map[string][]string
-	// Issuers are whose tokens a tenant's callers may bring.
+	// Issuers are whose tokens a tenant's callers may bring, besides those of the issuers that the tenant has named.
 	Issuers func(controlplane.Tenant) []*snapshotv1.Issuer
 	// KeepFor is how long every generation is kept; 0 means the constant of that name.
 	KeepFor time.Duration

@@ -8,6 +8,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/compile"
+	"github.com/mcpvault/mcpvault/controlplane/issuers"
 	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
@@ -327,7 +328,7 @@ func (p *Publisher) read(ctx context.Context, tenant controlplane.TenantID) (in 
 		return err
 	})
 	if err == nil && p.cfg.Issuers != nil {
-		in.Issuers = p.cfg.Issuers(in.Tenant)
+		in.Issuers = append(in.Issuers, p.cfg.Issuers(in.Tenant)...)
 	}
 	return in, err
 }
@@ -376,6 +377,9 @@ func ReadInput(ctx context.Context, tx *store.Tx) (in compile.Input, err error) 
 	for _, pol := range policies {
 		in.Policies = append(in.Policies, compile.Policy{Name: pol.Name, Text: pol.Text})
 	}
+	if in.Issuers, err = readIssuers(ctx, tx); err != nil {
+		return in, err
+	}
 	if in.Staleness, err = tx.Staleness(ctx); err != nil {
 		return in, err
 	}
@@ -384,6 +388,19 @@ func ReadInput(ctx context.Context, tx *store.Tx) (in compile.Input, err error) 
 	}
 	in.Sessions, err = tx.SessionLimits(ctx)
 	return in, err
+}
+
+func readIssuers(ctx context.Context, tx *store.Tx) ([]*snapshotv1.Issuer, error) {
+	rows, err := tx.Issuers(ctx)
+	out := make([]*snapshotv1.Issuer, 0, len(rows)+1)
+	for _, row := range rows {
+		i, err := issuers.ToSnapshot(row)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, i)
+	}
+	return out, err
 }
 
 func inputOf(rows store.PolicyRows, grants []store.Grant) compile.Input {

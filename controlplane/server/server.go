@@ -22,6 +22,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/cellapi"
 	"github.com/mcpvault/mcpvault/controlplane/directory"
 	"github.com/mcpvault/mcpvault/controlplane/endpoint"
+	"github.com/mcpvault/mcpvault/controlplane/issuers"
 	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/ledger"
 	"github.com/mcpvault/mcpvault/controlplane/policies"
@@ -202,6 +203,7 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 	grants := access.New(access.Config{Store: st, Keys: s.keys, Logger: s.log})
 	issuer := tokens.New(tokens.Config{Store: st, Signer: s.token.signer, Keys: []jose.Key{s.token.signer.Key()}, Killer: grants})
 	people := directory.New(directory.Config{Store: st})
+	trusted := issuers.New(issuers.Config{Store: st, Transport: transport, Logger: s.log})
 	status := snapshots.New(snapshots.Config{
 		Store: st, Publisher: publisher, Fleet: fleet, Logs: audit, Keys: s.keys, Version: run.Version().Version,
 	})
@@ -209,6 +211,7 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 		Services: adminapi.Services{
 			Organisation: people, Directory: people, Tokens: issuer, Access: grants, Audit: audit,
 			Policies:  policies.New(policies.Config{Store: st}),
+			Issuers:   trusted,
 			Registry:  registry.New(st, registry.NewScanner(transport, run.Version().Version, s.log), s.log),
 			Endpoints: endpoint.New(st), Settings: settings.New(st),
 			Snapshots: status, Cells: status, Sessions: status, System: status,
@@ -225,6 +228,7 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 
 	g := run.New(s.log)
 	g.Add("publisher", publisher, stopServing)
+	g.Add("issuers", trusted, stopServing)
 	g.Add("bootstrap", run.Func(func(ctx context.Context) error { return s.bootstrap(ctx, people, issuer) }), stopServing)
 	g.Add("cells' api", run.Func(func(ctx context.Context) error { return s.serveCells(ctx, nodes) }), stopServing+time.Second)
 	return g.Run(ctx)
@@ -256,7 +260,7 @@ func (s *server) openStore(ctx context.Context) (*store.Store, error) {
 	}
 }
 
-// issuers are whose tokens a tenant's callers may bring: for now our own.
+// issuers are MCPVault's own, whose tokens a tenant's callers may always bring.
 func (s *server) issuers(t controlplane.Tenant) []*snapshotv1.Issuer {
 	return []*snapshotv1.Issuer{{
 		Issuer: tokens.IssuerOf(t.Name), Audiences: []string{tokens.AudienceOf(t.Name)}, Keys: []*snapshotv1.IssuerKey{s.token.issuer},

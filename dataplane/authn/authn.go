@@ -1,5 +1,5 @@
 // Package authn turns a bearer credential into a principal, with nothing but the keys of the caller's tenant: no network,
-// no store, no control plane.
+// no store, no control plane. Only for a key that the snapshot does not know, somebody else is asked, within their bounds.
 //
 // It promises that a principal comes only out of a token that one of the tenant's issuers has signed for one of that
 // issuer's audiences, that is about this tenant, and that holds at this moment. What is remembered between requests is
@@ -11,6 +11,7 @@ package authn
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -37,8 +38,16 @@ type Config struct {
 	Leeway time.Duration
 	// CacheSize is the number of tokens remembered, DefaultCacheSize when 0.
 	CacheSize int64
+	// Newer finds keys that an issuer has begun to use since the snapshot; nil looks for none.
+	Newer Newer
 	// Registerer takes the metrics; it may be nil.
 	Registerer prometheus.Registerer
+}
+
+// Newer finds the keys of a name at the address that an issuer is pinned to. It may wait for that address, for as long
+// and as often as it has bounds for. The keys may be used until the time that it gives.
+type Newer interface {
+	Keys(jwksURL, kid string) (keys []jose.Key, until time.Time)
 }
 
 // TenantKeys is whom a tenant trusts. It is a value of the live policy and is never written to.
@@ -46,7 +55,7 @@ type TenantKeys struct {
 	// TenantID is the tenant's row id, Tenant its name as the tenant claim spells it.
 	TenantID, Tenant string
 	Issuers          []Issuer
-	// KeySet changes whenever a key of any issuer is added, removed or replaced.
+	// KeySet changes whenever a key of any issuer is added, removed or replaced, or anything else that is written of one.
 	KeySet uint64
 }
 
@@ -60,6 +69,25 @@ type Issuer struct {
 	// External is an issuer outside MCPVault, whose tokens need no tenant claim and no jti. A tenant claim that is there
 	// must still match.
 	External bool
+	// AnyType takes tokens that do not call themselves access tokens.
+	AnyType bool
+	// JWKSURL is where keys may be that are newer than Keys, "" for nowhere; those in Withdrawn are not taken from there.
+	JWKSURL   string
+	Withdrawn map[[sha256.Size]byte]bool
+	// User says how tokens of an outside issuer name principals.
+	User UserClaim
+	// ScopeRules are what tokens of an outside issuer need.
+	ScopeRules []ScopeRule
+}
+
+// UserClaim is the way from a token's claims to the name of a principal.
+type UserClaim struct {
+	// Claim is sub when empty.
+	Claim string
+	// Domain must end the claim, behind an @, and is cut off; "" takes the claim as it is.
+	Domain string
+	// Prefix is put before the name.
+	Prefix string
 }
 
 // Principal is who calls.
@@ -82,6 +110,8 @@ type Principal struct {
 	// Bound is the thumbprint of the one certificate with which the token may be used, "" when it is bound to none. Whether
 	// the caller has it is for the pipeline to ask.
 	Bound string
+	// Scope holds the token's scopes, with spaces between them.
+	Scope string
 }
 
 // Authenticator checks bearer tokens. It may be used by many goroutines; Close ends it.
@@ -89,6 +119,7 @@ type Authenticator struct {
 	now    func() time.Time
 	leeway int64
 	cache  *ristretto.Cache[uint64, *verdict]
+	newer  Newer
 	count  *metrics
 }
 
@@ -96,6 +127,8 @@ type Authenticator struct {
 type verdict struct {
 	key    [sha256.Size]byte
 	claims claims
+	// until is when the key that signed it stops to count, in seconds; 0 for a key of the snapshot.
+	until int64
 }
 
 // New makes an Authenticator.
@@ -124,7 +157,7 @@ func New(cfg Config) (*Authenticator, error) {
 		cache.Close()
 		return nil, err
 	}
-	return &Authenticator{now: cfg.Now, leeway: int64(cfg.Leeway / time.Second), cache: cache, count: count}, nil
+	return &Authenticator{now: cfg.Now, leeway: int64(cfg.Leeway / time.Second), cache: cache, newer: cfg.Newer, count: count}, nil
 }
 
 // Close ends the cache's goroutines. Bearer must not be called after it.
@@ -153,12 +186,12 @@ func (a *Authenticator) bearer(token string, t *TenantKeys, audiences []string) 
 	key := cacheKey(token, t, audiences)
 	slot := binary.LittleEndian.Uint64(key[:])
 	v, cached := a.cache.Get(slot)
-	if cached = cached && v.key == key; !cached {
-		c, err := verify(token, t)
-		if err != nil {
+	if cached = cached && v.key == key && (v.until == 0 || a.now().Unix() < v.until); !cached {
+		var err error
+		if v, err = a.verify(token, t); err != nil {
 			return Principal{}, false, err
 		}
-		v = &verdict{key: key, claims: c}
+		v.key = key
 	}
 	if err := v.claims.hold(t, audiences, a.now().Unix(), a.leeway); err != nil {
 		return Principal{}, cached, err
@@ -171,37 +204,68 @@ func (a *Authenticator) bearer(token string, t *TenantKeys, audiences []string) 
 }
 
 // verify finds the issuer that the token names and lets only that one's keys vouch for it.
-func verify(token string, t *TenantKeys) (claims, error) {
-	u, err := jose.Parse(token)
+func (a *Authenticator) verify(token string, t *TenantKeys) (*verdict, error) {
+	u, err := jose.ParseAny(token)
 	if err != nil {
-		return claims{}, refuse(reasonOf(err), err)
+		return nil, refuse(reasonOf(err), err)
 	}
 	var says struct {
 		Issuer string `json:"iss"`
 	}
 	if err := jsonv2.Unmarshal(u.UnverifiedClaims(), &says); err != nil {
-		return claims{}, refuse(TokenMalformed, err)
+		return nil, refuse(TokenMalformed, err)
 	}
-	issuer := t.issuer(says.Issuer)
+	issuer := t.Issuer(says.Issuer)
 	if issuer == nil {
-		return claims{}, refuse(TokenIssuer, nil)
+		return nil, refuse(TokenIssuer, nil)
 	}
+	if !u.Access && !issuer.AnyType {
+		return nil, refuse(TokenMalformed, jose.ErrType)
+	}
+	v := &verdict{}
 	raw, err := u.Verify(issuer.Keys)
-	if err != nil {
-		return claims{}, refuse(reasonOf(err), err)
+	if errors.Is(err, jose.ErrUnknownKey) {
+		raw, v.until, err = a.verifyNewer(u, issuer)
 	}
-	c, err := parseClaims(raw)
+	if err != nil {
+		return nil, refuse(reasonOf(err), err)
+	}
+	v.claims, err = parseClaims(raw)
 	if errors.Is(err, errBinding) {
-		return claims{}, refuse(TokenBinding, err)
+		return nil, refuse(TokenBinding, err)
 	}
 	if err != nil {
-		return claims{}, refuse(TokenMalformed, err)
+		return nil, refuse(TokenMalformed, err)
 	}
-	c.KeyID = u.KID
-	return c, nil
+	v.claims.KeyID = u.KID
+	v.claims.Name = v.claims.Subject
+	if issuer.External {
+		if err := v.claims.outside(raw, &issuer.User); err != nil {
+			return nil, err
+		}
+	}
+	return v, nil
 }
 
-func (t *TenantKeys) issuer(name string) *Issuer {
+// verifyNewer verifies with keys that the issuer began to use after the snapshot was made. Those that it, or anybody,
+// has withdrawn are none.
+func (a *Authenticator) verifyNewer(u *jose.Unverified, issuer *Issuer) (raw json.RawMessage, until int64, err error) {
+	if a.newer == nil || issuer.JWKSURL == "" {
+		return nil, 0, jose.ErrUnknownKey
+	}
+	found, end := a.newer.Keys(issuer.JWKSURL, u.KID)
+	keys := make([]jose.Key, 0, len(found))
+	for _, k := range found {
+		if sum, err := k.Thumbprint(); err == nil && !issuer.Withdrawn[sum] {
+			keys = append(keys, k)
+		}
+	}
+	raw, err = u.Verify(keys)
+	return raw, end.Unix(), err
+}
+
+// Issuer finds an issuer by its name, nil when the tenant has none of it.
+func (t *TenantKeys) Issuer(name string) *Issuer {
 	if name == "" {
 		return nil
 	}

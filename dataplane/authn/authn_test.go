@@ -287,7 +287,7 @@ func TestForgedTokensAreRefused(t *testing.T) {
 		"empty signature":   {unsigned("EdDSA"), TokenMalformed},
 		"HS256, public key": {hs + "." + b64(string(mac.Sum(nil))), TokenAlgorithm},
 		"ES256":             {forge(b.key, head("ES256"), payload), TokenAlgorithm},
-		"RS256":             {forge(b.key, head("RS256"), payload), TokenAlgorithm},
+		"RS256, too short":  {forge(b.key, head("RS256"), payload), TokenMalformed},
 		"other key":         {forge(stranger, head("EdDSA"), payload), TokenSignature},
 		"unknown kid":       {forge(b.key, `{"alg":"EdDSA","kid":"k2","typ":"at+jwt"}`, payload), TokenSignature},
 		"kid is a path":     {forge(b.key, `{"alg":"EdDSA","kid":"../../dev/null","typ":"at+jwt"}`, payload), TokenSignature},

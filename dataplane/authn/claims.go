@@ -9,6 +9,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
@@ -48,8 +49,12 @@ type claims struct {
 	Actor     *actor       `json:"act"`
 	// Confirmation says what the caller must prove to have (RFC 7800).
 	Confirmation *confirmation `json:"cnf"`
-	// KeyID is the header's.
+	// Scope is RFC 9068's, ScopeList what some issuers write in its place.
+	Scope     string `json:"scope"`
+	ScopeList scopes `json:"scp"`
+	// KeyID is the header's, Name the principal's.
 	KeyID string `json:"-"`
+	Name  string `json:"-"`
 }
 
 // parseClaims checks the form of what a key has vouched for. What the claims say is judged by hold.
@@ -73,6 +78,9 @@ func parseClaims(raw json.RawMessage) (claims, error) {
 	}
 	if err := c.Actor.check(); err != nil {
 		return claims{}, err
+	}
+	if c.Scope == "" {
+		c.Scope = strings.Join(c.ScopeList, " ")
 	}
 	switch c.Type {
 	case "":
@@ -99,7 +107,7 @@ func plain(s string) bool {
 
 // hold judges the claims: issuer, audience and tenant against today's policy, the times against the clock, in seconds.
 func (c *claims) hold(t *TenantKeys, audiences []string, now, leeway int64) error {
-	issuer := t.issuer(c.Issuer)
+	issuer := t.Issuer(c.Issuer)
 	switch {
 	case issuer == nil:
 		return refuse(TokenIssuer, nil)
@@ -119,8 +127,8 @@ func (c *claims) hold(t *TenantKeys, audiences []string, now, leeway int64) erro
 
 func (c *claims) principal() Principal {
 	p := Principal{
-		Name: c.Subject, Issuer: c.Issuer, Subject: c.Subject, JTI: c.JTI, KeyID: c.KeyID, ClientID: c.ClientID,
-		Type: c.Type, ExpiresAt: time.Unix(int64(*c.Expires), 0).UTC(),
+		Name: c.Name, Issuer: c.Issuer, Subject: c.Subject, JTI: c.JTI, KeyID: c.KeyID, ClientID: c.ClientID,
+		Type: c.Type, Scope: c.Scope, ExpiresAt: time.Unix(int64(*c.Expires), 0).UTC(),
 	}
 	if c.Actor != nil {
 		p.Actor = c.Actor.Subject

@@ -23,6 +23,7 @@ const (
 	TokenIssuer    Reason = "token_issuer"
 	TokenAudience  Reason = "token_audience"
 	TokenTenant    Reason = "token_tenant"
+	TokenUser      Reason = "token_user"
 	TokenExpired   Reason = "token_expired"
 	TokenNotYet    Reason = "token_not_yet"
 	TokenBinding   Reason = "token_binding"

@@ -37,9 +37,6 @@ type Config struct {
 	TLSKey  string `yaml:"tls_key"`
 	// PublicURLs are the addresses that clients type, the first is the canonical one.
 	PublicURLs []string `yaml:"public_urls"`
-
-	// AuthorizationServers are named in the protected resource documents (RFC 9728): where people log in.
-	AuthorizationServers []string `yaml:"authorization_servers"`
 	// DefaultTenant serves requests whose host name is not mapped; none when empty.
 	DefaultTenant string `yaml:"default_tenant"`
 	// Region is where this cell is, for conditions on it: "eu". Nowhere when empty.

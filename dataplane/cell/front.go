@@ -11,6 +11,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/authn"
 	"github.com/mcpvault/mcpvault/dataplane/edge"
 	"github.com/mcpvault/mcpvault/dataplane/inject"
+	"github.com/mcpvault/mcpvault/dataplane/jwks"
 	"github.com/mcpvault/mcpvault/dataplane/peers"
 	"github.com/mcpvault/mcpvault/dataplane/pep"
 	"github.com/mcpvault/mcpvault/dataplane/remote"
@@ -35,7 +36,13 @@ func (n *Node) openFront(context.Context) error {
 	up := upstream.New(upstream.Config{Dial: guard.DialContext, Registerer: n.reg})
 	n.upstream = up
 	n.onClose(func() error { up.Close(); return nil })
-	if n.authn, err = authn.New(authn.Config{Now: n.clock.Now, Registerer: n.reg}); err != nil {
+	transport := guard.Transport()
+	n.onClose(func() error { transport.CloseIdleConnections(); return nil })
+	newer, err := jwks.New(jwks.Config{Transport: transport, Now: n.clock.Now, Logger: n.log, Registerer: n.reg})
+	if err != nil {
+		return err
+	}
+	if n.authn, err = authn.New(authn.Config{Now: n.clock.Now, Newer: newer, Registerer: n.reg}); err != nil {
 		return err
 	}
 	n.onClose(func() error { n.authn.Close(); return nil })
@@ -54,7 +61,7 @@ func (n *Node) openFront(context.Context) error {
 	n.limits = n.newLimiter()
 	cfg := pep.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, PublicURLs: n.cfg.PublicURLs, Loopback: n.cfg.Dev,
-		AuthorizationServers: n.cfg.AuthorizationServers, Region: n.cfg.Region, Proxies: proxies,
+		Region: n.cfg.Region, Proxies: proxies,
 		Version: run.Version().Version, Now: n.clock.Now,
 	}
 	if cfg.Limits = ownLimits(); n.cfg.Dev {

@@ -1,8 +1,9 @@
 package pdp
 
 import (
-	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 	"github.com/mcpvault/mcpvault/snapshot/seal"
+	"google.golang.org/protobuf/proto"
 )
 
 // Tenant is one tenant's policy at one generation, ready to be asked.
@@ -197,23 +199,49 @@ func newServer(x *index.Index, cs *snapshotv1.CatalogueServer) (*Server, error) 
 
 func issuerKeys(head *snapshotv1.Head, c *snapshotv1.Catalogue) (authn.TenantKeys, error) {
 	keys := authn.TenantKeys{TenantID: head.GetTenantId(), Tenant: head.GetTenant()}
-	var all bytes.Buffer
+	var all []byte
 	for _, ci := range c.GetIssuers() {
-		issuer := authn.Issuer{Issuer: ci.GetIssuer(), Audiences: ci.GetAudiences()}
-		for _, k := range ci.GetKeys() {
-			pub, err := x509.ParsePKIXPublicKey(k.GetPublicKey())
-			if err != nil {
-				return keys, fmt.Errorf("issuer %q: key %q: %w", ci.GetIssuer(), k.GetKid(), err)
-			}
-			issuer.Keys = append(issuer.Keys, jose.Key{KID: k.GetKid(), Alg: k.GetAlg(), Public: pub})
-			fmt.Fprintf(&all, "%q %q %q %x\n", ci.GetIssuer(), k.GetKid(), k.GetAlg(), k.GetPublicKey())
+		issuer, err := newIssuer(ci)
+		if err != nil {
+			return keys, fmt.Errorf("issuer %q: %w", ci.GetIssuer(), err)
 		}
 		keys.Issuers = append(keys.Issuers, issuer)
+		if all, err = (proto.MarshalOptions{Deterministic: true}).MarshalAppend(all, ci); err != nil {
+			return keys, fmt.Errorf("issuer %q: %w", ci.GetIssuer(), err)
+		}
+		all = append(all, 0)
 	}
-	// A verdict cached under one set of keys must not be found under another.
-	d := snapshot.DigestOf(all.Bytes())
-	for _, b := range d[:8] {
-		keys.KeySet = keys.KeySet<<8 | uint64(b)
-	}
+	// A verdict cached under one set of keys, or one way to read claims, must not be found under another.
+	d := snapshot.DigestOf(all)
+	keys.KeySet = binary.BigEndian.Uint64(d[:])
 	return keys, nil
+}
+
+func newIssuer(ci *snapshotv1.Issuer) (authn.Issuer, error) {
+	issuer := authn.Issuer{
+		Issuer: ci.GetIssuer(), Audiences: ci.GetAudiences(), External: ci.GetExternal(), AnyType: ci.GetAnyType(), JWKSURL: ci.GetJwksUrl(),
+		User: authn.UserClaim{Claim: ci.GetUserClaim(), Domain: ci.GetUserDomain(), Prefix: ci.GetUserPrefix()},
+	}
+	for _, k := range ci.GetKeys() {
+		pub, err := x509.ParsePKIXPublicKey(k.GetPublicKey())
+		if err != nil {
+			return issuer, fmt.Errorf("key %q: %w", k.GetKid(), err)
+		}
+		issuer.Keys = append(issuer.Keys, jose.Key{KID: k.GetKid(), Alg: k.GetAlg(), Public: pub})
+	}
+	for _, w := range ci.GetWithdrawn() {
+		if len(w) != sha256.Size {
+			return issuer, fmt.Errorf("a withdrawn key is named by %d bytes", len(w))
+		}
+		if issuer.Withdrawn == nil {
+			issuer.Withdrawn = map[[sha256.Size]byte]bool{}
+		}
+		issuer.Withdrawn[[sha256.Size]byte(w)] = true
+	}
+	for _, r := range ci.GetScopes() {
+		issuer.ScopeRules = append(issuer.ScopeRules, authn.ScopeRule{
+			Scope: r.GetScope(), Wider: r.GetWider(), Server: r.GetServer(), Effect: r.GetEffect(),
+		})
+	}
+	return issuer, nil
 }

@@ -147,6 +147,9 @@ func (x *exchange) decide() *answer {
 	x.tool, x.visible = nil, false
 	replay.Forget(x.rec)
 	a := x.judge()
+	if a == nil {
+		a = x.stepUp()
+	}
 	x.decided = time.Since(began)
 	x.traceDecision(began)
 	return a
@@ -369,9 +372,15 @@ func (x *exchange) recheck() *answer {
 	if t == nil {
 		return x.fail(mcp.CodeServer, "no_policy", "the policy of this tenant was withdrawn from this node", true)
 	}
+	anew := t.Keys.KeySet != x.tenant.Keys.KeySet
 	x.state, x.tenant = now, t
 	x.describeTenant()
 	x.pid, x.known = t.Index.Principal(x.who.Name)
+	if anew { // the issuer may be gone, its key withdrawn, or the caller another one
+		if reason := x.know(); reason != "" {
+			return x.challenge(reason)
+		}
+	}
 	if reason := x.killedIdentity(); reason != "" {
 		return x.challenge(reason)
 	}

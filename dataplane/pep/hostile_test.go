@@ -19,6 +19,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/pep"
 	"github.com/mcpvault/mcpvault/kit/jose"
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 )
 
 // refused checks a refusal: its status and code, one record with the reason, nothing upstream, and a gate that still
@@ -161,7 +162,7 @@ func TestBadTokensGetOneAnswer(t *testing.T) {
 	} {
 		a := g.post("/mcp/pay", "", `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"balance",`+meta+`}}`,
 			"MCP-Protocol-Version", "2026-07-28", "Mcp-Method", "tools/call", "Mcp-Name", "balance", "Authorization", "Bearer "+tc.token)
-		if want := `Bearer resource_metadata="` + g.url + `/.well-known/oauth-protected-resource/mcp/pay", error="invalid_token"`; a.header.Get("Www-Authenticate") != want {
+		if want := `Bearer error="invalid_token", resource_metadata="` + g.url + `/.well-known/oauth-protected-resource/mcp/pay"`; a.header.Get("Www-Authenticate") != want {
 			t.Errorf("%s: challenge %q", tc.row, a.header.Get("Www-Authenticate"))
 		}
 		g.refused(t, up, tc.row, a, 401, -32000, tc.reason)
@@ -180,7 +181,9 @@ func TestBadTokensGetOneAnswer(t *testing.T) {
 
 func TestResourceMetadataIsPublic(t *testing.T) {
 	t.Parallel()
-	g := newGateway(t, pep.Config{AuthorizationServers: []string{"https://login.example"}}, nil)
+	g := newGateway(t, pep.Config{}, nil)
+	g.cat.Issuers = append(g.cat.Issuers, &snapshotv1.Issuer{Issuer: "https://login.example", External: true})
+	g.publish()
 	for path, resource := range map[string]string{
 		"/.well-known/oauth-protected-resource":          "/mcp",
 		"/.well-known/oauth-protected-resource/mcp":      "/mcp",

@@ -3,7 +3,7 @@
 //
 // It promises that no byte goes upstream before a decision allowed it under the policy that is live at that moment, that
 // every request leaves a record whatever becomes of it, and that no hop waits for anything outside of this node but the
-// upstream itself. What was judged is what is sent: the body as it came, spliced only where a name is translated.
+// upstream itself, and an issuer for a key that the policy does not know yet. What was judged is what is sent: the body as it came, spliced only where a name is translated.
 package pep
 
 import (
@@ -93,8 +93,6 @@ type Config struct {
 	PublicURLs []string
 	// Origins of browsers that may call, besides loopback ones when Loopback is set.
 	Origins []string
-	// AuthorizationServers go into the protected resource metadata.
-	AuthorizationServers []string
 	// CallTimeout bounds a call from its start to its answer, or to its next event: 30 s. MaxCall bounds all of it: 10
 	// minutes. BodyTimeout bounds the reading of a request: 15 s.
 	CallTimeout, MaxCall, BodyTimeout time.Duration

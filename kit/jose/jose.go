@@ -1,6 +1,6 @@
 // Package jose mints and verifies access tokens: compact JWS (RFC 7515) that carry a JWT (RFC 7519) of the type at+jwt
-// (RFC 9068). It is the only door to the JOSE library and lets little of it through: two signature algorithms, three
-// header members, one serialisation.
+// (RFC 9068). It is the only door to the JOSE library and lets little of it through: four signature algorithms, three
+// header members, one serialisation, and the key sets of other issuers.
 //
 // It promises that the claims it returns were signed by one of the keys that were given, with the algorithm that this key
 // is for, and that every JSON reader reads them alike: valid UTF-8, no member twice. What the claims mean (who, for whom,
@@ -12,10 +12,12 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
+	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	gojose "github.com/go-jose/go-jose/v4"
@@ -23,10 +25,18 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// The algorithms. Others are refused before any key is looked at.
+// The algorithms. Others are refused before any key is looked at. Our own tokens are EdDSA.
 const (
 	EdDSA = "EdDSA"
 	ES256 = "ES256"
+	RS256 = "RS256"
+	PS256 = "PS256"
+)
+
+// The length of an RSA key's modulus, in bits. Longer ones would have the caller choose how long a verification takes.
+const (
+	minRSA = 2048
+	maxRSA = 4096
 )
 
 const (
@@ -52,9 +62,9 @@ var (
 type Key struct {
 	// KID is the key's name in a token's header.
 	KID string
-	// Alg is EdDSA or ES256, the only one that this key is used with.
+	// Alg is the one algorithm that this key is used with.
 	Alg string
-	// Public is an ed25519.PublicKey or an *ecdsa.PublicKey on P-256.
+	// Public is an ed25519.PublicKey, an *ecdsa.PublicKey on P-256 or an *rsa.PublicKey of 2048 to 4096 bits.
 	Public crypto.PublicKey
 }
 
@@ -65,6 +75,8 @@ func (k Key) fits() bool {
 		return k.Alg == EdDSA && len(pub) == ed25519.PublicKeySize
 	case *ecdsa.PublicKey:
 		return k.Alg == ES256 && pub != nil && pub.Curve == elliptic.P256()
+	case *rsa.PublicKey:
+		return (k.Alg == RS256 || k.Alg == PS256) && pub != nil && pub.N.BitLen() >= minRSA && pub.N.BitLen() <= maxRSA
 	}
 	return false
 }
@@ -73,12 +85,24 @@ func (k Key) fits() bool {
 type Unverified struct {
 	// KID and Alg are the header's; Alg is one of the allowed ones.
 	KID, Alg string
-	token    string
-	claims   jsontext.Value
+	// Access says that the header's typ is that of an access token.
+	Access bool
+	token  string
+	claims jsontext.Value
 }
 
 // Parse checks everything about a token that needs no key.
 func Parse(token string) (*Unverified, error) {
+	u, err := ParseAny(token)
+	if err == nil && !u.Access {
+		return nil, ErrType
+	}
+	return u, err
+}
+
+// ParseAny is Parse for a token that need not call itself an access token: some issuers write JWT, or nothing, as typ. It
+// is for the caller to know that this issuer is one of them.
+func ParseAny(token string) (*Unverified, error) {
 	if len(token) > MaxSize {
 		return nil, ErrTooLarge
 	}
@@ -92,17 +116,23 @@ func Parse(token string) (*Unverified, error) {
 		return nil, fmt.Errorf("%w: header: %w", ErrMalformed, err)
 	}
 	u := &Unverified{token: token}
-	if u.KID, u.Alg, err = readHeader(head); err != nil {
+	if err := u.readHeader(head); err != nil {
 		return nil, err
 	}
 	if u.claims, err = decodeObject(parts[1]); err != nil {
 		return nil, fmt.Errorf("%w: claims: %w", ErrMalformed, err)
 	}
-	const signature = 64 // both algorithms' signatures are this long
-	if b, err := decode(parts[2]); err != nil || len(b) != signature {
-		return nil, fmt.Errorf("%w: signature is not %d bytes", ErrMalformed, signature)
+	if b, err := decode(parts[2]); err != nil || !signatureFits(u.Alg, len(b)) {
+		return nil, fmt.Errorf("%w: signature is not as long as %s makes them", ErrMalformed, u.Alg)
 	}
 	return u, nil
+}
+
+func signatureFits(alg string, n int) bool {
+	if alg == RS256 || alg == PS256 {
+		return n >= minRSA/8 && n <= maxRSA/8
+	}
+	return n == 64
 }
 
 // UnverifiedClaims are what the token says. They serve to find the keys that it must be verified with, and nothing else.
@@ -145,30 +175,38 @@ func Verify(token string, keys []Key) (claims json.RawMessage, kid string, err e
 }
 
 // readHeader takes a header of alg, kid and typ. Everything else is refused and not merely ignored: members such as jwk,
-// jku, x5u and x5c offer a key of the sender's, crit and b64 change what was signed, zip unpacks.
-func readHeader(head jsontext.Value) (kid, alg string, err error) {
+// jku, x5u and x5c offer a key of the sender's, crit and b64 change what was signed, zip unpacks. A thumbprint of the
+// issuer's certificate offers nothing, and some issuers send one.
+func (u *Unverified) readHeader(head jsontext.Value) error {
 	var h struct {
-		Alg string `json:"alg"`
-		KID string `json:"kid"`
-		Typ string `json:"typ"`
+		Alg     string         `json:"alg"`
+		KID     string         `json:"kid"`
+		Typ     string         `json:"typ"`
+		X5T     jsontext.Value `json:"x5t"`
+		X5TS256 jsontext.Value `json:"x5t#S256"`
 	}
 	if err := jsonv2.Unmarshal(head, &h, jsonv2.RejectUnknownMembers(true)); err != nil {
-		return "", "", fmt.Errorf("%w: header: %w", ErrMalformed, err)
+		return fmt.Errorf("%w: header: %w", ErrMalformed, err)
 	}
-	if h.Alg != EdDSA && h.Alg != ES256 {
-		return "", "", ErrAlgorithm
+	if !slices.Contains([]string{EdDSA, ES256, RS256, PS256}, h.Alg) {
+		return ErrAlgorithm
 	}
 	// A media type is compared without case and may be written in full (RFC 7515, 4.1.9).
-	if typ := strings.ToLower(h.Typ); typ != Type && typ != "application/"+Type {
-		return "", "", ErrType
+	switch strings.ToLower(h.Typ) {
+	case Type, "application/" + Type:
+		u.Access = true
+	case "", "jwt", "application/jwt":
+	default:
+		return ErrType
 	}
 	if h.KID == "" {
-		return "", "", ErrUnknownKey
+		return ErrUnknownKey
 	}
 	if len(h.KID) > maxKID {
-		return "", "", fmt.Errorf("%w: kid is longer than %d bytes", ErrMalformed, maxKID)
+		return fmt.Errorf("%w: kid is longer than %d bytes", ErrMalformed, maxKID)
 	}
-	return h.KID, h.Alg, nil
+	u.KID, u.Alg = h.KID, h.Alg
+	return nil
 }
 
 // decodeObject decodes one JSON object, in which no member may stand twice at any depth.

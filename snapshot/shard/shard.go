@@ -20,7 +20,11 @@ const (
 	MaxTool      = 1 << 20 // bytes of one raw tool object
 	MaxServers   = 10_000
 	MaxIssuers   = 64
-	MaxHosts     = 1024
+	// Of one issuer.
+	MaxIssuerKeys = 128
+	MaxScopeRules = 256
+	MaxWithdrawn  = 1024
+	MaxHosts      = 1024
 )
 
 // Fetch appends the bytes with a digest to dst, which has room for size of them, from wherever it has them.
@@ -187,6 +191,23 @@ func check(c *snapshotv1.Catalogue) error {
 			return malformed("issuer %.64q empty or twice", i.GetIssuer())
 		}
 		issuers[i.GetIssuer()] = true
+		if err := checkIssuer(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkIssuer bounds what a caller's token is held against on each request.
+func checkIssuer(i *snapshotv1.Issuer) error {
+	if len(i.GetKeys()) > MaxIssuerKeys || len(i.GetScopes()) > MaxScopeRules || len(i.GetAudiences()) > MaxIssuerKeys || len(i.GetWithdrawn()) > MaxWithdrawn {
+		return malformed("issuer %.64q: %d keys, %d scopes, %d audiences, %d keys withdrawn", i.GetIssuer(), len(i.GetKeys()), len(i.GetScopes()),
+			len(i.GetAudiences()), len(i.GetWithdrawn()))
+	}
+	for _, r := range i.GetScopes() {
+		if r.GetScope() == "" || len(r.GetWider()) > MaxIssuerKeys {
+			return malformed("issuer %.64q: scope %.64q empty or with %d wider ones", i.GetIssuer(), r.GetScope(), len(r.GetWider()))
+		}
 	}
 	return nil
 }

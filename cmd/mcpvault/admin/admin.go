@@ -35,6 +35,7 @@ type Client struct {
 	Settings      adminv1connect.SettingsServiceClient
 	Access        adminv1connect.AccessServiceClient
 	Policies      adminv1connect.PolicyServiceClient
+	Issuers       adminv1connect.IssuerServiceClient
 	Tokens        adminv1connect.TokenServiceClient
 	Snapshots     adminv1connect.SnapshotServiceClient
 	Cells         adminv1connect.CellAdminServiceClient
@@ -76,6 +77,7 @@ func Dial(cfg Config) (*Client, error) {
 		Settings:      adminv1connect.NewSettingsServiceClient(c),
 		Access:        adminv1connect.NewAccessServiceClient(c),
 		Policies:      adminv1connect.NewPolicyServiceClient(c),
+		Issuers:       adminv1connect.NewIssuerServiceClient(c),
 		Tokens:        adminv1connect.NewTokenServiceClient(c),
 		Snapshots:     adminv1connect.NewSnapshotServiceClient(c),
 		Cells:         adminv1connect.NewCellAdminServiceClient(c),

@@ -13,5 +13,6 @@ func Commands() []func(*cli.App) *cobra.Command {
 	return []func(*cli.App) *cobra.Command{
 		orgCommand, unitCommand, teamCommand, groupCommand, userCommand, workloadCommand, roleCommand,
 		grantCommand, revokeCommand, grantsCommand, accessCommand, killCommand, sessionsCommand, serverCommand, endpointCommand, settingsCommand,
+		issuerCommand,
 	}
 }

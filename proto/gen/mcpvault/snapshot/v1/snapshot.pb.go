@@ -2290,8 +2290,24 @@ type Issuer struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Issuer string                 `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// Audiences accepted from it, compared exactly.
-	Audiences     []string     `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
-	Keys          []*IssuerKey `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
+	Audiences []string     `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	Keys      []*IssuerKey `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"`
+	// An authorization server outside of MCPVault. It is named in the protected resource metadata, and its tokens need no
+	// jti and no tenant claim; what they say of being a service account or a workload does not count.
+	External bool `protobuf:"varint,4,opt,name=external,proto3" json:"external,omitempty"`
+	// Where a cell may look for keys that are newer than this snapshot; "" for nowhere.
+	JwksUrl string `protobuf:"bytes,5,opt,name=jwks_url,json=jwksUrl,proto3" json:"jwks_url,omitempty"`
+	// SHA-256 of each public key (SubjectPublicKeyInfo, DER) that no cell may take from there, sorted.
+	Withdrawn [][]byte `protobuf:"bytes,6,rep,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	// The claim that names the principal, sub when empty; a domain that the claim must end in, which is cut off; and what is
+	// put before the name.
+	UserClaim  string `protobuf:"bytes,7,opt,name=user_claim,json=userClaim,proto3" json:"user_claim,omitempty"`
+	UserDomain string `protobuf:"bytes,8,opt,name=user_domain,json=userDomain,proto3" json:"user_domain,omitempty"`
+	UserPrefix string `protobuf:"bytes,9,opt,name=user_prefix,json=userPrefix,proto3" json:"user_prefix,omitempty"`
+	// The issuer does not write at+jwt into the headers of its access tokens.
+	AnyType bool `protobuf:"varint,10,opt,name=any_type,json=anyType,proto3" json:"any_type,omitempty"`
+	// What tokens of it need besides the policy's consent.
+	Scopes        []*ScopeRule `protobuf:"bytes,11,rep,name=scopes,proto3" json:"scopes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2347,10 +2363,138 @@ func (x *Issuer) GetKeys() []*IssuerKey {
 	return nil
 }
 
+func (x *Issuer) GetExternal() bool {
+	if x != nil {
+		return x.External
+	}
+	return false
+}
+
+func (x *Issuer) GetJwksUrl() string {
+	if x != nil {
+		return x.JwksUrl
+	}
+	return ""
+}
+
+func (x *Issuer) GetWithdrawn() [][]byte {
+	if x != nil {
+		return x.Withdrawn
+	}
+	return nil
+}
+
+func (x *Issuer) GetUserClaim() string {
+	if x != nil {
+		return x.UserClaim
+	}
+	return ""
+}
+
+func (x *Issuer) GetUserDomain() string {
+	if x != nil {
+		return x.UserDomain
+	}
+	return ""
+}
+
+func (x *Issuer) GetUserPrefix() string {
+	if x != nil {
+		return x.UserPrefix
+	}
+	return ""
+}
+
+func (x *Issuer) GetAnyType() bool {
+	if x != nil {
+		return x.AnyType
+	}
+	return false
+}
+
+func (x *Issuer) GetScopes() []*ScopeRule {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+// ScopeRule asks for a scope where a call is made.
+type ScopeRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Scope string                 `protobuf:"bytes,1,opt,name=scope,proto3" json:"scope,omitempty"`
+	// Scopes that contain it, sorted.
+	Wider []string `protobuf:"bytes,2,rep,name=wider,proto3" json:"wider,omitempty"`
+	// "" for every server.
+	Server string `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"`
+	// Unspecified for everything done on the server. A rule for write is one for destructive calls too.
+	Effect        Effect `protobuf:"varint,4,opt,name=effect,proto3,enum=mcpvault.snapshot.v1.Effect" json:"effect,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScopeRule) Reset() {
+	*x = ScopeRule{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScopeRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScopeRule) ProtoMessage() {}
+
+func (x *ScopeRule) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScopeRule.ProtoReflect.Descriptor instead.
+func (*ScopeRule) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *ScopeRule) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *ScopeRule) GetWider() []string {
+	if x != nil {
+		return x.Wider
+	}
+	return nil
+}
+
+func (x *ScopeRule) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ScopeRule) GetEffect() Effect {
+	if x != nil {
+		return x.Effect
+	}
+	return Effect_EFFECT_UNSPECIFIED
+}
+
 type IssuerKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Kid   string                 `protobuf:"bytes,1,opt,name=kid,proto3" json:"kid,omitempty"`
-	// EdDSA or ES256.
+	// EdDSA, ES256, RS256 or PS256.
 	Alg string `protobuf:"bytes,2,opt,name=alg,proto3" json:"alg,omitempty"`
 	// SubjectPublicKeyInfo, DER.
 	PublicKey     []byte `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
@@ -2360,7 +2504,7 @@ type IssuerKey struct {
 
 func (x *IssuerKey) Reset() {
 	*x = IssuerKey{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[26]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2372,7 +2516,7 @@ func (x *IssuerKey) String() string {
 func (*IssuerKey) ProtoMessage() {}
 
 func (x *IssuerKey) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[26]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2385,7 +2529,7 @@ func (x *IssuerKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuerKey.ProtoReflect.Descriptor instead.
 func (*IssuerKey) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{26}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *IssuerKey) GetKid() string {
@@ -2590,11 +2734,28 @@ const file_mcpvault_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03raw\x18\x02 \x01(\fR\x03raw\x124\n" +
 	"\x06effect\x18\x03 \x01(\x0e2\x1c.mcpvault.snapshot.v1.EffectR\x06effect\x12\x16\n" +
-	"\x06labels\x18\x04 \x03(\tR\x06labels\"s\n" +
+	"\x06labels\x18\x04 \x03(\tR\x06labels\"\xfd\x02\n" +
 	"\x06Issuer\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1c\n" +
 	"\taudiences\x18\x02 \x03(\tR\taudiences\x123\n" +
-	"\x04keys\x18\x03 \x03(\v2\x1f.mcpvault.snapshot.v1.IssuerKeyR\x04keys\"N\n" +
+	"\x04keys\x18\x03 \x03(\v2\x1f.mcpvault.snapshot.v1.IssuerKeyR\x04keys\x12\x1a\n" +
+	"\bexternal\x18\x04 \x01(\bR\bexternal\x12\x19\n" +
+	"\bjwks_url\x18\x05 \x01(\tR\ajwksUrl\x12\x1c\n" +
+	"\twithdrawn\x18\x06 \x03(\fR\twithdrawn\x12\x1d\n" +
+	"\n" +
+	"user_claim\x18\a \x01(\tR\tuserClaim\x12\x1f\n" +
+	"\vuser_domain\x18\b \x01(\tR\n" +
+	"userDomain\x12\x1f\n" +
+	"\vuser_prefix\x18\t \x01(\tR\n" +
+	"userPrefix\x12\x19\n" +
+	"\bany_type\x18\n" +
+	" \x01(\bR\aanyType\x127\n" +
+	"\x06scopes\x18\v \x03(\v2\x1f.mcpvault.snapshot.v1.ScopeRuleR\x06scopes\"\x85\x01\n" +
+	"\tScopeRule\x12\x14\n" +
+	"\x05scope\x18\x01 \x01(\tR\x05scope\x12\x14\n" +
+	"\x05wider\x18\x02 \x03(\tR\x05wider\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\tR\x06server\x124\n" +
+	"\x06effect\x18\x04 \x01(\x0e2\x1c.mcpvault.snapshot.v1.EffectR\x06effect\"N\n" +
 	"\tIssuerKey\x12\x10\n" +
 	"\x03kid\x18\x01 \x01(\tR\x03kid\x12\x10\n" +
 	"\x03alg\x18\x02 \x01(\tR\x03alg\x12\x1d\n" +
@@ -2643,7 +2804,7 @@ func file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_snapshot_v1_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_mcpvault_snapshot_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_mcpvault_snapshot_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_mcpvault_snapshot_v1_snapshot_proto_goTypes = []any{
 	(KeyRole)(0),            // 0: mcpvault.snapshot.v1.KeyRole
 	(ShardKind)(0),          // 1: mcpvault.snapshot.v1.ShardKind
@@ -2675,7 +2836,8 @@ var file_mcpvault_snapshot_v1_snapshot_proto_goTypes = []any{
 	(*CatalogueEntry)(nil),  // 27: mcpvault.snapshot.v1.CatalogueEntry
 	(*CatalogueTool)(nil),   // 28: mcpvault.snapshot.v1.CatalogueTool
 	(*Issuer)(nil),          // 29: mcpvault.snapshot.v1.Issuer
-	(*IssuerKey)(nil),       // 30: mcpvault.snapshot.v1.IssuerKey
+	(*ScopeRule)(nil),       // 30: mcpvault.snapshot.v1.ScopeRule
+	(*IssuerKey)(nil),       // 31: mcpvault.snapshot.v1.IssuerKey
 }
 var file_mcpvault_snapshot_v1_snapshot_proto_depIdxs = []int32{
 	5,  // 0: mcpvault.snapshot.v1.Envelope.signatures:type_name -> mcpvault.snapshot.v1.Signature
@@ -2703,12 +2865,14 @@ var file_mcpvault_snapshot_v1_snapshot_proto_depIdxs = []int32{
 	27, // 22: mcpvault.snapshot.v1.CatalogueServer.resources:type_name -> mcpvault.snapshot.v1.CatalogueEntry
 	27, // 23: mcpvault.snapshot.v1.CatalogueServer.resource_templates:type_name -> mcpvault.snapshot.v1.CatalogueEntry
 	3,  // 24: mcpvault.snapshot.v1.CatalogueTool.effect:type_name -> mcpvault.snapshot.v1.Effect
-	30, // 25: mcpvault.snapshot.v1.Issuer.keys:type_name -> mcpvault.snapshot.v1.IssuerKey
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	31, // 25: mcpvault.snapshot.v1.Issuer.keys:type_name -> mcpvault.snapshot.v1.IssuerKey
+	30, // 26: mcpvault.snapshot.v1.Issuer.scopes:type_name -> mcpvault.snapshot.v1.ScopeRule
+	3,  // 27: mcpvault.snapshot.v1.ScopeRule.effect:type_name -> mcpvault.snapshot.v1.Effect
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_snapshot_v1_snapshot_proto_init() }
@@ -2722,7 +2886,7 @@ func file_mcpvault_snapshot_v1_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_snapshot_v1_snapshot_proto_rawDesc), len(file_mcpvault_snapshot_v1_snapshot_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -15,7 +15,7 @@ func (p *PEP) Malformed(from net.Addr, status int, reason string) {
 	id := p.audit.NewID()
 	rec := &auditv1.Record{
 		Id: id, RequestId: id, Kind: auditv1.RecordKind_RECORD_KIND_CALL, TimeMs: now.UnixMilli(), Cell: p.cfg.Cell, Node: p.cfg.Node,
-		Region: p.cfg.Region, Client: &auditv1.Client{Address: host(from)}, HttpStatus: int32(status), //nolint:gosec // a status
+		Region: p.cfg.Region, Client: &auditv1.Client{Address: host(from)}, HttpStatus: int32(status),
 		Decision: auditv1.Decision_DECISION_DENY, Reason: reason, Code: codeRefused, Outcome: "refused",
 	}
 	p.metrics.observe(rec, time.Duration(0))

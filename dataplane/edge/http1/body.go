@@ -28,7 +28,6 @@ type chunks struct {
 	line    int // bytes of the line so far
 	extra   int
 	trailer int
-	named   bool // the trailer line has had its colon
 }
 
 type chunkState uint8

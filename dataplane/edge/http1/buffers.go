@@ -17,6 +17,14 @@ var (
 func getSmall() []byte { return smallPool.Get().(*[smallBuffer]byte)[:] }
 func getLarge() []byte { return largePool.Get().(*[largeBuffer]byte)[:] }
 
+// enlarge moves what is in b to a large buffer.
+func enlarge(b []byte) []byte {
+	large := getLarge()
+	n := copy(large, b)
+	put(b)
+	return large[:n]
+}
+
 // put gives a buffer back, from its beginning, whichever pool it is from; any other slice is left to the collector.
 func put(b []byte) {
 	switch cap(b) {

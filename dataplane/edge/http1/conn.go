@@ -172,10 +172,7 @@ func (c *conn) fill() bool {
 		c.w = copy(c.buf, c.buf[c.r:c.w])
 		c.r = 0
 	case c.w == len(c.buf):
-		large := getLarge()
-		copy(large, c.buf)
-		put(c.buf)
-		c.buf = large
+		c.buf = enlarge(c.buf)[:largeBuffer]
 	}
 	n, err := c.rw.Read(c.buf[c.w:])
 	c.w += n

@@ -187,9 +187,7 @@ func (x *exchange) hold(p []byte) {
 	case x.held == nil:
 		x.held = getLarge()[:0]
 	case len(x.held)+len(p) > cap(x.held):
-		grown := append(getLarge()[:0], x.held...)
-		put(x.held)
-		x.held = grown
+		x.held = enlarge(x.held)
 	}
 	x.held = append(x.held, p...)
 }
@@ -220,7 +218,7 @@ func (x *exchange) send(p []byte, last bool) error {
 	}
 	if !x.sent {
 		x.sent = true
-		x.frame(len(p), last)
+		x.frame(last)
 	} else if x.out == nil {
 		x.out = getSmall()[:0]
 	}
@@ -236,9 +234,7 @@ func (x *exchange) send(p []byte, last bool) error {
 	// One write for all of it, unless p is large.
 	small := largeBuffer - len(out) - len(held) - 16
 	if len(held)+len(p)+len(out)+16 > cap(out) && len(p) <= small {
-		grown := append(getLarge()[:0], out...)
-		put(out)
-		out = grown
+		out = enlarge(out)
 	}
 	out = append(out, held...)
 	put(held)
@@ -267,7 +263,7 @@ func (x *exchange) send(p []byte, last bool) error {
 }
 
 // frame ends the head: it says how long the body is and whether the connection goes on.
-func (x *exchange) frame(more int, last bool) {
+func (x *exchange) frame(last bool) {
 	length := x.length
 	if length < 0 && last && (!x.isHead || x.written > 0) {
 		length = x.written

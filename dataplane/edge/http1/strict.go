@@ -165,10 +165,7 @@ func (s *strictConn) fill() error {
 		s.w = copy(s.buf, s.buf[s.r:s.w])
 		s.r = 0
 	case s.w == len(s.buf):
-		large := getLarge()
-		copy(large, s.buf)
-		put(s.buf)
-		s.buf = large
+		s.buf = enlarge(s.buf)[:largeBuffer]
 	}
 	n, err := s.Conn.Read(s.buf[s.w:])
 	s.w += n

@@ -28,7 +28,7 @@ func (w *watcher) add(sock syscall.Conn, x *requestContext) uint64 {
 	}
 	w.next++
 	id := w.next
-	ev := syscall.EpollEvent{Events: syscall.EPOLLRDHUP | epollOneShot, Fd: int32(uint32(id)), Pad: int32(uint32(id >> 32))} //nolint:gosec // halves
+	ev := syscall.EpollEvent{Events: syscall.EPOLLRDHUP | epollOneShot, Fd: int32(uint32(id)), Pad: int32(uint32(id >> 32))}
 	if !w.control(sock, syscall.EPOLL_CTL_ADD, &ev) {
 		return 0
 	}
@@ -80,7 +80,7 @@ func (w *watcher) open() bool {
 		_ = syscall.Close(fd)
 		return false
 	}
-	w.poll = os.NewFile(uintptr(fd), "epoll") //nolint:gosec // a descriptor
+	w.poll = os.NewFile(uintptr(fd), "epoll")
 	go w.wait(w.poll)
 	return true
 }
@@ -102,7 +102,7 @@ func (w *watcher) wait(poll *os.File) {
 			return
 		}
 		for _, ev := range events[:n] {
-			id := uint64(uint32(ev.Fd)) | uint64(uint32(ev.Pad))<<32 //nolint:gosec // halves
+			id := uint64(uint32(ev.Fd)) | uint64(uint32(ev.Pad))<<32
 			w.mu.Lock()
 			x := w.of[id]
 			w.mu.Unlock()

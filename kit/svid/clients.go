@@ -226,7 +226,7 @@ func (b *clientBundle) read(td spiffeid.TrustDomain) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
 		return false, err

@@ -35,10 +35,10 @@ func (n *Node) verifyClient() edge.VerifyClient {
 	if n.workloads == nil {
 		return nil
 	}
-	return func(from net.Addr, chain []*x509.Certificate) error {
+	return func(from net.Addr, host string, chain []*x509.Certificate) error {
 		err := n.workloads.Check(chain)
 		if err != nil {
-			n.pep.RefuseCertificate(from, err)
+			n.pep.RefuseCertificate(from, host, err)
 		}
 		return err
 	}

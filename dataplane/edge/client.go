@@ -7,7 +7,8 @@ import (
 )
 
 // VerifyClient judges the certificates that the client at an address has shown, leaf first; an error ends the handshake.
-type VerifyClient func(from net.Addr, chain []*x509.Certificate) error
+// host is the name that the client asked for, "" when it named none.
+type VerifyClient func(from net.Addr, host string, chain []*x509.Certificate) error
 
 // asking returns a configuration that asks clients for a certificate, takes those without one, and has verify judge the
 // others on each connection: no session is resumed.
@@ -18,7 +19,7 @@ func asking(t *tls.Config, verify VerifyClient) *tls.Config {
 			if len(cs.PeerCertificates) == 0 {
 				return nil
 			}
-			return verify(from, cs.PeerCertificates)
+			return verify(from, cs.ServerName, cs.PeerCertificates)
 		}
 	}
 	each := t.Clone()

@@ -50,6 +50,7 @@ type QUIC struct {
 	opening atomic.Int64 // handshakes under way
 	from    *places
 	serving atomic.Int64 // requests in the handler
+	served  atomic.Int64 // when the last one left it, in nanoseconds since 1970
 }
 
 // NewQUIC makes a server for h on a socket that is already bound. It owns the socket from here on.
@@ -131,14 +132,12 @@ func (s *QUIC) whenServed(ctx context.Context, hangUp func()) {
 	const step = 10 * time.Millisecond
 	tick := time.NewTicker(step)
 	defer tick.Stop()
-	for quiet := time.Duration(0); quiet < lastWords; quiet += step {
+	// GOAWAY is to arrive first.
+	for began := time.Now(); s.serving.Load() > 0 || time.Since(began) < 5*step || time.Since(time.Unix(0, s.served.Load())) < lastWords; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		}
-		if s.serving.Load() > 0 {
-			quiet = 0
 		}
 	}
 	hangUp()
@@ -255,7 +254,10 @@ func (s *QUIC) serve(h http.Handler) http.Handler {
 			panic(http.ErrAbortHandler)
 		}
 		s.serving.Add(1)
-		defer s.serving.Add(-1)
+		defer func() {
+			s.served.Store(time.Now().UnixNano())
+			s.serving.Add(-1)
+		}()
 		defer func() { c.leave(r.Context().Err() != nil && s.base.Err() == nil) }()
 		h.ServeHTTP(w, r)
 	})

@@ -40,9 +40,9 @@ func (x *exchange) chain() []*x509.Certificate {
 	return x.r.TLS.PeerCertificates
 }
 
-// RefuseCertificate records a caller whom a listener has turned away during the handshake. err says why: it is an
-// *authn.Error, whose reason the record has.
-func (p *PEP) RefuseCertificate(from net.Addr, err error) {
+// RefuseCertificate records a caller whom a listener has turned away during the handshake, for the tenant of the host name
+// that it asked for. err says why: it is an *authn.Error, whose reason the record has.
+func (p *PEP) RefuseCertificate(from net.Addr, name string, err error) {
 	now := p.cfg.Now()
 	id := p.audit.NewID()
 	rec := &auditv1.Record{
@@ -54,6 +54,9 @@ func (p *PEP) RefuseCertificate(from net.Addr, err error) {
 	var ae *authn.Error
 	if errors.As(err, &ae) {
 		rec.Reason = ae.Reason
+	}
+	if t := p.policy.Current().TenantByHost(name); t != nil {
+		rec.TenantId, rec.Tenant = string(t.ID), t.Name
 	}
 	p.metrics.observe(rec, 0)
 	if err := p.audit.Append(rec); err != nil {

@@ -149,10 +149,10 @@ func newPlant(t *testing.T, tenants ...string) *plant {
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	})
-	p.fronts = before(t, p.gateway, edge.Config{VerifyClient: func(from net.Addr, chain []*x509.Certificate) error {
+	p.fronts = before(t, p.gateway, edge.Config{VerifyClient: func(from net.Addr, host string, chain []*x509.Certificate) error {
 		err := w.Check(chain)
 		if err != nil {
-			p.pep.RefuseCertificate(from, err)
+			p.pep.RefuseCertificate(from, host, err)
 		}
 		return err
 	}})
@@ -290,7 +290,7 @@ func TestA25CertificatesThatAreNoWorkloads(t *testing.T) {
 			}
 			until(t, name+" is recorded", func() bool { return len(p.book.all()) > 0 })
 			for _, r := range p.book.all() {
-				if r.GetReason() != row.reason || r.GetMethod() != "tls/handshake" || r.GetClient().GetAddress() != "127.0.0.1" || r.GetDetail() == "" {
+				if r.GetReason() != row.reason || r.GetMethod() != "tls/handshake" || r.GetClient().GetAddress() != "127.0.0.1" || r.GetDetail() == "" || r.GetTenant() != "acme" {
 					t.Errorf("%s, HTTP %d: recorded as %v", name, version, r)
 				}
 			}

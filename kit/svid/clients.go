@@ -66,6 +66,7 @@ type Clients struct {
 	checked time.Time
 	// known are the signatures that were right under the bundles as they are.
 	known map[[sha256.Size]byte]*Client
+	round int // counts the changes of bundles
 }
 
 type clientBundle struct {
@@ -97,26 +98,41 @@ func (c *Clients) Verify(certs []*x509.Certificate) (Client, error) {
 	if len(certs) == 0 || len(certs) > maxChain {
 		return Client{}, &ClientError{ClientMalformed, fmt.Errorf("%d certificates", len(certs))}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	now := c.now()
-	c.refresh()
-	key := chainHash(certs)
-	known := c.known[key]
+	now, key := c.now(), chainHash(certs)
+	known, round := c.recall(key)
 	if known == nil {
-		client, err := c.verify(certs, now)
-		if err != nil {
+		// Not under the lock: strangers can have this done, and friends must not wait for it.
+		var err error
+		if known, err = c.verify(certs, now); err != nil {
 			return Client{}, err
 		}
-		if len(c.known) >= maxClients {
-			clear(c.known)
-		}
-		known, c.known[key] = client, client
+		c.remember(key, known, round)
 	}
 	if now.Before(known.notBefore) || !now.Before(known.NotAfter) {
 		return Client{}, &ClientError{ClientExpired, fmt.Errorf("%s is good from %s to %s", known.ID, stamp(known.notBefore), stamp(known.NotAfter))}
 	}
 	return *known, nil
+}
+
+// recall looks for a verdict of the present bundles, whose number it returns.
+func (c *Clients) recall(key [sha256.Size]byte) (*Client, int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refresh()
+	return c.known[key], c.round
+}
+
+// remember keeps a verdict, if the bundles are still the ones that it was found with.
+func (c *Clients) remember(key [sha256.Size]byte, client *Client, round int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if round != c.round {
+		return
+	}
+	if len(c.known) >= maxClients {
+		clear(c.known)
+	}
+	c.known[key] = client
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -133,7 +149,7 @@ func chainHash(certs []*x509.Certificate) [sha256.Size]byte {
 	return sha256.Sum256(all)
 }
 
-// verify does what costs signatures. mu is held.
+// verify does what costs signatures.
 func (c *Clients) verify(certs []*x509.Certificate, now time.Time) (*Client, error) {
 	leaf := certs[0]
 	id, err := x509svid.IDFromCert(leaf)
@@ -146,11 +162,11 @@ func (c *Clients) verify(certs []*x509.Certificate, now time.Time) (*Client, err
 	if leaf.IsCA || leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0 {
 		return nil, &ClientError{ClientAuthority, fmt.Errorf("%s is an authority's certificate", id)}
 	}
-	file := c.files[id.TrustDomain()]
-	if file == nil {
+	bundle := c.bundle(id.TrustDomain())
+	if bundle == nil {
 		return nil, &ClientError{ClientTrustDomain, fmt.Errorf("%s is of a trust domain that is not admitted", id)}
 	}
-	_, chains, err := x509svid.Verify(certs, file.at, x509svid.WithTime(now))
+	_, chains, err := x509svid.Verify(certs, bundle, x509svid.WithTime(now))
 	if err != nil {
 		reason := ClientUntrusted
 		var invalid x509.CertificateInvalidError
@@ -176,6 +192,15 @@ func (c *Clients) verify(certs []*x509.Certificate, now time.Time) (*Client, err
 	return client, nil
 }
 
+func (c *Clients) bundle(td spiffeid.TrustDomain) *x509bundle.Bundle {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b := c.files[td]; b != nil {
+		return b.at
+	}
+	return nil
+}
+
 // refresh reads again what has changed. A file that cannot be read changes nothing. mu is held.
 func (c *Clients) refresh() {
 	now := time.Now() // the wall clock: the dates of files know no other
@@ -189,6 +214,7 @@ func (c *Clients) refresh() {
 			c.log.Warn("bundle of workloads not usable; the previous one stays", "trust_domain", td.Name(), "error", err)
 		}
 		if changed {
+			c.round++
 			clear(c.known)
 		}
 	}
@@ -200,7 +226,7 @@ func (b *clientBundle) read(td spiffeid.TrustDomain) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
 		return false, err

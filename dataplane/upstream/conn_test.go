@@ -574,3 +574,40 @@ func gather(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 	}
 	return got
 }
+
+func TestAStreamWithoutEndIsSlowedDown(t *testing.T) {
+	t.Parallel()
+	var sent atomic.Int64
+	s := newRaw(t, func(c net.Conn, _ *http.Request, _ string) bool {
+		say(c, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+		block := []byte(strings.Repeat("data: {}\n\n", 1000))
+		for {
+			n, err := c.Write(block)
+			sent.Add(int64(n))
+			if err != nil {
+				return false
+			}
+		}
+	})
+	c := client(upstream.Config{MaxEvent: 64 << 10, StreamRate: 64 << 10})
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	resp, err := c.Do(ctx, post(s.url, "{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Close()
+	events := 0
+	began := time.Now()
+	for ; err == nil; events++ {
+		_, err = resp.Events.Next()
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	most := 64<<10 + int(time.Since(began).Seconds()*(64<<10)) + 16<<10
+	if got := events * len("data: {}\n\n"); got > most || got < 64<<10 {
+		t.Errorf("%d bytes of events, at most %d were to be taken", got, most)
+	}
+}

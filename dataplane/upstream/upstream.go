@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
+	"github.com/mcpvault/mcpvault/kit/egress"
 )
 
 // The ways a call can fail. ErrUnavailable, ErrBusy, ErrRefused and ErrIdentity mean that nothing was sent; after the
@@ -363,7 +364,7 @@ func (x *call) leave(err error) {
 	v := x.verdict
 	switch {
 	case err == nil, errors.Is(err, ErrTooLarge), errors.Is(err, ErrRedirect):
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled), errors.Is(err, egress.ErrBlocked):
 		v = unproven
 	case errors.Is(err, ErrProtocol) && v == alive:
 	default:

@@ -566,7 +566,7 @@ func gather(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 		for _, m := range f.GetMetric() {
 			key := f.GetName()
 			for _, l := range m.GetLabel() {
-				if l.GetName() != "server" {
+				if l.GetName() != "upstream" {
 					key += "/" + l.GetValue()
 				}
 			}

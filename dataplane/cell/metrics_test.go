@@ -2,6 +2,7 @@ package cell
 
 import (
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
+	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	"github.com/mcpvault/mcpvault/kit/svid"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
@@ -94,6 +96,8 @@ func TestEveryPromisedMetricIsThereAndDocumented(t *testing.T) {
 	t.Parallel()
 	n := built(t)
 	n.serve(t)
+	// The counts of an upstream begin with its first call.
+	_, _ = n.upstream.Do(t.Context(), &upstream.Request{URL: "http://127.0.0.1:1/mcp", Method: http.MethodPost})
 	families, err := n.reg.Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -26,6 +26,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/session/sessiontest"
 	"github.com/mcpvault/mcpvault/dataplane/store"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
+	"github.com/mcpvault/mcpvault/kit/egress"
 	"github.com/mcpvault/mcpvault/kit/jose"
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
@@ -209,7 +210,11 @@ func assembled(t testing.TB, cfg pep.Config, change func(*pep.Parts), grants []s
 	}
 	cell := sessiontest.New(t, 1, session.LeasesConfig{Defaults: session.Limits{PerPrincipal: 1000}})
 	g.cell = cell
-	up := upstream.New(upstream.Config{Dial: (&net.Dialer{}).DialContext})
+	guard, err := egress.NewGuard([]string{"127.0.0.0/8:*"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	up := upstream.New(upstream.Config{Dial: guard.DialContext, ConnectTimeout: 30 * time.Second, HandshakeTimeout: 30 * time.Second})
 	cfg.Cell, cfg.Node, cfg.Loopback = "c1", "n1", true
 	parts := pep.Parts{
 		Log: slog.New(slog.DiscardHandler), Policy: g.pdp, Authn: auth, Audit: g.book, Upstream: up, Sessions: sessions, Leases: cell.Node(0).Leases,

@@ -24,8 +24,6 @@ type body struct {
 	err     error
 	// ended is set when the body has come to its proper end, after which src is not touched any more.
 	ended atomic.Bool
-	// wait, if set, runs before each read of src.
-	wait func() error
 }
 
 // Read implements io.Reader.
@@ -79,11 +77,6 @@ func (b *body) take(p []byte) (int, error) {
 		n := copy(p, b.rest)
 		b.rest = b.rest[n:]
 		return n, nil
-	}
-	if b.wait != nil {
-		if err := b.wait(); err != nil {
-			return 0, err
-		}
 	}
 	n, err := b.src.Read(p)
 	if n == 0 && err == nil {

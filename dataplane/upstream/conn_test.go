@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
+	"github.com/mcpvault/mcpvault/kit/egress"
 )
 
 func TestConnectionsAreUsedAgain(t *testing.T) {
@@ -565,7 +566,7 @@ func gather(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 		for _, m := range f.GetMetric() {
 			key := f.GetName()
 			for _, l := range m.GetLabel() {
-				if l.GetName() != "server" {
+				if l.GetName() != "upstream" {
 					key += "/" + l.GetValue()
 				}
 			}
@@ -573,4 +574,88 @@ func gather(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 		}
 	}
 	return got
+}
+
+func TestAStreamWithoutEndIsSlowedDown(t *testing.T) {
+	t.Parallel()
+	var sent atomic.Int64
+	s := newRaw(t, func(c net.Conn, _ *http.Request, _ string) bool {
+		say(c, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+		block := []byte(strings.Repeat("data: {}\n\n", 1000))
+		for {
+			n, err := c.Write(block)
+			sent.Add(int64(n))
+			if err != nil {
+				return false
+			}
+		}
+	})
+	c := client(upstream.Config{MaxEvent: 64 << 10, StreamRate: 64 << 10})
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	resp, err := c.Do(ctx, post(s.url, "{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Close()
+	events := 0
+	began := time.Now()
+	for ; err == nil; events++ {
+		_, err = resp.Events.Next()
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	most := 64<<10 + int(time.Since(began).Seconds()*(64<<10)) + 16<<10
+	if got := events * len("data: {}\n\n"); got > most || got < 64<<10 {
+		t.Errorf("%d bytes of events, at most %d were to be taken", got, most)
+	}
+}
+
+// A name that leads somewhere else the second time gains nothing: each connection's address is judged.
+func TestANameThatChangesItsMindIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newRaw(t, func(c net.Conn, _ *http.Request, _ string) bool {
+		say(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+		return false
+	})
+	_, port, _ := net.SplitHostPort(strings.TrimSuffix(strings.TrimPrefix(s.url, "http://"), "/mcp"))
+	guard, err := egress.NewGuard([]string{"127.0.0.1:" + port})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer atomic.Value
+	c := client(upstream.Config{Dial: guard.DialContext, Resolve: func(context.Context, string) ([]netip.Addr, error) {
+		return answer.Load().([]netip.Addr), nil
+	}})
+	defer c.Close()
+	url := "http://flip.example:" + port + "/"
+	for _, to := range []string{
+		"127.0.0.1", "127.0.0.2", "169.254.169.254", "::1", "::ffff:127.0.0.2", "64:ff9b::7f00:1", "2002:7f00:1::", "0.0.0.0", "10.0.0.1",
+		"fe80::a9fe:a9fe",
+	} {
+		answer.Store([]netip.Addr{netip.MustParseAddr(to)})
+		_, err := c.Do(t.Context(), post(url, "{}"))
+		if to == "127.0.0.1" {
+			if err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if !errors.Is(err, egress.ErrBlocked) || !errors.Is(err, upstream.ErrUnavailable) {
+			t.Errorf("E16 %s: %v", to, err)
+		}
+	}
+	if s.conns.Load() != 1 {
+		t.Errorf("E16: %d connections", s.conns.Load())
+	}
+	// Of several addresses, those that are not allowed are passed over.
+	good := client(upstream.Config{Dial: guard.DialContext, Resolve: func(context.Context, string) ([]netip.Addr, error) {
+		return []netip.Addr{netip.MustParseAddr("169.254.169.254"), netip.MustParseAddr("127.0.0.1")}, nil
+	}})
+	defer good.Close()
+	if _, err := good.Do(t.Context(), post(url, "{}")); err != nil {
+		t.Error(err)
+	}
 }

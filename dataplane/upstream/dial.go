@@ -65,9 +65,11 @@ func (d *destination) dial(ctx context.Context, protocol string) (*conn, error) 
 
 func (d *destination) dialFailed(ctx context.Context, err error) error {
 	d.connectsFailed.Add(1)
-	switch {
+	switch deadline, ok := ctx.Deadline(); {
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case ok && !time.Now().Before(deadline): // the socket may learn of it before the context does
+		return context.DeadlineExceeded
 	case errors.Is(err, ErrIdentity):
 		return err
 	}

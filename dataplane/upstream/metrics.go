@@ -56,12 +56,12 @@ func (d *destination) count(err error) {
 	}
 }
 
-// collector reads the counts when it is asked, so that counting costs a call next to nothing. The label "server" is an
+// collector reads the counts when it is asked, so that counting costs a call next to nothing. The label "upstream" is an
 // upstream's scheme, host and port, of which there are as many as the published servers have.
 type collector struct{ c *Client }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc(name, help, append([]string{"server"}, labels...), nil)
+	return prometheus.NewDesc(name, help, append([]string{"upstream"}, labels...), nil)
 }
 
 var (

@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
+	"github.com/mcpvault/mcpvault/kit/egress"
 )
 
 // The ways a call can fail. ErrUnavailable, ErrBusy, ErrRefused and ErrIdentity mean that nothing was sent; after the
@@ -60,8 +61,10 @@ type Config struct {
 	MaxEvent int
 	// MaxCalls bounds the calls under way to one upstream: 512. Long streams do not count; MaxStreams bounds them: 16,384.
 	MaxCalls, MaxStreams int
-	// StreamIdle ends a stream on which no byte came for so long: 30 minutes.
+	// StreamIdle ends a stream on which no byte came for so long: 30 minutes. StreamRate is how many bytes a second are
+	// taken from a stream once it has used up those of its largest event: 4 MiB.
 	StreamIdle time.Duration
+	StreamRate int
 	// MaxIdle bounds the idle connections of one upstream: 128, each closed after IdleTimeout: 60 s.
 	MaxIdle     int
 	IdleTimeout time.Duration
@@ -86,6 +89,7 @@ func (c Config) withDefaults() Config {
 	orTime(&c.StreamIdle, 30*time.Minute)
 	orTime(&c.IdleTimeout, 60*time.Second)
 	orInt(&c.MaxEvent, 8<<20)
+	orInt(&c.StreamRate, 4<<20)
 	orInt(&c.MaxCalls, 512)
 	orInt(&c.MaxStreams, 16384)
 	orInt(&c.MaxIdle, 128)
@@ -334,15 +338,11 @@ func judge(status int) verdict {
 // stream hands over a connection on which events come.
 func (x *call) stream(c *conn, h head, rest []byte, stop func() bool) *Response {
 	d, now := x.d, x.d.c.cfg.Now
-	b := &body{src: c.nc, rest: bytes.Clone(rest), framing: h.framing, left: h.length} // the buffer goes back
-	idle, ctx := d.c.cfg.StreamIdle, x.ctx
-	b.wait = func() error {
-		err := c.nc.SetReadDeadline(now().Add(idle))
-		if ctx.Err() != nil { // after this, abort comes later than the line above, and wins
-			return ctx.Err()
-		}
-		return err
+	src := &streamSource{
+		c: c, ctx: x.ctx, idle: d.c.cfg.StreamIdle, rate: d.c.cfg.StreamRate, now: now, last: now(),
+		credit: d.c.cfg.MaxEvent, most: d.c.cfg.MaxEvent,
 	}
+	b := &body{src: src, rest: bytes.Clone(rest), framing: h.framing, left: h.length} // the buffer goes back
 	d.gate.learn(now(), x.probe, x.verdict)
 	x.probe = false
 	over := *x
@@ -364,7 +364,7 @@ func (x *call) leave(err error) {
 	v := x.verdict
 	switch {
 	case err == nil, errors.Is(err, ErrTooLarge), errors.Is(err, ErrRedirect):
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled), errors.Is(err, egress.ErrBlocked):
 		v = unproven
 	case errors.Is(err, ErrProtocol) && v == alive:
 	default:

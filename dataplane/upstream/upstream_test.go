@@ -19,6 +19,9 @@ func client(cfg upstream.Config) *upstream.Client {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{}).DialContext
 	}
+	if cfg.ConnectTimeout == 0 { // a busy machine is no dead server
+		cfg.ConnectTimeout, cfg.HandshakeTimeout = 30*time.Second, 30*time.Second
+	}
 	return upstream.New(cfg)
 }
 

@@ -20,6 +20,8 @@ const (
 	Multicast   Class = "multicast"
 	Tunnel      Class = "tunnel"
 	Reserved    Class = "reserved"
+	// Own is a public address that this host has itself.
+	Own Class = "this host's own"
 )
 
 // mayBeAllowed is false where no sensible configuration leads: 0.0.0.0 is another word for this host.
@@ -42,8 +44,9 @@ func blocks(class Class, prefixes ...string) []block {
 // special-purpose registries (RFC 6890 and its updates) and the clouds' own addresses. It is never written to.
 var special = concat(
 	// Azure's is a public address, Oracle's and Alibaba's stand in wider blocks below.
-	blocks(Metadata, "169.254.169.254/32", "169.254.170.2/32", "168.63.129.16/32", "100.100.100.200/32", "192.0.0.192/32",
-		"fd00:ec2::254/128", "fd20:ce::254/128"),
+	// The containers' credential services of AWS, Tencent's, and OpenStack's for IPv6 are as good as the one that all know.
+	blocks(Metadata, "169.254.169.254/32", "169.254.170.2/32", "169.254.170.23/32", "169.254.0.23/32", "168.63.129.16/32",
+		"100.100.100.200/32", "192.0.0.192/32", "fd00:ec2::254/128", "fd00:ec2::23/128", "fd20:ce::254/128", "fe80::a9fe:a9fe/128"),
 	blocks(Unspecified, "0.0.0.0/8", "::/128"),
 	blocks(Loopback, "127.0.0.0/8", "::1/128"),
 	blocks(Private, "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7", "fec0::/10"),

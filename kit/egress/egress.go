@@ -2,7 +2,7 @@
 // that no name, redirect, proxy variable or spelling of an address leads to a host inside: what is judged is the address
 // that the socket is about to connect to, after every resolution, and a connection that is refused sends no packet.
 //
-// Public addresses are open. Everything else is closed unless the node's own configuration names it as "CIDR:port".
+// Public addresses are open, but for those of this host itself. Everything else is closed unless the node's own configuration names it as "CIDR:port".
 package egress
 
 import (
@@ -38,6 +38,7 @@ const (
 type Guard struct {
 	allow []entry
 	dial  net.Dialer
+	own   ownAddresses
 }
 
 // entry is one line of the allow-list; port 0 is every port.
@@ -117,7 +118,10 @@ func (g *Guard) Check(to netip.AddrPort) error {
 	addr := to.Addr().WithZone("").Unmap()
 	class := Classify(addr)
 	if class == Public {
-		return nil
+		if !g.own.has(addr) {
+			return nil
+		}
+		class = Own
 	}
 	if class.mayBeAllowed() {
 		for _, e := range g.allow {

@@ -43,7 +43,9 @@ func TestEverySpellingOfAnInsideAddressIsKnown(t *testing.T) {
 
 		"169.254.169.254": egress.Metadata, "::ffff:169.254.169.254": egress.Metadata, "64:ff9b::a9fe:a9fe": egress.Metadata,
 		"2002:a9fe:a9fe::": egress.Metadata, "fd00:ec2::254": egress.Metadata, "168.63.129.16": egress.Metadata,
-		"100.100.100.200": egress.Metadata,
+		"100.100.100.200": egress.Metadata, "169.254.170.23": egress.Metadata, "169.254.0.23": egress.Metadata, "fe80::a9fe:a9fe": egress.Metadata,
+		"fe80::a9fe:a9fe%eth0": egress.Metadata, "fd00:ec2::23": egress.Metadata, "::ffff:0:a9fe:a9fe": egress.Metadata,
+		"::a9fe:a9fe": egress.Metadata, "2600::5efe:a9fe:a9fe": egress.Metadata, "64:ff9b::a83f:8110": egress.Metadata,
 
 		"224.0.0.1": egress.Multicast, "239.255.255.255": egress.Multicast, "ff02::1": egress.Multicast,
 		"2001::1": egress.Tunnel, "64:ff9b:1::1": egress.Tunnel,

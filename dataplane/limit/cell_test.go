@@ -19,9 +19,12 @@ type member struct {
 }
 
 func (m member) ShareBudgets(peer string, in []limit.Entry) []limit.Entry { return m.Meet(peer, in) }
+
 func (member) Propose(context.Context, *cellv1.RaftEntry) (uint64, error) { panic("not asked here") }
-func (member) Blob(snapshot.Digest) ([]byte, error)                       { panic("not asked here") }
-func (member) Status(bool) *cellv1.GetStatusResponse                      { panic("not asked here") }
+
+func (member) Blob(snapshot.Digest) ([]byte, error) { panic("not asked here") }
+
+func (member) Status(bool) *cellv1.GetStatusResponse { panic("not asked here") }
 
 // TestThreeNodesStayWithinOneLimitWhileTheLoadMoves runs three nodes with mTLS between them through links that can be cut.
 // The time of the limit is the test's own, so that the counts do not depend on the machine; what crosses the network, and

@@ -57,6 +57,40 @@ func (x *exchange) roomForSession() *answer {
 	return nil
 }
 
+const (
+	resumesPerSecond = 10
+	// maxEventID bounds a Last-Event-ID: what an upstream gave an event for a name.
+	maxEventID = 1024
+)
+
+// tooManyResumes judges the Last-Event-ID of a legacy client that takes a stream up again. What it names is the upstream's to
+// judge, in the upstream session that is sealed in the caller's own: it can name no other's events. Modern requests have
+// none, whatever their headers say.
+func (x *exchange) tooManyResumes() *answer {
+	ids, resumes := x.r.Header[mcp.HeaderLastEventID]
+	switch {
+	case x.era == mcp.EraModern || !resumes:
+		return nil
+	case len(ids) > 1 || len(ids[0]) > maxEventID || !printable(ids[0]):
+		return x.reject(http.StatusBadRequest, mcp.CodeServer, "event_id_malformed", "the Last-Event-ID header is malformed")
+	case x.p.resumes.Take(session.Hash(x.sessionID), x.p.cfg.Now()):
+		return nil
+	}
+	a := x.reject(http.StatusTooManyRequests, mcp.CodeServer, "too_many_resumes", "the stream is taken up again too often")
+	a.header = http.Header{"Retry-After": {"1"}}
+	return a
+}
+
+// printable reports whether s is text in ASCII, without controls.
+func printable(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x20 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return true
+}
+
 // noSession says why a session is not opened.
 func (x *exchange) noSession(err error) *answer {
 	status, wait, reason, message := http.StatusServiceUnavailable, "2", "session_no_quorum",

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -34,7 +33,7 @@ func (x *exchange) seal(a *answer, c session.Claims) *answer {
 	lease := x.leaseID()
 	err = x.p.leases.Open(x.ctx, &cellv1.SessionLease{
 		Id: lease[:], TenantId: string(x.tenant.ID), Server: c.Server, Owner: c.Owner[:], Principal: bounded(x.who.Name, 256),
-		Client: bounded(strings.TrimSpace(x.rec.GetClient().GetName()+" "+x.rec.GetClient().GetVersion()), 192),
+		Client: bounded(clean(x.rec.GetClient().GetName()+" "+x.rec.GetClient().GetVersion()), 192),
 		Node:   x.p.cfg.Node, Revision: bounded(c.Revision, 32), UsedMs: c.Created.UnixMilli(), Upstream: c.Upstream,
 	}, x.tenant.Settings)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 
 func TestTheLimitsOfSessionsAreCarriedWhereATenantDecidedThem(t *testing.T) {
 	t.Parallel()
-	_, in := load(t, "testdata/decide")
+	_, in := load(t, "testdata/shop.txtar")
 	_, before, _, err := lower(in)
 	if err != nil {
 		t.Fatal(err)

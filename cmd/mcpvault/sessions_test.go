@@ -59,7 +59,7 @@ func (w *world) echo(info *devmode.Info, node int, session string) said {
 
 // leads asks a node whether it leads; false when it does not answer.
 func leads(info *devmode.Info, node int) bool {
-	resp, err := http.Get(info.Metrics[node] + "/readyz/leader") //nolint:noctx // a test
+	resp, err := http.Get(info.Metrics[node] + "/readyz/leader")
 	if err != nil {
 		return false
 	}

@@ -155,7 +155,7 @@ func (n *Node) nodeStatus() *cellv1.NodeStatus {
 		RaftTerm: n.consensus.Term(), RaftApplied: n.consensus.AppliedIndex(),
 		Version: run.Version().Version, StartedMs: n.started.UnixMilli(),
 		AuditSize: uint64(n.tlog.Size()), AuditDelivered: uint64(n.deliverer.Delivered()),
-		Sessions: uint64(n.pep.Streams()), McpUrl: n.mcpURL(),
+		Sessions: uint64(n.store.Leases().Len()), McpUrl: n.mcpURL(),
 	}
 	s.RootsVersion = n.trust.Current().Version()
 	if m, err := n.trust.Current().OpenManifest(n.store.Manifest(), n.cfg.Cell); err == nil {

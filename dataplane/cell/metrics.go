@@ -38,6 +38,8 @@ func (n *Node) registerMetrics() error {
 			Name: "mcpvault_equivocations_total", Help: "Comparisons in which a peer held something else under the same number. Any is an alarm.",
 		}, func() float64 { return float64(n.contradictions.Load()) }),
 		gauge("mcpvault_roots_version", "Version of the roots that are believed.", func() float64 { return float64(n.trust.Current().Version()) }),
+		gauge("mcpvault_sessions", "Sessions of legacy clients in the cell, as this node knows them.",
+			func() float64 { return float64(n.store.Leases().Len()) }),
 		gauge("mcpvault_streams_active", "Open streams of clients.", func() float64 { return float64(n.pep.Streams()) }),
 		gauge("mcpvault_svid_not_after_timestamp_seconds", "When this node's SVID ends.", func() float64 {
 			until, err := n.identity.NotAfter()

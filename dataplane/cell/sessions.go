@@ -3,6 +3,7 @@ package cell
 import (
 	"context"
 	"encoding/hex"
+	"slices"
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/consensus"
@@ -124,13 +125,11 @@ func sessionsAsked(leases *store.Leases, q *cellv1.SessionQuery) (*cellv1.Answer
 	}
 	var all []*cellv1.SessionLease
 	if len(q.GetSession()) == 16 {
-		lease, err := leases.Find([16]byte(q.GetSession()))
+		found, err := leases.Find([16]byte(q.GetSession()))
 		if err != nil {
 			return nil, err
 		}
-		if lease != nil && wanted(lease) {
-			all = append(all, lease)
-		}
+		all = slices.DeleteFunc(found, func(l *cellv1.SessionLease) bool { return !wanted(l) })
 	} else {
 		var err error
 		if all, answer.More, err = leases.List(q.GetTenantId(), min(int(q.GetLimit()), maxSessions), wanted); err != nil {

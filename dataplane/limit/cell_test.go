@@ -22,6 +22,9 @@ func (m member) ShareBudgets(peer string, in []limit.Entry) []limit.Entry { retu
 
 func (member) Propose(context.Context, *cellv1.RaftEntry) (uint64, error) { panic("not asked here") }
 
+func (member) ProposeSessions(context.Context, *cellv1.SessionBatch) ([]cellv1.SessionVerdict, error) {
+	panic("not asked here")
+}
 func (member) Blob(snapshot.Digest) ([]byte, error) { panic("not asked here") }
 
 func (member) Status(bool) *cellv1.GetStatusResponse { panic("not asked here") }

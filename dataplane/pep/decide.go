@@ -131,6 +131,9 @@ func (x *exchange) limit() *answer {
 	if x.r.Method != http.MethodGet && x.msg.Method != mcp.MethodListen {
 		return nil
 	}
+	if a := x.tooManyResumes(); a != nil {
+		return a
+	}
 	free, within := x.p.streams.Acquire(string(x.tenant.ID) + "\x00" + string(x.owner[:]))
 	if !within {
 		return x.tooMany("streams", "too_many_streams", "one caller may have "+strconv.Itoa(x.p.cfg.MaxStreams)+" streams open on a node: close one, then try again", "5")

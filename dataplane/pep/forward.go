@@ -27,6 +27,10 @@ func (x *exchange) forward() (a *answer) {
 	if x.era == mcp.EraLegacy {
 		merge(x.set, sessionHeader(x.claims.Upstream, x.revision))
 	}
+	if x.claims.Upstream == "" {
+		// An upstream without a session could not tell whose events it is asked for.
+		x.set[mcp.HeaderLastEventID] = nil
+	}
 	switch {
 	case x.r.Method == http.MethodDelete:
 		return x.endRelayed()

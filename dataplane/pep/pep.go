@@ -131,6 +131,7 @@ type PEP struct {
 	sessions *session.Sessions
 	leases   *session.Leases
 	goodbyes *goodbyes
+	resumes  *limit.Resumes
 	table    *session.Table
 	streams  *limit.Streams
 	limits   *limit.Limiter
@@ -188,7 +189,7 @@ func New(cfg Config, parts Parts) *PEP {
 		tracer:  tracer,
 		metrics: counts, here: []string{cfg.Cell + "/" + cfg.Node}, bases: cfg.bases(), draining: make(chan struct{}),
 		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, workload: parts.Workloads, audit: parts.Audit, up: parts.Upstream,
-		injector: parts.Injector, sessions: parts.Sessions, leases: parts.Leases, goodbyes: newGoodbyes(),
+		injector: parts.Injector, sessions: parts.Sessions, leases: parts.Leases, goodbyes: newGoodbyes(), resumes: limit.NewResumes(resumesPerSecond),
 		framer:  mcp.NewFramer(mcp.DefaultLimits()),
 		table:   session.NewTable(cfg.MaxUpstreamSessions, cfg.SessionIdle, cfg.Now),
 		streams: limit.NewStreams(cfg.MaxStreams),

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -34,7 +33,7 @@ func (x *exchange) seal(a *answer, c session.Claims) *answer {
 	lease := x.leaseID()
 	err = x.p.leases.Open(x.ctx, &cellv1.SessionLease{
 		Id: lease[:], TenantId: string(x.tenant.ID), Server: c.Server, Owner: c.Owner[:], Principal: bounded(x.who.Name, 256),
-		Client: bounded(strings.TrimSpace(x.rec.GetClient().GetName()+" "+x.rec.GetClient().GetVersion()), 192),
+		Client: bounded(clean(x.rec.GetClient().GetName()+" "+x.rec.GetClient().GetVersion()), 192),
 		Node:   x.p.cfg.Node, Revision: bounded(c.Revision, 32), UsedMs: c.Created.UnixMilli(), Upstream: c.Upstream,
 	}, x.tenant.Settings)
 	if err != nil {
@@ -55,6 +54,40 @@ func (x *exchange) roomForSession() *answer {
 		return x.noSession(err)
 	}
 	return nil
+}
+
+const (
+	resumesPerSecond = 10
+	// maxEventID bounds a Last-Event-ID: what an upstream gave an event for a name.
+	maxEventID = 1024
+)
+
+// tooManyResumes judges the Last-Event-ID of a legacy client that takes a stream up again. What it names is the upstream's to
+// judge, in the upstream session that is sealed in the caller's own: it can name no other's events. Modern requests have
+// none, whatever their headers say.
+func (x *exchange) tooManyResumes() *answer {
+	ids, resumes := x.r.Header[mcp.HeaderLastEventID]
+	switch {
+	case x.era == mcp.EraModern || !resumes:
+		return nil
+	case len(ids) > 1 || len(ids[0]) > maxEventID || !printable(ids[0]):
+		return x.reject(http.StatusBadRequest, mcp.CodeServer, "event_id_malformed", "the Last-Event-ID header is malformed")
+	case x.p.resumes.Take(session.Hash(x.sessionID), x.p.cfg.Now()):
+		return nil
+	}
+	a := x.reject(http.StatusTooManyRequests, mcp.CodeServer, "too_many_resumes", "the stream is taken up again too often")
+	a.header = http.Header{"Retry-After": {"1"}}
+	return a
+}
+
+// printable reports whether s is text in ASCII, without controls.
+func printable(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x20 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return true
 }
 
 // noSession says why a session is not opened.

@@ -97,8 +97,8 @@ type Log interface {
 // Disk is what this node has of the log.
 type Disk interface {
 	Lease(id [24]byte) (lease *cellv1.SessionLease, ended bool, err error)
-	// Find takes the hash alone, and its time.
-	Find(hash [16]byte) (lease *cellv1.SessionLease, err error)
+	// Find takes hashes alone, and its time.
+	Find(hashes ...[16]byte) (leases []*cellv1.SessionLease, err error)
 	Counts(tenant string, owner [16]byte) (ofOwner, ofTenant int, err error)
 	Unused(tenant string, sinceMS int64, limit int) (ids []byte, err error)
 	Tenants() ([]string, error)
@@ -328,14 +328,15 @@ func (l *Leases) endKilled() {
 	killed := l.killed
 	l.killed = nil
 	l.mu.Unlock()
-	for _, hash := range killed {
-		lease, err := l.cfg.Disk.Find(hash)
-		if err != nil {
-			l.cfg.Logger.Error("a session that was killed cannot be looked for", "error", err)
-		}
-		if lease != nil {
-			l.leave(LeaseID(lease.GetId()), false)
-		}
+	if len(killed) == 0 {
+		return
+	}
+	leases, err := l.cfg.Disk.Find(killed...)
+	if err != nil {
+		l.cfg.Logger.Error("sessions that were killed cannot be looked for", "error", err)
+	}
+	for _, lease := range leases {
+		l.leave(LeaseID(lease.GetId()), false)
 	}
 }
 

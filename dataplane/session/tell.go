@@ -140,6 +140,7 @@ func verdict(all []cellv1.SessionVerdict, i int, err error) error {
 		return ErrPrincipalFull
 	case cellv1.SessionVerdict_SESSION_VERDICT_TENANT_FULL:
 		return ErrTenantFull
+	case cellv1.SessionVerdict_SESSION_VERDICT_UNSPECIFIED:
 	}
 	return ErrNoQuorum
 }

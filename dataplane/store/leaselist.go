@@ -22,20 +22,28 @@ func (l *Leases) Lease(id [LeaseIDSize]byte) (lease *cellv1.SessionLease, ended 
 	return lease, ended, err
 }
 
-// Find looks for the lease of a session by the hash of its id, as records and kills name it; nil when there is none. It walks
-// over all of them: it is for people, not for requests.
-func (l *Leases) Find(hash [16]byte) (lease *cellv1.SessionLease, err error) {
-	err = l.view(func(tx *bbolt.Tx) (err error) {
+// Find looks for the leases of sessions by the hashes of their ids, as records and kills name them. It walks over all leases
+// once: it is for people, not for requests.
+func (l *Leases) Find(hashes ...[16]byte) (found []*cellv1.SessionLease, err error) {
+	wanted := make(map[[16]byte]struct{}, len(hashes))
+	for _, h := range hashes {
+		wanted[h] = struct{}{}
+	}
+	err = l.view(func(tx *bbolt.Tx) error {
 		c := tx.Bucket(bucketLeases).Cursor()
 		for k, v := c.First(); k != nil; k, v = c.Next() {
-			if bytes.Equal(k[8:], hash[:]) {
-				lease, err = l.unseal(k, v)
+			if _, ok := wanted[[16]byte(k[8:])]; !ok {
+				continue
+			}
+			lease, err := l.unseal(k, v)
+			if err != nil {
 				return err
 			}
+			found = append(found, lease)
 		}
 		return nil
 	})
-	return lease, err
+	return found, err
 }
 
 // Counts are how many leases a principal and its tenant have.

@@ -87,7 +87,7 @@ func TestALeaseLivesFromItsOpeningToItsEnd(t *testing.T) {
 	if done := apply(t, l, 8, &cellv1.SessionBatch{Opened: []*cellv1.SessionOpening{opening(one)}}); l.Len() != 1 || len(done.Ended) != 0 {
 		t.Fatal("a session that ended was opened again")
 	}
-	if got, err := l.Find([16]byte(two.GetId()[8:])); err != nil || !proto.Equal(got, two) {
+	if got, err := l.Find([16]byte{9}, [16]byte(two.GetId()[8:])); err != nil || len(got) != 1 || !proto.Equal(got[0], two) {
 		t.Fatal(got, err)
 	}
 	if tenants, err := l.Tenants(); err != nil || len(tenants) != 1 || tenants[0] != "acme" {

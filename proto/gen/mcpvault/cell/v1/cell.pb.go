@@ -947,9 +947,10 @@ type NodeStatus struct {
 	Version     string         `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
 	StartedMs   int64          `protobuf:"varint,9,opt,name=started_ms,json=startedMs,proto3" json:"started_ms,omitempty"`
 	// Time of the newest heartbeat that was verified.
-	HeartbeatMs    int64    `protobuf:"varint,10,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
-	AuditSize      uint64   `protobuf:"varint,11,opt,name=audit_size,json=auditSize,proto3" json:"audit_size,omitempty"`
-	AuditDelivered uint64   `protobuf:"varint,12,opt,name=audit_delivered,json=auditDelivered,proto3" json:"audit_delivered,omitempty"`
+	HeartbeatMs    int64  `protobuf:"varint,10,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"`
+	AuditSize      uint64 `protobuf:"varint,11,opt,name=audit_size,json=auditSize,proto3" json:"audit_size,omitempty"`
+	AuditDelivered uint64 `protobuf:"varint,12,opt,name=audit_delivered,json=auditDelivered,proto3" json:"audit_delivered,omitempty"`
+	// Sessions of legacy clients in the cell, as this node knows them.
 	Sessions       uint64   `protobuf:"varint,13,opt,name=sessions,proto3" json:"sessions,omitempty"`
 	McpUrl         string   `protobuf:"bytes,14,opt,name=mcp_url,json=mcpUrl,proto3" json:"mcp_url,omitempty"`
 	SvidNotAfterMs int64    `protobuf:"varint,15,opt,name=svid_not_after_ms,json=svidNotAfterMs,proto3" json:"svid_not_after_ms,omitempty"`

@@ -176,20 +176,20 @@ func TestD09OtherTypesOnlyWhereTheIssuerIsSetSo(t *testing.T) {
 func TestD18ProofsThatCannotBeAskedForAreRefused(t *testing.T) {
 	t.Parallel()
 	b, signer, _ := outsider(t, Issuer{}, nil)
-	print := strings.Repeat("A", 43)
+	thumb := strings.Repeat("A", 43)
 	for name, c := range map[string]struct {
 		cnf  any
 		want Reason
 	}{
-		"certificate":         {map[string]any{"x5t#S256": print}, "accepted"},
-		"DPoP":                {map[string]any{"jkt": print}, TokenBinding},
-		"both":                {map[string]any{"x5t#S256": print, "jkt": print}, TokenBinding},
+		"certificate":         {map[string]any{"x5t#S256": thumb}, "accepted"},
+		"DPoP":                {map[string]any{"jkt": thumb}, TokenBinding},
+		"both":                {map[string]any{"x5t#S256": thumb, "jkt": thumb}, TokenBinding},
 		"none of them":        {map[string]any{}, TokenBinding},
 		"no thumbprint":       {map[string]any{"x5t#S256": ""}, TokenBinding},
 		"something like text": {"x5t#S256", TokenBinding},
 	} {
 		p, got := b.public(mintWith(t, signer, outsideClaims(change{"cnf": c.cnf})))
-		if got != c.want || got == "accepted" && p.Bound != print {
+		if got != c.want || got == "accepted" && p.Bound != thumb {
 			t.Errorf("D18 %s: got %s, %+v", name, got, p)
 		}
 	}
@@ -239,8 +239,8 @@ func TestANewerKeyCountsWithinItsTimeAndUnlessItWasWithdrawn(t *testing.T) {
 	if _, got := b.public(token); got != "accepted" {
 		t.Errorf("got %s", got)
 	}
-	print, _ := fresh.Key().Thumbprint()
-	b.keys.Issuers[1].Withdrawn = map[[sha256.Size]byte]bool{print: true}
+	thumb, _ := fresh.Key().Thumbprint()
+	b.keys.Issuers[1].Withdrawn = map[[sha256.Size]byte]bool{thumb: true}
 	b.keys.KeySet++
 	if _, got := b.public(token); got != TokenSignature {
 		t.Errorf("a withdrawn key lives again: %s", got)

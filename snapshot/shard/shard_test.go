@@ -127,9 +127,11 @@ func TestCatalogueIsSortedAndEachThingOnce(t *testing.T) {
 		"template too large": func(c *snapshotv1.Catalogue) {
 			c.Servers[0].ResourceTemplates = []*snapshotv1.CatalogueEntry{{Name: "a", Raw: make([]byte, shard.MaxTool+1)}}
 		},
-		"host order":   func(c *snapshotv1.Catalogue) { slices.Reverse(c.Hosts) },
-		"issuer twice": func(c *snapshotv1.Catalogue) { c.Issuers = append(c.Issuers, c.Issuers[0]) },
-		"issuer":       func(c *snapshotv1.Catalogue) { c.Issuers[0].Issuer = "" },
+		"host order":    func(c *snapshotv1.Catalogue) { slices.Reverse(c.Hosts) },
+		"issuer twice":  func(c *snapshotv1.Catalogue) { c.Issuers = append(c.Issuers, c.Issuers[0]) },
+		"issuer's keys": func(c *snapshotv1.Catalogue) { c.Issuers[0].Keys = make([]*snapshotv1.IssuerKey, 129) },
+		"empty scope":   func(c *snapshotv1.Catalogue) { c.Issuers[0].Scopes = []*snapshotv1.ScopeRule{{}} },
+		"issuer":        func(c *snapshotv1.Catalogue) { c.Issuers[0].Issuer = "" },
 	} {
 		c := catalogue()
 		spoil(c)

@@ -67,6 +67,18 @@ func TestALeaderThatDiesIsReplacedAndNothingAckedIsLost(t *testing.T) {
 		acked[id] = true
 		c.RestartNode(leader)
 	}
+	elections := uint64(0)
+	for _, name := range c.Names {
+		n := c.Node(name).Log
+		elections += n.Elections()
+		if n.CommitIndex() == 0 {
+			t.Errorf("%s knows of nothing that was committed", name)
+		}
+		c.Eventually(name+" hears a leader", func() bool { since, ok := n.LeaderContact(); return ok && since < celltest.Patience })
+	}
+	if elections == 0 {
+		t.Error("three leaders died and no election was counted")
+	}
 	for _, name := range c.Names {
 		c.Eventually(name+" has every acknowledged kill", func() bool {
 			return len(c.Node(name).Store.Kills()) == len(acked)

@@ -112,6 +112,11 @@ func (l *Limiter) make(k Key, r Rate, now int64) *bucket {
 	if l.count.Load() >= int64(l.cfg.MaxBuckets) {
 		k.Name, k.Item = overflow, ""
 	}
+	return l.put(k, r, now)
+}
+
+// put adds a bucket, unless it is there. The lock is held.
+func (l *Limiter) put(k Key, r Rate, now int64) *bucket {
 	s := l.of(&k)
 	s.mu.Lock()
 	defer s.mu.Unlock()

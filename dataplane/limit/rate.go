@@ -197,21 +197,37 @@ func (c *credit) until(units int64) time.Duration {
 	return time.Duration(ns)
 }
 
-// adjust gives the bucket another rate or part from now on. It is for one goroutine at a time.
-func (b *bucket) adjust(r Rate, part float64, now int64) {
+// adjust gives the bucket another rate or part from now on, and returns what it had saved up and can no longer keep. It is
+// for one goroutine at a time.
+func (b *bucket) adjust(r Rate, part float64, now int64) (over int64) {
 	old := b.credit.Load()
 	if old.rate == r && old.part == part {
-		return
+		return 0
 	}
-	// What could not have been saved up before must not be there afterwards.
+	next := lineOf(r, part, now, old.base+float64(now-old.at)*old.perNS)
 	v := old.value(now)
 	for {
 		s := b.spent.Load()
-		if from := max(s, v-old.size); from == s || b.spent.CompareAndSwap(s, from) {
+		// What could not have been saved up before must not be there afterwards.
+		from := max(s, v-old.size)
+		over = max(0, v-from-next.size)
+		if b.spent.CompareAndSwap(s, from+over) {
 			break
 		}
 	}
-	b.credit.Store(lineOf(r, part, now, old.base+float64(now-old.at)*old.perNS))
+	b.credit.Store(next)
+	return over
+}
+
+// deposit adds what another node had saved up.
+func (b *bucket) deposit(units, now int64) {
+	c := b.credit.Load()
+	for {
+		s := b.spent.Load()
+		if b.spent.CompareAndSwap(s, max(s-units, c.value(now)-c.size)) {
+			return
+		}
+	}
 }
 
 // full reports whether nothing is missing.

@@ -7,8 +7,8 @@ import (
 )
 
 // How a budget is shared. Every node begins with an equal part of each budget and spends only its own. A node that wants
-// less than its part gives of it to those that want more: it lowers its own part first and then tells the other, by a
-// counter that only grows, so that a lost or repeated message changes nothing. No node takes anything by itself. The parts
+// less than its part gives of it to those that want more, with what it has saved up: it lowers its own part first and then tells
+// the other, by counters that only grow, so that a lost or repeated message changes nothing. No node takes anything by itself. The parts
 // of all nodes therefore never come to more than the whole, whoever can reach whom, and need neither a leader nor a quorum;
 // a node that is alone goes on with the part that it has, of which an eighth of an equal part always stays with it.
 //
@@ -49,16 +49,21 @@ type share struct {
 type pair struct {
 	born      uint64 // the peer's; 0 while nothing was heard
 	gave, got uint64
-	demand    float64
-	parts     int64
-	heard     int // the look at which it was heard
+	// What was saved up and given along, in parts of a full burst.
+	gaveSaved, gotSaved uint64
+
+	demand float64
+	parts  int64
+	heard  int // the look at which it was heard
 }
 
 // Entry is what a node tells another about one budget.
 type Entry struct {
-	Key Key
-	// Born and PeerBorn tell which memories the counter is between. Gave is all that was given in them.
-	Born, PeerBorn, Gave uint64
+	Key  Key
+	Rate Rate
+	// Born and PeerBorn tell which memories the counters are between. Gave is all that was given in them, of whole; Saved is
+	// what was saved up and given along, of whole for a full burst.
+	Born, PeerBorn, Gave, Saved uint64
 	// Demand is in requests a second; Parts is what the teller has of whole.
 	Demand float64
 	Parts  int64
@@ -209,20 +214,42 @@ func (l *Limiter) settle(k Key, s *share, demand float64) {
 	if sum < little {
 		tolerance = 0
 	}
+	var gifts []int64
 	if surplus := s.parts - target(demand); live > 1 && surplus > tolerance {
-		l.give(s, surplus, target)
+		gifts = l.give(s, surplus, target)
 	}
-	l.apply(k, s.parts)
+	saved, all := l.apply(k, s.parts), int64(0)
+	for _, gift := range gifts {
+		all += gift
+	}
+	for i, gift := range gifts {
+		if gift > 0 {
+			s.peers[i].gaveSaved += uint64(saved * float64(gift) / float64(all))
+		}
+	}
 }
 
-// apply gives the bucket, if there is one, its part from now on.
-func (l *Limiter) apply(k Key, parts int64) {
-	if b := l.find(&k); b != nil {
-		b.adjust(b.credit.Load().rate, l.effective(parts), l.now())
+// apply gives the bucket, if there is one, its part from now on, and returns what it had saved up beyond that, in parts of a
+// full burst.
+func (l *Limiter) apply(k Key, parts int64) (saved float64) {
+	b := l.find(&k)
+	if b == nil {
+		return 0
+	}
+	rate := b.credit.Load().rate
+	over := b.adjust(rate, l.effective(parts), l.now())
+	return float64(over) / (float64(rate.Burst) * unit) * whole
+}
+
+// deposit puts into the bucket what a peer had saved up.
+func (l *Limiter) deposit(k Key, saved uint64) {
+	if b := l.find(&k); b != nil && saved > 0 {
+		b.deposit(int64(float64(saved)/whole*float64(b.credit.Load().rate.Burst)*unit), l.now())
 	}
 }
 
-func (l *Limiter) give(s *share, surplus int64, target func(float64) int64) {
+// give lowers this node's part by what each peer gets.
+func (l *Limiter) give(s *share, surplus int64, target func(float64) int64) []int64 {
 	missing := int64(0)
 	for i := range s.peers {
 		if p := &s.peers[i]; l.fresh(p) {
@@ -230,8 +257,9 @@ func (l *Limiter) give(s *share, surplus int64, target func(float64) int64) {
 		}
 	}
 	if missing == 0 {
-		return
+		return nil
 	}
+	gifts := make([]int64, len(s.peers))
 	for i := range s.peers {
 		p := &s.peers[i]
 		if lacks := target(p.demand) - p.parts; l.fresh(p) && lacks > 0 {
@@ -239,8 +267,10 @@ func (l *Limiter) give(s *share, surplus int64, target func(float64) int64) {
 			s.parts -= gift
 			p.gave += uint64(gift)
 			p.parts += gift
+			gifts[i] = gift
 		}
 	}
+	return gifts
 }
 
 // offer is what there is to say to a peer. Where this node's part was lowered, that has happened before.
@@ -256,9 +286,9 @@ func (l *Limiter) offer(i int) []Entry {
 
 func (l *Limiter) entry(k Key, s *share, i int) Entry {
 	p := &s.peers[i]
-	e := Entry{Key: k, Born: s.born, PeerBorn: p.born, Gave: p.gave, Parts: s.parts}
+	e := Entry{Key: k, Born: s.born, PeerBorn: p.born, Gave: p.gave, Saved: p.gaveSaved, Parts: s.parts}
 	if b := l.find(&k); b != nil {
-		e.Demand = b.demand
+		e.Demand, e.Rate = b.demand, b.credit.Load().rate
 	}
 	return e
 }
@@ -276,11 +306,19 @@ func (l *Limiter) take(i int, in []Entry) []Entry {
 			continue
 		}
 		s := l.share(e.Key)
-		if !l.hear(s, &s.peers[i], e) {
+		b := l.find(&e.Key)
+		if b == nil && e.Rate.Valid() && l.count.Load() < int64(l.cfg.MaxBuckets) {
+			// What this node has saved up, which is all of its part, can be given along.
+			b = l.put(e.Key, e.Rate, l.now())
+		}
+		saved, heard := l.hear(s, &s.peers[i], e)
+		if !heard {
 			continue
 		}
+		l.apply(e.Key, s.parts)
+		l.deposit(e.Key, saved)
 		demand := 0.0
-		if b := l.find(&e.Key); b != nil {
+		if b != nil {
 			demand = b.demand
 		}
 		l.settle(e.Key, s, demand)
@@ -293,16 +331,16 @@ func (l *Limiter) take(i int, in []Entry) []Entry {
 const maxName = 512
 
 func (e *Entry) valid() bool {
-	return e.Key.Scope < scopes && e.Born != 0 && e.Gave <= 1<<62 && e.Demand >= 0 && e.Demand <= 1e12 &&
+	return e.Key.Scope < scopes && e.Born != 0 && e.Gave <= 1<<62 && e.Saved <= 1<<62 && e.Demand >= 0 && e.Demand <= 1e12 &&
 		e.Parts >= -whole && e.Parts <= 2*whole &&
 		len(e.Key.Tenant) <= maxName && len(e.Key.Name) <= maxName && len(e.Key.Item) <= maxName
 }
 
 // hear keeps what a peer says of one budget. A peer that has begun anew has forgotten what was given either way: so does
-// this node.
-func (l *Limiter) hear(s *share, p *pair, e Entry) bool {
+// this node. saved is what the peer gave along that is new.
+func (l *Limiter) hear(s *share, p *pair, e Entry) (saved uint64, heard bool) {
 	if e.Born < p.born {
-		return false // from before
+		return 0, false // from before
 	}
 	if e.Born > p.born {
 		s.parts += int64(p.gave) - int64(p.got)
@@ -312,6 +350,9 @@ func (l *Limiter) hear(s *share, p *pair, e Entry) bool {
 		s.parts += int64(e.Gave - p.got)
 		p.got = e.Gave
 	}
+	if e.PeerBorn == s.born && e.Saved > p.gotSaved && e.Saved-p.gotSaved <= whole {
+		saved, p.gotSaved = e.Saved-p.gotSaved, e.Saved
+	}
 	p.demand, p.parts, p.heard = e.Demand, e.Parts, l.looks
-	return true
+	return saved, true
 }

@@ -194,6 +194,37 @@ func TestANodeThatStartsAnewAddsNoMoreThanItsEqualPart(t *testing.T) {
 	}
 }
 
+func TestACallerOfOneNodeGetsNearlyTheWholeBurst(t *testing.T) {
+	t.Parallel()
+	c := newCell("n1", "n2", "n3")
+	rate := &limit.Rate{Requests: 30, Per: time.Hour, Burst: 30}
+	passed := c.offer("n1", rate, 40)
+	if passed != 10 {
+		t.Fatalf("%d of an equal part of a burst of 30", passed)
+	}
+	for range 5 {
+		c.clock.add(time.Second)
+		for _, name := range c.names {
+			c.exchange(name)
+		}
+		passed += c.offer("n1", rate, 40)
+	}
+	// Each of the others keeps an eighth of its ten.
+	if passed < 26 || passed > 30 {
+		t.Errorf("%d of a burst of 30 passed: what the others had saved up was lost or doubled", passed)
+	}
+	for range 5 {
+		c.clock.add(time.Second)
+		for _, name := range c.names {
+			c.exchange(name)
+		}
+		passed += c.offer("n2", rate, 40) + c.offer("n3", rate, 40)
+	}
+	if passed > 30+3 {
+		t.Errorf("%d passed in all", passed)
+	}
+}
+
 func TestStrangersAndNonsenseChangeNothing(t *testing.T) {
 	t.Parallel()
 	c := newCell("n1", "n2", "n3")
@@ -227,13 +258,13 @@ func TestStrangersAndNonsenseChangeNothing(t *testing.T) {
 }
 
 func FuzzMeet(f *testing.F) {
-	f.Add(uint64(1), uint64(0), uint64(5), 1.0, int64(3), "acme", "alice", uint8(1))
-	f.Fuzz(func(t *testing.T, born, peerBorn, gave uint64, demand float64, parts int64, tenant, name string, scope uint8) {
+	f.Add(uint64(1), uint64(0), uint64(5), uint64(5), 1.0, int64(3), "acme", "alice", uint8(1))
+	f.Fuzz(func(t *testing.T, born, peerBorn, gave, saved uint64, demand float64, parts int64, tenant, name string, scope uint8) {
 		c := newCell("n1", "n2", "n3")
 		rate := &limit.Rate{Requests: 3, Per: time.Second, Burst: 30}
 		c.offer("n1", rate, 1)
 		e := limit.Entry{
-			Key: limit.Key{Tenant: tenant, Scope: limit.Scope(scope), Name: name}, Born: born, PeerBorn: peerBorn, Gave: gave,
+			Key: limit.Key{Tenant: tenant, Scope: limit.Scope(scope), Name: name}, Born: born, PeerBorn: peerBorn, Gave: gave, Saved: saved, Rate: *rate,
 			Demand: demand, Parts: parts,
 		}
 		c.nodes["n1"].Meet("n2", []limit.Entry{e, e})

@@ -20,6 +20,9 @@ func limitsOf(s *snapshotv1.Settings) (*limit.Plan, error) {
 		if !ok {
 			return nil, fmt.Errorf("nothing is known of a limit for %q: this node is too old for it", r.GetScope())
 		}
+		if r.GetPerMs() > limit.MaxPer.Milliseconds() {
+			return nil, fmt.Errorf("the limit for %s is over %d ms: at most %s", r.GetScope(), r.GetPerMs(), limit.MaxPer)
+		}
 		rate := limit.Rate{Requests: r.GetRequests(), Per: time.Duration(r.GetPerMs()) * time.Millisecond, Burst: r.GetBurst()}
 		if err := p.Set(scope, r.GetName(), r.GetItem(), rate); err != nil {
 			return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"connectrpc.com/connect/v2"
 
@@ -59,6 +60,7 @@ func toWire(entries []limit.Entry) []*cellv1.BudgetShare {
 		out = append(out, &cellv1.BudgetShare{
 			TenantId: e.Key.Tenant, Scope: e.Key.Scope.String(), Name: e.Key.Name, Item: e.Key.Item,
 			Born: e.Born, PeerBorn: e.PeerBorn, Gave: e.Gave, Demand: e.Demand, Parts: e.Parts,
+			Saved: e.Saved, Requests: e.Rate.Requests, PerMs: e.Rate.Per.Milliseconds(), Burst: e.Rate.Burst,
 		})
 	}
 	return out
@@ -75,7 +77,16 @@ func fromWire(shares []*cellv1.BudgetShare) []limit.Entry {
 		out = append(out, limit.Entry{
 			Key:  limit.Key{Tenant: s.GetTenantId(), Scope: scope, Name: s.GetName(), Item: s.GetItem()},
 			Born: s.GetBorn(), PeerBorn: s.GetPeerBorn(), Gave: s.GetGave(), Demand: s.GetDemand(), Parts: s.GetParts(),
+			Saved: s.GetSaved(), Rate: rateOf(s),
 		})
 	}
 	return out
+}
+
+// rateOf is no valid rate when the peer does not say one, or none that could be.
+func rateOf(s *cellv1.BudgetShare) limit.Rate {
+	if s.GetPerMs() < 0 || s.GetPerMs() > limit.MaxPer.Milliseconds() {
+		return limit.Rate{}
+	}
+	return limit.Rate{Requests: s.GetRequests(), Per: time.Duration(s.GetPerMs()) * time.Millisecond, Burst: s.GetBurst()}
 }

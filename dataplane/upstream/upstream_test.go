@@ -160,11 +160,20 @@ func TestTheBreakerOpensAndTriesAgain(t *testing.T) {
 	if _, err := c.Do(t.Context(), post(url, "{}")); !errors.Is(err, upstream.ErrRefused) || calls.Load() != 5 {
 		t.Fatalf("still calling after five failures: %v", err)
 	}
+	if c.State(url) != upstream.Open {
+		t.Errorf("the breaker is said to be in state %d", c.State(url))
+	}
 	now, alive = now.Add(3*time.Second), true
+	if c.State(url) != upstream.HalfOpen {
+		t.Errorf("after its rest the breaker is said to be in state %d", c.State(url))
+	}
 	for range 3 {
 		if _, err := c.Do(t.Context(), post(url, "{}")); err != nil {
 			t.Fatalf("did not close again: %v", err)
 		}
+	}
+	if c.State(url) != upstream.Closed {
+		t.Errorf("the breaker is said to be in state %d", c.State(url))
 	}
 }
 

@@ -1242,14 +1242,20 @@ type BudgetShare struct {
 	Scope string `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
 	Name  string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Item  string `protobuf:"bytes,4,opt,name=item,proto3" json:"item,omitempty"`
-	// Which memories of the budget the counter is between: the teller's and, as the teller knows it, the other's.
+	// Which memories of the budget the counters are between: the teller's and, as the teller knows it, the other's.
 	Born     uint64 `protobuf:"varint,5,opt,name=born,proto3" json:"born,omitempty"`
 	PeerBorn uint64 `protobuf:"varint,6,opt,name=peer_born,json=peerBorn,proto3" json:"peer_born,omitempty"`
 	// All that was given in them. It only grows.
 	Gave uint64 `protobuf:"varint,7,opt,name=gave,proto3" json:"gave,omitempty"`
 	// Requests a second.
-	Demand        float64 `protobuf:"fixed64,8,opt,name=demand,proto3" json:"demand,omitempty"`
-	Parts         int64   `protobuf:"varint,9,opt,name=parts,proto3" json:"parts,omitempty"`
+	Demand float64 `protobuf:"fixed64,8,opt,name=demand,proto3" json:"demand,omitempty"`
+	Parts  int64   `protobuf:"varint,9,opt,name=parts,proto3" json:"parts,omitempty"`
+	// What was saved up and given along, likewise.
+	Saved uint64 `protobuf:"varint,10,opt,name=saved,proto3" json:"saved,omitempty"`
+	// The limit, as in snapshot.v1.RateLimit, for a node that nobody has asked yet.
+	Requests      int64 `protobuf:"varint,11,opt,name=requests,proto3" json:"requests,omitempty"`
+	PerMs         int64 `protobuf:"varint,12,opt,name=per_ms,json=perMs,proto3" json:"per_ms,omitempty"`
+	Burst         int64 `protobuf:"varint,13,opt,name=burst,proto3" json:"burst,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1347,6 +1353,34 @@ func (x *BudgetShare) GetParts() int64 {
 	return 0
 }
 
+func (x *BudgetShare) GetSaved() uint64 {
+	if x != nil {
+		return x.Saved
+	}
+	return 0
+}
+
+func (x *BudgetShare) GetRequests() int64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *BudgetShare) GetPerMs() int64 {
+	if x != nil {
+		return x.PerMs
+	}
+	return 0
+}
+
+func (x *BudgetShare) GetBurst() int64 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
 var File_mcpvault_cell_v1_peer_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
@@ -1428,7 +1462,7 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\x13ShareBudgetsRequest\x12@\n" +
 	"\x06shares\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.BudgetShareB\t\xbaH\x06\x92\x01\x03\x10\x80\x04R\x06shares\"M\n" +
 	"\x14ShareBudgetsResponse\x125\n" +
-	"\x06shares\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.BudgetShareR\x06shares\"\x81\x02\n" +
+	"\x06shares\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.BudgetShareR\x06shares\"\xe0\x02\n" +
 	"\vBudgetShare\x12$\n" +
 	"\ttenant_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\btenantId\x12\x1d\n" +
 	"\x05scope\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18\x10R\x05scope\x12\x1c\n" +
@@ -1438,7 +1472,12 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\tpeer_born\x18\x06 \x01(\x04R\bpeerBorn\x12\x12\n" +
 	"\x04gave\x18\a \x01(\x04R\x04gave\x12\x16\n" +
 	"\x06demand\x18\b \x01(\x01R\x06demand\x12\x14\n" +
-	"\x05parts\x18\t \x01(\x03R\x05parts*\x92\x01\n" +
+	"\x05parts\x18\t \x01(\x03R\x05parts\x12\x14\n" +
+	"\x05saved\x18\n" +
+	" \x01(\x04R\x05saved\x12\x1a\n" +
+	"\brequests\x18\v \x01(\x03R\brequests\x12\x15\n" +
+	"\x06per_ms\x18\f \x01(\x03R\x05perMs\x12\x14\n" +
+	"\x05burst\x18\r \x01(\x03R\x05burst*\x92\x01\n" +
 	"\x0eSessionVerdict\x12\x1f\n" +
 	"\x1bSESSION_VERDICT_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SESSION_VERDICT_OPENED\x10\x01\x12\"\n" +

@@ -133,7 +133,7 @@ func TestEveryPromisedMetricIsThereAndDocumented(t *testing.T) {
 	}
 	// As a scraper sees it.
 	rec := httptest.NewRecorder()
-	n.healthMux().ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	n.healthMux().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	for _, line := range []string{
 		`mcpvault_upstream_up{server="pay",tenant="acme"} 1`, `mcpvault_circuit_breaker_state{server="pay",tenant="acme"} 0`,
 		`mcpvault_snapshot_version{tenant="acme"} 7`, `mcpvault_ratelimited_total{limit="principal"} 0`,

@@ -29,9 +29,9 @@ type Skipped[T any] struct {
 	Count uint64
 }
 
-// NewFlood keeps one in every of each source, and remembers max sources; those beyond share one.
-func NewFlood[T any](every time.Duration, max int) *Flood[T] {
-	return &Flood[T]{every: every, max: max, sources: map[Key]*source[T]{}}
+// NewFlood keeps one of each source in so long a time, and remembers so many sources; those beyond share one.
+func NewFlood[T any](every time.Duration, most int) *Flood[T] {
+	return &Flood[T]{every: every, max: most, sources: map[Key]*source[T]{}}
 }
 
 // Keep reports whether this one, with this id, is recorded in full, and how many before it were not. One that is not is

@@ -93,6 +93,7 @@ func whose(s limit.Scope) string {
 		return "server/discover of one caller"
 	case limit.Resume:
 		return "the resuming of streams of one caller"
+	case limit.Principal:
 	}
 	return "one caller"
 }

@@ -70,7 +70,7 @@ func spansOf(t *testing.T, e *tracetest.InMemoryExporter) map[trace.SpanKind]tra
 func attr(s tracetest.SpanStub, key string) string {
 	for _, kv := range s.Attributes {
 		if kv.Key == attribute.Key(key) {
-			return kv.Value.Emit()
+			return kv.Value.String()
 		}
 	}
 	return ""

@@ -17,7 +17,7 @@ import (
 func libraries(t *testing.T, cfg pep.Config, grants []snapshot.Grant) (g *gateway, old, young *scripted) {
 	t.Helper()
 	old, young = newScripted(t), newScripted(t)
-	make := func(name, url, era string, uris ...string) *snapshotv1.CatalogueServer {
+	server := func(name, url, era string, uris ...string) *snapshotv1.CatalogueServer {
 		s := catalogueServer(name, url, []string{era}, plainTool("borrow", destructive), plainTool("find", read))
 		s.Prompts = append(s.Prompts, entry("title", "brief"), entry("title", "plan"))
 		for _, uri := range uris {
@@ -26,8 +26,8 @@ func libraries(t *testing.T, cfg pep.Config, grants []snapshot.Grant) (g *gatewa
 		s.ResourceTemplates = append(s.ResourceTemplates, entry("uriTemplate", "file:///docs/{name}"))
 		return s
 	}
-	g = newGateway(t, cfg, grants, make("lib", old.url, "2025-11-25", "file:///docs/a.md", "file:///lib.md"),
-		make("lob", young.url, "2026-07-28", "file:///docs/a.md", "file:///docs/b.md"))
+	g = newGateway(t, cfg, grants, server("lib", old.url, "2025-11-25", "file:///docs/a.md", "file:///lib.md"),
+		server("lob", young.url, "2026-07-28", "file:///docs/a.md", "file:///docs/b.md"))
 	for i := range g.policy.Servers {
 		g.policy.Servers[i].Items = append(g.policy.Servers[i].Items, snapshot.PromptItem("brief"), snapshot.PromptItem("plan"),
 			snapshot.ResourceItem("file:///docs/*"))
@@ -81,8 +81,12 @@ func TestTheAggregateHasThePromptsAndResourcesOfAllServers(t *testing.T) {
 			t.Errorf("%s %s: %s, want %s", tc.user, tc.method, got, tc.want)
 		}
 	}
-	get := func(user, name string) *answer { return g.modern("/mcp", user, "prompts/get", name, `"name":"`+name+`"`) }
-	resource := func(user, uri string) *answer { return g.modern("/mcp", user, "resources/read", uri, `"uri":"`+uri+`"`) }
+	get := func(user, name string) *answer {
+		return g.modern("/mcp", user, "prompts/get", name, `"name":"`+name+`"`)
+	}
+	resource := func(user, uri string) *answer {
+		return g.modern("/mcp", user, "resources/read", uri, `"uri":"`+uri+`"`)
+	}
 	if a := get("root", "lob__plan"); string(a.Result) != oddResult {
 		t.Errorf("%s", a.body)
 	}

@@ -96,7 +96,9 @@ func beAskedWithGoSDK(t *testing.T, g *gateway, path, prefix, revision string, u
 	defer cancel()
 	progress, updated, relisted := make(chan any, 8), make(chan string, 64), make(chan struct{}, 8)
 	c := gosdk.NewClient(&gosdk.Implementation{Name: "outside", Version: "1"}, &gosdk.ClientOptions{
-		ProgressNotificationHandler: func(_ context.Context, r *gosdk.ProgressNotificationClientRequest) { progress <- r.Params.ProgressToken },
+		ProgressNotificationHandler: func(_ context.Context, r *gosdk.ProgressNotificationClientRequest) {
+			progress <- r.Params.ProgressToken
+		},
 		ElicitationHandler: func(_ context.Context, r *gosdk.ElicitRequest) (*gosdk.ElicitResult, error) {
 			if r.Params.Mode == "url" {
 				return &gosdk.ElicitResult{Action: "decline"}, nil
@@ -195,23 +197,23 @@ func TestMCPGoIsAskedAcrossTheEras(t *testing.T) {
 	}
 }
 
-// answers gives a client of mcp-go what it says when it is asked.
-type answers struct{}
+// patient gives a client of mcp-go what it says when it is asked.
+type patient struct{}
 
-func (answers) Elicit(_ context.Context, r mg.ElicitationRequest) (*mg.ElicitationResult, error) {
+func (patient) Elicit(_ context.Context, r mg.ElicitationRequest) (*mg.ElicitationResult, error) {
 	if r.Params.Mode == "url" {
 		return &mg.ElicitationResult{ElicitationResponse: mg.ElicitationResponse{Action: mg.ElicitationResponseActionDecline}}, nil
 	}
 	return &mg.ElicitationResult{ElicitationResponse: mg.ElicitationResponse{Action: mg.ElicitationResponseActionAccept, Content: map[string]any{"word": "yes"}}}, nil
 }
 
-func (answers) CreateMessage(context.Context, mg.CreateMessageRequest) (*mg.CreateMessageResult, error) {
+func (patient) CreateMessage(context.Context, mg.CreateMessageRequest) (*mg.CreateMessageResult, error) {
 	return &mg.CreateMessageResult{
 		SamplingMessage: mg.SamplingMessage{Role: mg.RoleAssistant, Content: mg.NewTextContent("thought")}, Model: "m",
 	}, nil
 }
 
-func (answers) ListRoots(context.Context, mg.ListRootsRequest) (*mg.ListRootsResult, error) {
+func (patient) ListRoots(context.Context, mg.ListRootsRequest) (*mg.ListRootsResult, error) {
 	return &mg.ListRootsResult{Roots: []mg.Root{{URI: "file:///home"}}}, nil
 }
 
@@ -223,7 +225,7 @@ func beAskedWithMCPGo(t *testing.T, g *gateway, path, prefix, revision string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := client.NewClient(tr, client.WithElicitationHandler(answers{}), client.WithSamplingHandler(answers{}), client.WithRootsHandler(answers{}),
+	c := client.NewClient(tr, client.WithElicitationHandler(patient{}), client.WithSamplingHandler(patient{}), client.WithRootsHandler(patient{}),
 		client.WithProtocolVersion(revision))
 	defer c.Close()
 	if err := c.Start(ctx); err != nil {

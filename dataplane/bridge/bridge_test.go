@@ -168,7 +168,7 @@ func FuzzTranslations(f *testing.F) {
 			}
 		}
 		if m, refusal := strict.Frame(body); refusal == nil && m.Kind == mcp.KindRequest && m.Name != "" {
-			r := bridge.Rename{At: m.NameValue, Name: `o"ther`}
+			r := bridge.Rename{At: m.NameValue, Name: `a"b`}
 			legacy := bridge.LegacyRequest{Rename: r, ID: []byte(`"w"`)}
 			out := legacy.Body(&m)
 			valid("the legacy request", out)

@@ -39,8 +39,8 @@ func curious(t *testing.T, stateless bool) (url string, updates func()) {
 			return &gosdk.CallToolResult{RequestState: "where I was", InputRequests: gosdk.InputRequestMap{
 				"form": &gosdk.ElicitParams{Message: "sure?", RequestedSchema: map[string]any{"type": "object", "properties": map[string]any{"word": map[string]any{"type": "string"}}}},
 				"url":  &gosdk.ElicitParams{Mode: "url", Message: "go there", URL: "https://x.example/", ElicitationID: "e1"},
-				"home": &gosdk.ListRootsParams{},
-				"mind": &gosdk.CreateMessageParams{Messages: []*gosdk.SamplingMessage{{Role: "user", Content: &gosdk.TextContent{Text: "hi"}}}, MaxTokens: 9},
+				"home": &gosdk.ListRootsParams{},                                                                                                              //nolint:staticcheck // deprecated, and carried all the same
+				"mind": &gosdk.CreateMessageParams{Messages: []*gosdk.SamplingMessage{{Role: "user", Content: &gosdk.TextContent{Text: "hi"}}}, MaxTokens: 9}, //nolint:staticcheck // deprecated, and carried all the same
 			}}, nil, nil
 		}
 		b, err := json.Marshal(req.Params.InputResponses)
@@ -105,17 +105,17 @@ func beAskedWithGoSDK(t *testing.T, g *gateway, path, prefix, revision string, u
 			}
 			return &gosdk.ElicitResult{Action: "accept", Content: map[string]any{"word": "yes"}}, nil
 		},
-		CreateMessageHandler: func(context.Context, *gosdk.CreateMessageRequest) (*gosdk.CreateMessageResult, error) {
-			return &gosdk.CreateMessageResult{Role: "assistant", Model: "m", Content: &gosdk.TextContent{Text: "thought"}}, nil
+		CreateMessageHandler: func(context.Context, *gosdk.CreateMessageRequest) (*gosdk.CreateMessageResult, error) { //nolint:staticcheck // deprecated, and carried all the same
+			return &gosdk.CreateMessageResult{Role: "assistant", Model: "m", Content: &gosdk.TextContent{Text: "thought"}}, nil //nolint:staticcheck // deprecated, and carried all the same
 		},
 		Capabilities: &gosdk.ClientCapabilities{
 			Elicitation: &gosdk.ElicitationCapabilities{Form: &gosdk.FormElicitationCapabilities{}, URL: &gosdk.URLElicitationCapabilities{}},
-			RootsV2:     &gosdk.RootCapabilities{},
+			RootsV2:     &gosdk.RootCapabilities{}, //nolint:staticcheck // deprecated, and carried all the same
 		},
 		ResourceUpdatedHandler: func(_ context.Context, r *gosdk.ResourceUpdatedNotificationRequest) { updated <- r.Params.URI },
 		ToolListChangedHandler: func(context.Context, *gosdk.ToolListChangedRequest) { relisted <- struct{}{} },
 	})
-	c.AddRoots(&gosdk.Root{URI: "file:///home"})
+	c.AddRoots(&gosdk.Root{URI: "file:///home"}) //nolint:staticcheck // deprecated, and carried all the same
 	s, err := c.Connect(ctx, &gosdk.StreamableClientTransport{
 		Endpoint: g.url + path, HTTPClient: &http.Client{Transport: bearer{g.token("root")}}, MaxRetries: -1,
 	}, &gosdk.ClientSessionOptions{ProtocolVersion: revision})

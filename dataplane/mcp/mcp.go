@@ -44,6 +44,8 @@ const (
 	MetaClientInfo   = "io.modelcontextprotocol/clientInfo"
 	MetaCapabilities = "io.modelcontextprotocol/clientCapabilities"
 	MetaServerInfo   = "io.modelcontextprotocol/serverInfo"
+	MetaLogLevel     = "io.modelcontextprotocol/logLevel"
+	MetaSubscription = "io.modelcontextprotocol/subscriptionId"
 )
 
 // JSON-RPC error codes. -32000..-32019 are a server's own; the three after them are the protocol's.
@@ -79,6 +81,13 @@ const (
 	MethodInitialized   = "notifications/initialized"
 	MethodCancelled     = "notifications/cancelled"
 	MethodProgress      = "notifications/progress"
+	MethodMessage       = "notifications/message"
+	MethodAcknowledged  = "notifications/subscriptions/acknowledged"
+	MethodUpdated       = "notifications/resources/updated"
+	MethodComplete      = "completion/complete"
+	MethodElicit        = "elicitation/create"
+	MethodSample        = "sampling/createMessage"
+	MethodRoots         = "roots/list"
 	notificationPrefix  = "notifications/"
 )
 

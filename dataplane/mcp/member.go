@@ -61,10 +61,46 @@ func Member(raw []byte, key string) Span {
 	return Span{}
 }
 
+// RawMembers yields the values of a raw JSON object by their decoded keys. It trusts raw to be valid JSON.
+func RawMembers(raw []byte) iter.Seq2[string, []byte] {
+	return func(yield func(string, []byte) bool) {
+		for k, m := range members(raw) {
+			if !yield(k, raw[m.value.Start:m.value.End]) {
+				return
+			}
+		}
+	}
+}
+
+// Cuts returns the spans to take out of a raw JSON object for it to lose the members named, in order and with the commas
+// that would be left over. It trusts raw to be valid JSON.
+func Cuts(raw []byte, keys ...string) []Span {
+	var all []Span
+	var gone []bool
+	for k, m := range members(raw) {
+		all, gone = append(all, m.whole), append(gone, slices.Contains(keys, k))
+	}
+	var cuts []Span
+	kept := false
+	for i, whole := range all {
+		switch {
+		case !gone[i]:
+			kept = true
+		case kept:
+			cuts = append(cuts, Span{all[i-1].End, whole.End})
+		case i+1 < len(all):
+			cuts = append(cuts, Span{whole.Start, all[i+1].Start})
+		default:
+			cuts = append(cuts, whole)
+		}
+	}
+	return cuts
+}
+
 // WithoutModernMeta returns a raw _meta object without what only the modern revision says there; the other members keep
 // their bytes.
 func WithoutModernMeta(raw []byte) []byte {
-	gone := []string{MetaVersion, MetaCapabilities, MetaClientInfo}
+	gone := []string{MetaVersion, MetaCapabilities, MetaClientInfo, MetaLogLevel}
 	out := []byte{'{'}
 	for k, m := range members(raw) {
 		if slices.Contains(gone, k) {

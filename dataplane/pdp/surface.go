@@ -16,6 +16,24 @@ type Surfaces struct {
 	// PromptItems and ResourceItems are the items of their kinds that the policy speaks of by name: prompts, and patterns of
 	// resources.
 	PromptItems, ResourceItems []index.ItemID
+	// patterns are those of ResourceItems.
+	patterns []string
+}
+
+// HasResource reports whether an address is approved by itself.
+func (s *Server) HasResource(uri string) bool {
+	_, found := slices.BinarySearchFunc(s.Resources, uri, func(e Entry, uri string) int { return strings.Compare(e.Name, uri) })
+	return found
+}
+
+// CoversResource reports whether an approved template, or a pattern that the policy speaks of, has an address.
+func (s *Server) CoversResource(uri string) bool {
+	for i := range s.Templates {
+		if index.Match(globOf(s.Templates[i].Name), uri) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(s.patterns, func(p string) bool { return index.Match(p, uri) })
 }
 
 // Entry is a prompt, a resource or a resource template.
@@ -44,6 +62,7 @@ func newSurfaces(x *index.Index, id index.ServerID, other index.ItemID, cs *snap
 		case snapshot.ItemTool, snapshot.ItemRest:
 		}
 	}
+	s.patterns = patterns
 	s.Prompts = entries(cs.GetPrompts(), func(e *Entry) {
 		item, own := x.Item(id, snapshot.PromptItem(e.Name))
 		if e.Item = other; own {
@@ -62,6 +81,7 @@ func entries(list []*snapshotv1.CatalogueEntry, decideBy func(*Entry)) []Entry {
 		decideBy(&e)
 		out = append(out, e)
 	}
+	slices.SortStableFunc(out, func(a, b Entry) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 

@@ -1,97 +1,183 @@
 package pep
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"net/http"
-	"slices"
+	"strings"
 
+	"github.com/mcpvault/mcpvault/dataplane/bridge"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
+	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
-	"github.com/mcpvault/mcpvault/dataplane/veneer"
 )
 
-// bridge makes a tool call where the gateway leads the dialogue: with the upstream's own name of the tool, and in an era
-// that the upstream speaks. The caller's era is used when it can be.
+// bridge makes a request where the gateway leads the dialogue: with the upstream's own name of what it is about, and in an
+// era that the upstream speaks. The caller's era is used when it can be.
 func (x *exchange) bridge() *answer {
-	if x.msg.Method != mcp.MethodToolsCall {
+	switch {
+	case !bridge.Crosses(x.msg.Method):
 		return x.unknownMethod("unknown_method")
+	case x.sessionID != "":
+		defer x.dialogue().Run(x.msg.ID, x.cancel)()
 	}
-	if x.speaksModern() {
-		return x.bridgeModern()
+	if x.speaksModern(x.server) {
+		return x.conclude(x.bridgeModern())
 	}
-	return x.bridgeLegacy()
+	return x.conclude(x.bridgeLegacy())
 }
 
-func (x *exchange) speaksModern() bool {
-	if len(x.server.ProtocolVersions) == 0 {
+// speaksModern reports whether the modern era is the one to speak with a server for this caller.
+func (x *exchange) speaksModern(s *pdp.Server) bool {
+	if len(s.ProtocolVersions) == 0 {
 		return x.era == mcp.EraModern
 	}
-	modern := x.server.Speaks(mcp.Rev20260728)
-	return modern && (x.era == mcp.EraModern || legacyRevision(x.server) == "")
+	modern := s.Speaks(mcp.Rev20260728)
+	return modern && (x.era == mcp.EraModern || legacyRevision(s) == "")
 }
 
-// rename is the splice that puts the upstream's name in, none when it is the same.
-func (x *exchange) rename() []veneer.Splice {
-	if x.tool.Name == x.msg.Name {
-		return nil
+// offers is what the caller can do for a server that asks.
+func (x *exchange) offers() bridge.Offers {
+	if x.era == mcp.EraModern {
+		return bridge.ParseOffers(x.msg.Raw(x.msg.Capabilities))
 	}
-	return []veneer.Splice{{At: x.msg.NameValue, With: mcp.AppendString(nil, x.tool.Name)}}
+	return bridge.ParseWord(x.claims.Offers)
 }
 
+// dialogue is what this node remembers of the caller's session.
+func (x *exchange) dialogue() *bridge.Dialogue {
+	return x.p.dialogues.Of(session.Hash(x.sessionID))
+}
+
+// level is the log level that the caller wants to hear of, "" for none.
+func (x *exchange) level() string {
+	level := ""
+	if x.era == mcp.EraModern {
+		level = textOf(x.msg.Raw(x.msg.Meta), mcp.MetaLogLevel)
+	} else if d := x.p.dialogues.Find(session.Hash(x.sessionID)); d != nil {
+		level = d.Level()
+	}
+	if !bridge.Level(level) {
+		return ""
+	}
+	return level
+}
+
+// caller is whom answers are translated for.
+func (x *exchange) caller() *bridge.Caller {
+	return &bridge.Caller{
+		Era: x.era, ID: x.msg.ID, Token: x.msg.Raw(x.msg.ProgressToken), Method: x.msg.Method, Level: x.level(),
+	}
+}
+
+// upstreamName is the name of what the request is about, as the upstream knows it.
+func (x *exchange) upstreamName() string {
+	if x.renamed.At.Present() {
+		return x.renamed.Name
+	}
+	return x.msg.Name
+}
+
+// bridgeModern asks a modern upstream; for a legacy caller in as many rounds as it takes.
 func (x *exchange) bridgeModern() *answer {
-	splices := x.rename()
 	merge(x.set, http.Header{
-		mcp.HeaderVersion: {mcp.Rev20260728}, mcp.HeaderMethod: {mcp.MethodToolsCall},
-		mcp.HeaderName: {mcp.EncodeHeader(x.tool.Name)},
+		mcp.HeaderVersion: {mcp.Rev20260728}, mcp.HeaderMethod: {x.msg.Method}, mcp.HeaderSession: nil, mcp.HeaderName: nil,
 	})
-	how := streaming{translate: func(raw []byte, _ *mcp.Message) ([]byte, *answer) { return raw, nil }}
-	if x.era == mcp.EraLegacy {
-		splices = inOrder(append(splices, x.modernMeta()))
+	if mcp.Named(x.msg.Method) != "" {
+		x.set[mcp.HeaderName] = []string{mcp.EncodeHeader(x.upstreamName())}
+	}
+	caller := x.caller()
+	if x.era == mcp.EraModern {
+		m, a := x.put(bridge.Renamed(&x.msg, x.renamed))
+		if a != nil {
+			return a
+		}
+		return x.served(m, m.Body)
+	}
+	if x.msg.RequestState.Present() || mcp.Member(x.msg.Raw(x.msg.Params), "inputResponses").Present() {
+		return x.reject(http.StatusBadRequest, mcp.CodeInvalidParams, "input_unasked", "a request of this revision has no rounds")
+	}
+	if x.tool != nil {
 		merge(x.set, mcp.Mirror(x.tool.Params, x.msg.Raw(x.msg.Arguments)))
-		how.translate = x.toLegacy
 	}
-	return x.bridged(veneer.Apply(x.msg.Body, splices...), how)
+	q := bridge.ModernRequest{Rename: x.renamed, ClientInfo: x.clientInfo(), Offers: x.offers(), Level: caller.Level}
+	for round, idle := 1, 0; ; round++ {
+		m, a := x.put(q.Body(&x.msg))
+		switch {
+		case a != nil:
+			return a
+		case !bridge.AsksForInput(m):
+			return x.served(m, caller.Answer(m))
+		case round == maxRounds:
+			return x.fail(mcp.CodeServer, "too_many_rounds", "the server asked for more input again and again", false)
+		}
+		asked, state, err := bridge.Questions(m)
+		if err != nil || !bridge.MayAsk(x.msg.Method) {
+			return x.upstreamFailed(upstream.ErrProtocol)
+		}
+		if len(asked) == 0 {
+			if idle++; idle == maxIdleRounds {
+				return x.fail(mcp.CodeServer, "upstream_busy", "the server puts the request off again and again", true)
+			}
+		}
+		if q.Responses, a = x.askClient(asked); a != nil {
+			return a
+		}
+		q.State = state
+		// Each round is a request of its own, with an id of its own.
+		x.wireID = mcp.AppendString(nil, x.p.audit.NewID())
+		q.ID = x.wireID
+	}
 }
 
-func inOrder(s []veneer.Splice) []veneer.Splice {
-	slices.SortFunc(s, func(a, b veneer.Splice) int { return a.At.Start - b.At.Start })
-	return s
+// maxRounds bounds the rounds of one request, maxIdleRounds those in which the upstream only puts it off.
+const (
+	maxRounds     = 10
+	maxIdleRounds = 3
+)
+
+// put sends one body to the upstream and hears it out.
+func (x *exchange) put(body []byte) (*mcp.Message, *answer) {
+	c := x.converse()
+	defer c.close()
+	if a := c.send(x, body); a != nil {
+		return nil, a
+	}
+	return x.hear(c)
 }
 
-// modernMeta is the splice that adds what a modern request says of itself.
-func (x *exchange) modernMeta() veneer.Splice {
-	own := []byte(`"` + mcp.MetaVersion + `":"` + mcp.Rev20260728 + `","` + mcp.MetaCapabilities + `":{},"` + mcp.MetaClientInfo + `":`)
-	own = append(own, x.clientInfo()...)
-	m := &x.msg
-	if !m.Meta.Present() {
-		own = append(append([]byte(`"_meta":{`), own...), '}', ',')
-		at := m.Params.Start + 1
-		return veneer.Splice{At: mcp.Span{Start: at, End: at}, With: own}
+// served is the answer of an upstream, translated.
+func (x *exchange) served(m *mcp.Message, body []byte) *answer {
+	a := ok(body)
+	a.outcome = outcomeOf(m)
+	if bridge.AsksForInput(m) {
+		a.outcome = outcomeInput
 	}
-	if rest := bytes.TrimLeft(m.Body[m.Meta.Start+1:m.Meta.End], " \t\r\n"); rest[0] != '}' {
-		own = append(own, ',')
+	if x.era == mcp.EraModern {
+		switch bridge.ErrorCode(m) {
+		case mcp.CodeMethodNotFound:
+			a.status = http.StatusNotFound
+		case mcp.CodeHeaderMismatch, mcp.CodeMissingCapability, mcp.CodeUnsupportedVersion:
+			a.status = http.StatusBadRequest
+		}
 	}
-	at := m.Meta.Start + 1
-	return veneer.Splice{At: mcp.Span{Start: at, End: at}, With: own}
+	return a
 }
+
+// outcomeInput is how a round ends that asks the client for more.
+const outcomeInput = "input_required"
 
 func (x *exchange) clientInfo() []byte {
 	b := mcp.AppendString([]byte(`{"name":"mcpvault","version":`), x.p.cfg.Version)
 	return append(b, '}')
 }
 
-// toLegacy refuses what a legacy client cannot be told.
-func (x *exchange) toLegacy(raw []byte, m *mcp.Message) ([]byte, *answer) {
-	if kind := m.Raw(m.ResultType); kind != nil && string(kind) != `"complete"` {
-		return nil, x.fail(mcp.CodeServer, "era_mismatch", "the tool asks for something that a client of this revision cannot give: use revision "+mcp.Rev20260728, false)
-	}
-	return raw, nil
-}
-
+// bridgeLegacy asks a legacy upstream, in a session that the gateway leads.
 func (x *exchange) bridgeLegacy() *answer {
+	if x.era == mcp.EraModern && (x.msg.RequestState.Present() || mcp.Member(x.msg.Raw(x.msg.Params), "inputResponses").Present()) {
+		return x.nextRound()
+	}
 	key := x.tableKey()
 	up, err := x.p.table.Get(x.ctx, key, x.openUpstream)
 	if err != nil {
@@ -104,35 +190,51 @@ func (x *exchange) bridgeLegacy() *answer {
 	merge(x.set, sessionHeader(up.ID, up.Revision))
 	// Several callers' programs may share the session, and each counts its ids from one.
 	x.wireID = mcp.AppendString(nil, x.rec.GetId())
-	splices := append(x.rename(), veneer.Splice{At: x.msg.IDSpan(), With: x.wireID})
-	if x.era == mcp.EraModern {
-		splices = append(splices, veneer.Splice{At: x.msg.Meta, With: mcp.WithoutModernMeta(x.msg.Raw(x.msg.Meta))})
+	q := bridge.LegacyRequest{Rename: x.renamed, ID: x.wireID}
+	c := x.converse()
+	c.up = up
+	a := c.send(x, q.Body(&x.msg))
+	if a == nil {
+		a = x.hearLegacy(c)
+	} else {
+		x.end(c)
 	}
-	how := streaming{translate: x.fromLegacy, asked: x.decline}
-	a := x.bridged(veneer.Apply(x.msg.Body, inOrder(splices)...), how)
 	if a != nil && a.reason == "upstream_session_lost" {
 		x.p.table.Drop(key, up)
 	}
 	return a
 }
 
-// fromLegacy gives an answer the caller's id, and a modern caller what a modern result must say.
-func (x *exchange) fromLegacy(raw []byte, m *mcp.Message) ([]byte, *answer) {
-	splices := []veneer.Splice{{At: m.IDSpan(), With: x.msg.ID}}
-	if x.era == mcp.EraModern && m.Result.Present() && !m.ResultType.Present() && raw[m.Result.Start] == '{' {
-		word := `"resultType":"complete",`
-		if rest := bytes.TrimLeft(raw[m.Result.Start+1:m.Result.End], " \t\r\n"); rest[0] == '}' {
-			word = word[:len(word)-1]
+// hearLegacy hears a legacy upstream out, or parks the conversation until the client comes back with what was asked.
+func (x *exchange) hearLegacy(c *conversation) *answer {
+	m, a := x.hear(c)
+	if a == nil && m == nil {
+		if a = x.park(c); a.outcome == outcomeInput {
+			return a
 		}
-		at := m.Result.Start + 1
-		splices = append(splices, veneer.Splice{At: mcp.Span{Start: at, End: at}, With: []byte(word)})
 	}
-	return veneer.Apply(raw, inOrder(splices)...), nil
+	x.end(c)
+	if a == nil {
+		return x.served(m, x.caller().Answer(m))
+	}
+	return a
 }
 
-// tableKey names the upstream session: one for each caller, whatever the number of their own sessions.
+// end closes a conversation; a legacy server whose answer is not waited for any more is told so once the caller has theirs.
+func (x *exchange) end(c *conversation) {
+	c.close()
+	if x.ctx.Err() != nil {
+		x.after = func() { x.p.tellCancelled(c.up, x.set, c.wireID) }
+	}
+}
+
+// tableKey names the upstream session: one for each caller, whatever the number of their own sessions; and another for each set
+// of things that a client can do, and each log level, since those belong to a session.
 func (x *exchange) tableKey() session.TableKey {
-	return session.TableKey{Owner: ownerKey(x.era, x.tenant.ID, x.owner), Server: x.server.Name + "\x00" + x.server.VersionDigest.String()}
+	return session.TableKey{
+		Owner:  ownerKey(x.era, x.tenant.ID, x.owner),
+		Server: strings.Join([]string{x.server.Name, x.server.VersionDigest.String(), x.offers().String(), x.level()}, "\x00"),
+	}
 }
 
 // phrase is an error that already has its words.
@@ -143,22 +245,28 @@ type phrase struct {
 
 func (p *phrase) Error() string { return p.message }
 
-// openUpstream initializes a session of the gateway's own.
-func (x *exchange) openUpstream(context.Context) (session.Upstream, error) {
-	revision := legacyRevision(x.server)
+// openUpstream initializes a session for the server of the exchange, in which the gateway offers what the caller does.
+func (x *exchange) openUpstream(ctx context.Context) (session.Upstream, error) {
+	return x.openSession(ctx, x.server, x.set, x.offers(), x.level())
+}
+
+// openSession initializes a session of the gateway's own with a legacy server.
+func (x *exchange) openSession(ctx context.Context, s *pdp.Server, with http.Header, offers bridge.Offers, level string) (session.Upstream, error) {
+	revision := legacyRevision(s)
 	if revision == "" {
 		revision = mcp.Rev20251125
 	}
-	body := append([]byte(`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"`+revision+`","capabilities":{},"clientInfo":`), x.clientInfo()...)
+	body := append([]byte(`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"`+revision+`","capabilities":`), offers.Capabilities()...)
+	body = append(append(body, `,"clientInfo":`...), x.clientInfo()...)
 	body = append(body, '}', '}')
 	set := http.Header{mcp.HeaderVersion: nil}
-	merge(set, x.set)
-	resp, err := x.p.up.Do(x.ctx, &upstream.Request{URL: x.server.URL, Method: http.MethodPost, Body: body, Set: set})
+	merge(set, with)
+	resp, err := x.p.up.Do(ctx, &upstream.Request{URL: s.URL, Method: http.MethodPost, Body: body, Set: set})
 	if err != nil {
 		return session.Upstream{}, err
 	}
 	defer resp.Close()
-	first := exchange{p: x.p, ctx: x.ctx, msg: mcp.Message{ID: []byte("1")}}
+	first := exchange{p: x.p, ctx: ctx, msg: mcp.Message{ID: []byte("1")}}
 	_, m, err := first.collect(resp)
 	if err != nil {
 		return session.Upstream{}, err
@@ -171,69 +279,39 @@ func (x *exchange) openUpstream(context.Context) (session.Upstream, error) {
 	if !mcp.IsLegacy(got) || len(resp.Session) > session.MaxUpstreamID || !session.Visible(resp.Session) {
 		return session.Upstream{}, &phrase{"upstream_protocol", "the server offers no revision that is spoken here", false}
 	}
-	up := x.upstreamSession(resp.Session, got)
-	return up, x.announce(up)
+	up := x.sessionAt(s, resp.Session, got)
+	if err := x.p.tell(ctx, up, with, []byte(`{"jsonrpc":"2.0","method":"`+mcp.MethodInitialized+`"}`)); err != nil {
+		return session.Upstream{}, err
+	}
+	logs := mcp.Member(result.Raw(mcp.Member(result.Body, "capabilities")), "logging").Present()
+	if level != "" && logs {
+		return up, x.p.tell(ctx, up, with, bridge.AppendSetLevel(nil, []byte("2"), level))
+	}
+	return up, nil
 }
 
 // upstreamSession is a session at the exchange's server.
 func (x *exchange) upstreamSession(id, revision string) session.Upstream {
-	return session.Upstream{Tenant: string(x.tenant.ID), Server: x.server.Name, URL: x.server.URL, ID: id, Revision: revision}
+	return x.sessionAt(x.server, id, revision)
 }
 
-// announce says that the session is ready to be used.
-func (x *exchange) announce(up session.Upstream) error {
+func (x *exchange) sessionAt(s *pdp.Server, id, revision string) session.Upstream {
+	return session.Upstream{Tenant: string(x.tenant.ID), Server: s.Name, URL: s.URL, ID: id, Revision: revision}
+}
+
+// tell sends a message in an upstream session; what the upstream says to it is of no interest.
+func (x *exchange) tell(up session.Upstream, body []byte) error {
+	return x.p.tell(x.ctx, up, x.set, body)
+}
+
+func (p *PEP) tell(ctx context.Context, up session.Upstream, with http.Header, body []byte) error {
 	set := http.Header{}
-	merge(set, x.set)
+	merge(set, with)
 	merge(set, sessionHeader(up.ID, up.Revision))
-	resp, err := x.p.up.Do(x.ctx, &upstream.Request{
-		URL: up.URL, Method: http.MethodPost, Set: set, Body: []byte(`{"jsonrpc":"2.0","method":"` + mcp.MethodInitialized + `"}`),
-	})
+	resp, err := p.up.Do(ctx, &upstream.Request{URL: up.URL, Method: http.MethodPost, Set: set, Body: body})
 	if err != nil {
 		return err
 	}
 	resp.Close()
 	return nil
-}
-
-// decline answers a server's request on a session of the gateway's own: it offers nothing but life signs.
-func (x *exchange) decline(m *mcp.Message) {
-	body := mcp.AppendError(nil, m.ID, mcp.CodeMethodNotFound, "not offered", nil)
-	if m.Method == mcp.MethodPing {
-		body = mcp.AppendEmptyResult(nil, m.ID, mcp.EraLegacy)
-	}
-	resp, err := x.p.up.Do(x.ctx, &upstream.Request{URL: x.server.URL, Method: http.MethodPost, Set: x.set, Body: body})
-	if err == nil {
-		resp.Close()
-	}
-}
-
-// bridged sends a translated call and translates its answer.
-func (x *exchange) bridged(body []byte, how streaming) *answer {
-	resp, a := x.send(&upstream.Request{Method: http.MethodPost, Body: body, Header: x.r.Header})
-	if a != nil {
-		return a
-	}
-	defer resp.Close()
-	if resp.Events != nil {
-		return x.stream(resp, how)
-	}
-	m, refusal := x.p.framer.FrameAnswer(resp.Body)
-	if refusal != nil || !x.answers(&m) {
-		if resp.Status == http.StatusNotFound {
-			a := x.fail(mcp.CodeServer, "upstream_session_lost", "the server no longer knows the session; the call was not made, try again", true)
-			a.outcome = "refused"
-			return a
-		}
-		return x.upstreamFailed(upstream.ErrProtocol)
-	}
-	out, a := how.translate(resp.Body, &m)
-	if a != nil {
-		return a
-	}
-	served := ok(out)
-	served.outcome = outcomeOf(&m)
-	if x.era == mcp.EraModern && (resp.Status == http.StatusBadRequest || resp.Status == http.StatusNotFound) {
-		served.status = resp.Status
-	}
-	return served
 }

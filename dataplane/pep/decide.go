@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/mcpvault/mcpvault/dataplane/bridge"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
@@ -147,7 +148,7 @@ func (x *exchange) limit() *answer {
 func (x *exchange) decide() *answer {
 	began := time.Now()
 	x.readClock()
-	x.tool, x.visible = nil, false
+	x.tool, x.visible, x.renamed = nil, false, bridge.Rename{}
 	replay.Forget(x.rec)
 	a := x.judge()
 	if a == nil {
@@ -165,13 +166,7 @@ func (x *exchange) judge() *answer {
 		return nil
 	case x.r.Method == http.MethodGet:
 		return x.decideListen()
-	case x.msg.Kind == mcp.KindResponse:
-		if x.owned {
-			return x.reject(http.StatusBadRequest, mcp.CodeInvalidRequest, "response_unasked", "nothing was asked on this session")
-		}
-		x.allowed(snapshotv1.Effect_EFFECT_READ)
-		return nil
-	case x.msg.Kind == mcp.KindNotification:
+	case x.msg.Kind == mcp.KindResponse, x.msg.Kind == mcp.KindNotification:
 		x.allowed(snapshotv1.Effect_EFFECT_READ)
 		return nil
 	}
@@ -196,18 +191,19 @@ func (x *exchange) judge() *answer {
 		return x.decideResource(x.msg.Name)
 	case mcp.MethodSubscribe, mcp.MethodUnsubscribe:
 		return x.decideResource(textOf(x.msg.Raw(x.msg.Params), "uri"))
-	case "completion/complete":
+	case mcp.MethodComplete:
 		return x.decideCompletion()
+	case mcp.MethodListen:
+		if x.era == mcp.EraModern {
+			return x.decideNotices()
+		}
+	case mcp.MethodSetLevel:
+		if x.owned { // it only concerns what the caller is told of their own calls
+			x.allowed(snapshotv1.Effect_EFFECT_READ)
+			return nil
+		}
 	}
 	return x.decideOther()
-}
-
-func (x *exchange) decideListen() *answer {
-	if x.owned || !x.mayOther() {
-		return x.notAllowed("POST, DELETE")
-	}
-	x.allowed(snapshotv1.Effect_EFFECT_READ)
-	return nil
 }
 
 // mayOther reports whether the caller has the whole server.
@@ -219,7 +215,7 @@ func (x *exchange) mayOther() bool {
 func (x *exchange) decideOther() *answer {
 	effect := effectOf(x.msg.Method)
 	switch {
-	case x.owned:
+	case x.owned && !bridge.Crosses(x.msg.Method):
 		return x.unknownMethod("unknown_method")
 	case !x.mayOther():
 		x.noteOther()
@@ -247,7 +243,7 @@ func (x *exchange) unknownMethod(reason string) *answer {
 // effectOf classes the methods that are not tool calls. What is not known to read counts as destructive.
 func effectOf(method string) snapshotv1.Effect {
 	switch method {
-	case "completion/complete", mcp.MethodListen, mcp.MethodSetLevel, "tasks/get", "tasks/result", "tasks/list":
+	case mcp.MethodComplete, mcp.MethodListen, mcp.MethodSetLevel, "tasks/get", "tasks/result", "tasks/list":
 		return snapshotv1.Effect_EFFECT_READ
 	}
 	return snapshotv1.Effect_EFFECT_UNSPECIFIED
@@ -293,6 +289,7 @@ func (x *exchange) decideTool() *answer {
 		}
 	}
 	x.tool = tool
+	x.renamed = bridge.Rename{At: x.msg.NameValue, Name: tool.Name}
 	x.allowed(tool.Effect)
 	return nil
 }

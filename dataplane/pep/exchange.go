@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
+	"github.com/mcpvault/mcpvault/dataplane/bridge"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
@@ -58,6 +59,17 @@ type exchange struct {
 	// owned: the gateway leads this dialogue itself. shown is the name by which the caller knows the tool.
 	owned bool
 	shown string
+	// asked is what a modern client wants to be told of, wanted what of it may be told; watched what it saw of the lists.
+	asked, wanted bridge.Wanted
+	watched       map[string]uint64
+	// relaying: an upstream's own stream goes to a legacy caller.
+	relaying bool
+	// renamed is the upstream's own name of what the request is about, where the gateway leads the dialogue.
+	renamed bridge.Rename
+	// out is the caller's stream, once one was opened on the way of a request that is bridged.
+	out *sseWriter
+	// after is done when the answer is sent; it may be nil.
+	after func()
 	// wireID is the id that the upstream is given in place of the caller's; nil for the same.
 	wireID []byte
 	set    http.Header
@@ -127,6 +139,10 @@ func (x *exchange) close() {
 		x.lastRecord("canceled", "canceled", 0)
 	}
 	x.timer.Stop()
+	if x.after != nil {
+		_ = http.NewResponseController(x.w).Flush()
+		x.after()
+	}
 	x.cancel(nil)
 	if x.free != nil {
 		x.free()
@@ -255,6 +271,8 @@ func (x *exchange) cutShort() (reason, outcome string) {
 		return "upstream_timeout", "timeout"
 	case errors.Is(cause, errExpired):
 		return "token_expired", "canceled"
+	case errors.Is(cause, errCancelled):
+		return "canceled", "canceled"
 	case errors.Is(cause, errRevoked):
 		return "revoked", "canceled"
 	case errors.Is(cause, ErrStopping):

@@ -2,6 +2,7 @@ package pep
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"net/http"
 	"time"
@@ -21,6 +22,9 @@ func (x *exchange) forward() (a *answer) {
 		end := x.handOn()
 		defer func() { end(a) }()
 	}
+	if x.r.Method == http.MethodGet || x.era == mcp.EraModern && x.msg.Method == mcp.MethodListen {
+		return x.listen()
+	}
 	if x.owned {
 		return x.bridge()
 	}
@@ -34,30 +38,29 @@ func (x *exchange) forward() (a *answer) {
 	switch {
 	case x.r.Method == http.MethodDelete:
 		return x.endRelayed()
-	case x.r.Method == http.MethodGet:
-		return x.listen()
 	case x.msg.Method == mcp.MethodInitialize:
 		return x.initializeRelayed()
 	}
-	long := x.msg.Method == mcp.MethodListen
-	if long {
-		x.untilExpiry()
-	}
-	resp, a := x.send(&upstream.Request{Method: http.MethodPost, Body: x.msg.Body, Header: x.r.Header, Long: long})
+	resp, a := x.send(&upstream.Request{Method: http.MethodPost, Body: x.msg.Body, Header: x.r.Header})
 	if a != nil {
 		return a
 	}
 	defer resp.Close()
 	if resp.Events != nil {
-		return x.stream(resp, streaming{long: long})
+		return x.stream(resp, streaming{})
 	}
 	return x.relayed(resp)
 }
 
 // send sends one request to the server of the exchange.
 func (x *exchange) send(req *upstream.Request) (*upstream.Response, *answer) {
+	return x.sendIn(x.ctx, req)
+}
+
+// sendIn is send for a request that may outlive the exchange.
+func (x *exchange) sendIn(ctx context.Context, req *upstream.Request) (*upstream.Response, *answer) {
 	req.URL, req.Set = x.server.URL, x.set
-	resp, err := x.p.up.Do(x.ctx, req)
+	resp, err := x.p.up.Do(ctx, req)
 	if err != nil {
 		return nil, x.upstreamFailed(err)
 	}
@@ -281,19 +284,24 @@ func (x *exchange) collect(resp *upstream.Response) ([]byte, *mcp.Message, error
 	return nil, nil, upstream.ErrProtocol
 }
 
-// listen relays the stream on which a legacy server speaks unasked.
-func (x *exchange) listen() *answer {
-	x.untilExpiry()
+// listenRelayed relays the stream on which a legacy server speaks unasked. Where the server has none, or is not there, the
+// gateway's own notices come all the same.
+func (x *exchange) listenRelayed() *answer {
+	merge(x.set, sessionHeader(x.claims.Upstream, x.revision))
 	resp, a := x.send(&upstream.Request{Method: http.MethodGet, Header: x.r.Header, Long: true})
 	if a != nil {
+		if a.outcome == "upstream_unavailable" {
+			return x.listenOwn()
+		}
 		return a
 	}
 	defer resp.Close()
 	switch {
 	case resp.Events != nil:
+		x.relaying = true
 		return x.stream(resp, streaming{long: true})
 	case resp.Status == http.StatusMethodNotAllowed:
-		return x.notAllowed("POST, DELETE")
+		return x.listenOwn()
 	case x.lost(resp.Status):
 		return x.upstreamForgot()
 	case resp.Status == http.StatusConflict:

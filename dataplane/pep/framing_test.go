@@ -121,7 +121,7 @@ func TestBothFrontsGiveEachFramingRowItsAnswer(t *testing.T) {
 // answerTo sends a row's bytes on a connection of their own and checks everything that the answer promises.
 func answerTo(t *testing.T, front edge.Front, row framingRow) {
 	t.Helper()
-	g, up := paymentsWith(t, pep.Config{BodyTimeout: 300 * time.Millisecond})
+	g, up := paymentsWith(t, pep.Config{BodyTimeout: 2 * time.Second})
 	url := g.listen(edge.Config{Front: front, HeaderTimeout: 300 * time.Millisecond})
 	c, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
 	if err != nil {

@@ -20,7 +20,7 @@ func (x *exchange) withoutSecrets(b []byte) ([]byte, bool) {
 	}
 	if leaked {
 		x.rec.Detail = "leak_blocked"
-		x.p.log.Error("a server answered with the credential that it was sent: it was taken out", "server", x.server.Name, "request_id", x.rec.GetId())
+		x.p.log.Error("a server answered with the credential that it was sent: it was taken out", "server", x.rec.GetServer(), "request_id", x.rec.GetId())
 	}
 	return b, leaked
 }

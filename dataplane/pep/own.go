@@ -5,7 +5,9 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/mcpvault/mcpvault/dataplane/bridge"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
+	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
 )
@@ -19,14 +21,20 @@ func (x *exchange) own() *answer {
 	if x.r.Method != http.MethodPost {
 		return nil
 	}
-	if x.msg.Kind == mcp.KindNotification && x.owned {
-		return &answer{status: http.StatusAccepted, outcome: "ok"}
+	if x.owned {
+		switch x.msg.Kind {
+		case mcp.KindNotification:
+			return x.notified()
+		case mcp.KindResponse:
+			return x.answered()
+		case mcp.KindRequest, mcp.KindInvalid:
+		}
 	}
 	switch x.msg.Method {
 	case mcp.MethodToolsList:
 		return x.list(veneer.Tools, x.visibleTools())
 	case mcp.MethodPromptsList, mcp.MethodResourcesList, mcp.MethodTemplatesList:
-		if surface := surfaceOf(x.msg.Method); !x.whole(surface) {
+		if surface := surfaceOf(x.msg.Method); x.owned || !x.whole(surface) {
 			return x.list(surface, x.listed(surface))
 		}
 	case mcp.MethodPing:
@@ -40,8 +48,51 @@ func (x *exchange) own() *answer {
 		if x.owned {
 			return x.initialize()
 		}
+	case mcp.MethodSetLevel:
+		if x.owned {
+			return x.setLevel()
+		}
+	case mcp.MethodSubscribe, mcp.MethodUnsubscribe:
+		if x.owned {
+			return x.subscribe()
+		}
 	}
 	return nil
+}
+
+// notified takes a notification in a dialogue that the gateway leads. Only that a request is cancelled means anything there.
+func (x *exchange) notified() *answer {
+	if x.msg.Method == mcp.MethodCancelled {
+		if d := x.p.dialogues.Find(session.Hash(x.sessionID)); d != nil && x.sessionID != "" {
+			params := mcp.Message{Body: x.msg.Raw(x.msg.Params)}
+			d.Cancel(params.Raw(mcp.Member(params.Body, "requestId")), errCancelled)
+		}
+	}
+	return &answer{status: http.StatusAccepted, outcome: "ok"}
+}
+
+// answered takes a client's response to what was asked in its session, and in no other.
+func (x *exchange) answered() *answer {
+	d := x.p.dialogues.Find(session.Hash(x.sessionID))
+	id, isText := x.msg.Text(x.msg.IDSpan())
+	if d != nil && isText {
+		if reply, asked := d.Answered(id); asked {
+			reply(x.ctx, &x.msg)
+			return &answer{status: http.StatusAccepted, outcome: "ok"}
+		}
+	}
+	x.denied("response_unasked")
+	return x.reject(http.StatusBadRequest, mcp.CodeInvalidRequest, "response_unasked", "nothing of that id was asked on this session, on this node")
+}
+
+// setLevel sets the log level of a session that the gateway leads.
+func (x *exchange) setLevel() *answer {
+	level := textOf(x.msg.Raw(x.msg.Params), "level")
+	if !bridge.Level(level) {
+		return x.reject(http.StatusOK, mcp.CodeInvalidParams, "level_invalid", "this is no log level")
+	}
+	x.dialogue().SetLevel(level)
+	return ok(mcp.AppendEmptyResult(nil, x.msg.ID, x.era))
 }
 
 // serverInfo is the raw object by which the endpoint names itself.
@@ -60,8 +111,12 @@ func (x *exchange) serverInfo() []byte {
 
 // capabilities are what the caller may make use of: those of the upstream, or of them what the caller can see something of.
 func (x *exchange) capabilities() []byte {
-	if x.server == nil || len(x.server.Capabilities) == 0 {
-		return []byte(`{"tools":{}}`)
+	switch {
+	case x.server == nil:
+		// What the caller sees may change while the session lives.
+		return []byte(`{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true,"subscribe":true},"completions":{},"logging":{}}`)
+	case len(x.server.Capabilities) == 0:
+		return []byte(`{"tools":{"listChanged":true}}`)
 	}
 	if x.owned || !x.mayOther() {
 		return x.narrow(x.server.Capabilities)
@@ -69,8 +124,8 @@ func (x *exchange) capabilities() []byte {
 	return x.server.Capabilities
 }
 
-// narrow leaves of a capabilities object the surfaces that the caller sees something of. The gateway sends no list changes
-// where it answers lists itself, and carries no updates of resources to whom it gives no stream.
+// narrow leaves of a capabilities object the surfaces that the caller sees something of. That their lists change is told by
+// the gateway; updates of resources are carried in dialogues that it leads, and in the modern era.
 func (x *exchange) narrow(raw []byte) []byte {
 	var caps map[string]json.RawMessage
 	if json.Unmarshal(raw, &caps) != nil {
@@ -78,13 +133,27 @@ func (x *exchange) narrow(raw []byte) []byte {
 	}
 	out := []byte{'{'}
 	for _, surface := range []string{veneer.Tools, veneer.Prompts, veneer.Resources} {
-		if caps[surface] == nil || surface != veneer.Tools && (x.owned || !x.offers(surface)) {
+		if caps[surface] == nil || surface != veneer.Tools && !x.offersAny(surface) {
 			continue
 		}
 		if len(out) > 1 {
 			out = append(out, ',')
 		}
-		out = append(append(append(out, '"'), surface...), `":{}`...)
+		out = append(append(append(out, '"'), surface...), `":{"listChanged":true`...)
+		if at := mcp.Member(caps[surface], "subscribe"); at.Present() && (x.owned || x.era == mcp.EraModern) {
+			out = append(append(out, `,"subscribe":`...), caps[surface][at.Start:at.End]...)
+		}
+		out = append(out, '}')
+	}
+	if x.owned && x.mayOther() {
+		for _, more := range []string{"completions", "logging"} {
+			if caps[more] != nil {
+				out = append(append(append(out, `,"`...), more...), `":{}`...)
+			}
+		}
+		if len(out) > 1 && out[1] == ',' {
+			out = append(out[:1], out[2:]...)
+		}
 	}
 	return append(out, '}')
 }
@@ -117,19 +186,20 @@ func (x *exchange) initialize() *answer {
 	x.revision, x.rec.ProtocolVersion = revision, revision
 	b := mcp.AppendResultHead(nil, x.msg.ID, mcp.EraLegacy)
 	b = mcp.AppendString(append(b, `"protocolVersion":`...), revision)
-	b = append(b, `,"capabilities":{"tools":{}},"serverInfo":`...)
+	b = append(append(b, `,"capabilities":`...), x.capabilities()...)
+	b = append(b, `,"serverInfo":`...)
 	b = append(b, x.serverInfo()...)
 	if x.server != nil && x.server.Instructions != "" {
 		b = mcp.AppendString(append(b, `,"instructions":`...), x.server.Instructions)
 	}
 	a := ok(mcp.AppendResultTail(b))
-	return x.seal(a, session.Claims{Owned: true})
+	return x.seal(a, session.Claims{Owned: true, Offers: bridge.ParseOffers(x.msg.Raw(x.msg.InitCapabilities)).String()})
 }
 
 // killedSecret answers a request that would send a secret which was killed: a call as a denial that the model can read, all
 // else as an error. It does not say which secret that is.
 func (x *exchange) killedSecret() *answer {
-	if x.p.injector == nil || x.server == nil || !x.p.secretKilled(x.state, x.tenant, x.server) {
+	if x.server == nil || !x.secretKilled(x.server) {
 		return nil
 	}
 	if x.tool != nil {
@@ -137,6 +207,10 @@ func (x *exchange) killedSecret() *answer {
 	}
 	x.denied("secret_killed")
 	return x.fail(mcp.CodeServer, "secret_killed", secretSentence, false)
+}
+
+func (x *exchange) secretKilled(s *pdp.Server) bool {
+	return x.p.injector != nil && x.p.secretKilled(x.state, x.tenant, s)
 }
 
 const secretSentence = "the credential that this server needs was stopped by an administrator" //nolint:gosec // a sentence

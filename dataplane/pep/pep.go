@@ -10,6 +10,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"hash/maphash"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -21,6 +22,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
+	"github.com/mcpvault/mcpvault/dataplane/bridge"
 	"github.com/mcpvault/mcpvault/dataplane/limit"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
@@ -112,6 +114,10 @@ type Config struct {
 	PageSize int
 	// ListTTL is how long a modern client may keep a list: 5 s.
 	ListTTL time.Duration
+	// InputWait is how long a call waits for a modern client to come back with what a legacy server asked: 5 minutes.
+	// MaxParked bounds the calls that wait so, of which one principal may have 64: 4,096.
+	InputWait time.Duration
+	MaxParked int
 	// Version is what the gateway calls itself where it leads the dialogue.
 	Version string
 	Now     func() time.Time
@@ -139,13 +145,18 @@ type PEP struct {
 	flood    *limit.Flood[*auditv1.Record]
 	body     limit.Body
 	names    veneer.Cache[snapshot.Digest]
-	metrics  *metrics
-	here     []string          // the header value that names this node
-	bases    map[string]string // public URL without path, by host
-	tracer   trace.Tracer      // nil while nothing is traced
-	draining chan struct{}     // closed by Drain
-	drained  sync.Once
-	steps    []step
+	prompts  veneer.Cache[snapshot.Digest]
+	// dialogues and parked are what this node remembers of dialogues that the gateway leads.
+	dialogues *bridge.Dialogues
+	parked    *bridge.Parked[*conversation]
+	metrics   *metrics
+	seed      maphash.Seed      // of hashes that stay on this node
+	here      []string          // the header value that names this node
+	bases     map[string]string // public URL without path, by host
+	tracer    trace.Tracer      // nil while nothing is traced
+	draining  chan struct{}     // closed by Drain
+	drained   sync.Once
+	steps     []step
 }
 
 // Parts are what a PEP stands on. Injector may be nil, and Workloads where callers are known by their tokens alone.
@@ -190,13 +201,16 @@ func New(cfg Config, parts Parts) *PEP {
 		metrics: counts, here: []string{cfg.Cell + "/" + cfg.Node}, bases: cfg.bases(), draining: make(chan struct{}),
 		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, workload: parts.Workloads, audit: parts.Audit, up: parts.Upstream,
 		injector: parts.Injector, sessions: parts.Sessions, leases: parts.Leases, goodbyes: newGoodbyes(), resumes: limit.NewResumes(resumesPerSecond),
-		framer:  mcp.NewFramer(mcp.DefaultLimits()),
-		table:   session.NewTable(cfg.MaxUpstreamSessions, cfg.SessionIdle, cfg.Now),
-		streams: limit.NewStreams(cfg.MaxStreams),
-		limits:  parts.Limits,
-		slots:   limit.NewSlots(),
-		flood:   limit.NewFlood[*auditv1.Record](time.Second, maxFloods),
-		body:    limit.Body{Max: cfg.MaxBody, Timeout: cfg.BodyTimeout},
+		seed:      maphash.MakeSeed(),
+		framer:    mcp.NewFramer(mcp.DefaultLimits()),
+		table:     session.NewTable(cfg.MaxUpstreamSessions, cfg.SessionIdle, cfg.Now),
+		dialogues: bridge.NewDialogues(cfg.MaxUpstreamSessions, cfg.Now),
+		parked:    bridge.NewParked[*conversation](cfg.MaxParked, maxParkedEach, cfg.Now),
+		streams:   limit.NewStreams(cfg.MaxStreams),
+		limits:    parts.Limits,
+		slots:     limit.NewSlots(),
+		flood:     limit.NewFlood[*auditv1.Record](time.Second, maxFloods),
+		body:      limit.Body{Max: cfg.MaxBody, Timeout: cfg.BodyTimeout},
 		steps: []step{
 			(*exchange).admit,        // host, origin, path, verb
 			(*exchange).frame,        // one strict pass over the bounded body; era; headers against body
@@ -242,22 +256,30 @@ func (p *PEP) Run(ctx context.Context) error {
 	for range goodbyeWorkers {
 		wg.Go(func() { p.sayGoodbye(ctx) })
 	}
-	tick := time.NewTicker(p.cfg.SessionIdle / 4)
+	tick, waits := time.NewTicker(p.cfg.SessionIdle/4), time.NewTicker(p.cfg.InputWait/4)
 	defer tick.Stop()
+	defer waits.Stop()
 	floods := time.NewTicker(time.Second)
 	defer floods.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			p.abandon(p.parked.Overdue(true))
 			p.countFloods(true)
 			return nil
+		case <-waits.C:
+			p.abandon(p.parked.Overdue(false))
 		case <-floods.C:
 			p.countFloods(false)
 		case <-tick.C:
+			p.dialogues.Sweep(p.cfg.SessionIdle)
 			p.hangUp(ctx, p.table.Sweep())
 		}
 	}
 }
+
+// maxParkedEach is how many calls of one principal may wait for input.
+const maxParkedEach = 64
 
 // Drain ends the long streams, which would outlast any grace; calls go on to their answers.
 func (p *PEP) Drain() { p.drained.Do(func() { close(p.draining) }) }
@@ -288,6 +310,7 @@ func (c Config) withDefaults() Config {
 	or(&c.BodyTimeout, 15*time.Second)
 	or(&c.SessionIdle, 30*time.Minute)
 	or(&c.KeepAlive, 20*time.Second)
+	or(&c.InputWait, 5*time.Minute)
 	or(&c.ListTTL, 5*time.Second)
 	if c.MaxBody <= 0 {
 		c.MaxBody = 4 << 20
@@ -297,6 +320,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxUpstreamSessions <= 0 {
 		c.MaxUpstreamSessions = 1 << 16
+	}
+	if c.MaxParked <= 0 {
+		c.MaxParked = 4096
 	}
 	if c.PageSize <= 0 {
 		c.PageSize = 500
@@ -315,9 +341,10 @@ const maxFloods = 10_000
 
 // Why an exchange was cut short.
 var (
-	errTimeout = errors.New("deadline")
-	errExpired = errors.New("token expired")
-	errRevoked = errors.New("no longer allowed")
+	errTimeout   = errors.New("deadline")
+	errCancelled = errors.New("the client cancelled the request")
+	errExpired   = errors.New("token expired")
+	errRevoked   = errors.New("no longer allowed")
 )
 
 // ErrStopping is the cause to give the contexts of requests that outlast the grace of a node that stops: their callers are

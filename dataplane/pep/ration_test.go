@@ -133,7 +133,7 @@ func TestC22AFloodOfResumedStreamsIsHeldBack(t *testing.T) {
 	up := newScripted(t)
 	up.script(func(w http.ResponseWriter, r *http.Request, body string) {
 		if r.Method == http.MethodGet {
-			w.WriteHeader(http.StatusMethodNotAllowed)
+			w.WriteHeader(http.StatusConflict) // the session has such a stream
 			return
 		}
 		up.answer(w, body)

@@ -256,5 +256,6 @@ func ownerKey(era mcp.Era, tenant snapshot.TenantID, owner session.Owner) [16]by
 // endOwned ends a session of the gateway's own. What is open upstream for its owner is closed when it was their last.
 func (x *exchange) endOwned() *answer {
 	x.p.leases.End(x.ctx, x.leaseID(), true)
+	x.p.dialogues.End(session.Hash(x.sessionID))
 	return &answer{status: http.StatusNoContent, outcome: "ok"}
 }

@@ -24,10 +24,6 @@ type streaming struct {
 	// long streams live beside the calls: they have no answer of their own that must come, and are re-authorised when
 	// the policy is replaced.
 	long bool
-	// translate turns the answer into the caller's era; nil passes events as they came.
-	translate func(raw []byte, m *mcp.Message) ([]byte, *answer)
-	// asked handles a server's request where the gateway leads the dialogue; nil passes requests on.
-	asked func(m *mcp.Message)
 }
 
 // pump reads events ahead of the one goroutine that writes them.
@@ -109,11 +105,12 @@ func (x *exchange) stream(resp *upstream.Response, how streaming) *answer {
 		case <-replaced:
 			if x.recheck() != nil {
 				x.cancel(errRevoked)
+				continue
+			}
+			for _, n := range x.changes() {
+				out.send(n)
 			}
 		case <-draining:
-			if x.msg.ID != nil {
-				out.send(mcp.AppendEvent(nil, mcp.AppendEmptyResult(nil, x.msg.ID, x.era)))
-			}
 			return nil
 		case <-ctx.Done():
 			x.streamEnded(out, ctx.Err(), how)
@@ -138,7 +135,7 @@ func (x *exchange) drain(p *pump) {
 func (x *exchange) event(out *sseWriter, ev mcp.Event, how streaming) bool {
 	ev = x.cleanEvent(ev)
 	if len(ev.Data) == 0 {
-		if how.translate == nil && !out.send(ev.Raw) {
+		if !out.send(ev.Raw) {
 			return x.endStream("client_gone", "canceled")
 		}
 		return false
@@ -151,12 +148,8 @@ func (x *exchange) event(out *sseWriter, ev mcp.Event, how streaming) bool {
 		if !x.answers(&m) {
 			return x.failStream(out, upstream.ErrProtocol, how)
 		}
-		return x.lastEvent(out, ev, &m, how)
+		return x.lastEvent(out, ev, &m)
 	case m.Kind == mcp.KindRequest:
-		if how.asked != nil {
-			how.asked(&m)
-			return false
-		}
 		if x.era == mcp.EraModern {
 			return x.failStream(out, upstream.ErrProtocol, how)
 		}
@@ -166,11 +159,7 @@ func (x *exchange) event(out *sseWriter, ev mcp.Event, how streaming) bool {
 	case !how.long:
 		x.extend(x.p.cfg.CallTimeout)
 	}
-	raw := ev.Raw
-	if how.translate != nil {
-		raw = mcp.AppendEvent(nil, oneLine(ev.Data))
-	}
-	if !out.send(raw) {
+	if !out.send(ev.Raw) {
 		return x.endStream("client_gone", "canceled")
 	}
 	if how.long && m.Kind == mcp.KindResponse && x.msg.ID != nil && x.answers(&m) {
@@ -180,16 +169,9 @@ func (x *exchange) event(out *sseWriter, ev mcp.Event, how streaming) bool {
 }
 
 // lastEvent records the outcome and then sends the answer.
-func (x *exchange) lastEvent(out *sseWriter, ev mcp.Event, m *mcp.Message, how streaming) bool {
+func (x *exchange) lastEvent(out *sseWriter, ev mcp.Event, m *mcp.Message) bool {
 	raw := ev.Raw
 	outcome := outcomeOf(m)
-	if how.translate != nil {
-		body, a := how.translate(m.Body, m)
-		if a != nil {
-			body, outcome = a.body, a.outcome
-		}
-		raw = mcp.AppendEvent(nil, oneLine(body))
-	}
 	if outcome == "rpc_error" {
 		x.traceAnswer(m.Body)
 	}
@@ -221,7 +203,7 @@ func (x *exchange) streamEnded(out *sseWriter, err error, how streaming) {
 	switch {
 	case x.ctx.Err() != nil:
 		err = x.ctx.Err()
-	case x.era == mcp.EraLegacy && how.translate == nil && out.resumable:
+	case x.era == mcp.EraLegacy && out.resumable:
 		// The server may close a stream that the client can resume: that is no failure.
 		x.endStream("", "unknown")
 		return

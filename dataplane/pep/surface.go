@@ -3,6 +3,7 @@ package pep
 import (
 	"net/http"
 
+	"github.com/mcpvault/mcpvault/dataplane/bridge"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
@@ -33,8 +34,8 @@ func itemsOf(s *pdp.Server, surface string) []index.ItemID {
 	return s.ResourceItems
 }
 
-// offers reports whether the caller may use anything of a surface.
-func (x *exchange) offers(surface string) bool {
+// offersAny reports whether the caller may use anything of a surface.
+func (x *exchange) offersAny(surface string) bool {
 	if x.killedServer(x.server) {
 		return false
 	}
@@ -60,9 +61,8 @@ func (x *exchange) whole(surface string) bool {
 // decideList judges a list of a surface.
 func (x *exchange) decideList(surface string) *answer {
 	switch {
-	case x.owned:
-		return x.unknownMethod("unknown_method")
-	case !x.offers(surface):
+	case x.server == nil: // the aggregate leaves out what it has no grant for, or is stale
+	case !x.offersAny(surface):
 		return x.unknownMethod("no_grant")
 	case !x.state.Fresh(x.tenant, x.server.Bound(snapshotv1.Effect_EFFECT_READ), x.ask.NowMS):
 		x.denied("stale")
@@ -75,10 +75,12 @@ func (x *exchange) decideList(surface string) *answer {
 // decidePrompt judges the use of one prompt with its arguments. One that the policy does not name is like the rest of its
 // server.
 func (x *exchange) decidePrompt() *answer {
-	if x.owned {
-		return x.unknownMethod("unknown_method")
+	given, exists := x.choosePrompt(x.msg.Name)
+	if !exists {
+		return x.unknownEntry("prompt", x.msg.Name, "unknown_prompt")
 	}
-	name := snapshot.PromptItem(x.msg.Name)
+	x.renamed = bridge.Rename{At: x.msg.NameValue, Name: given}
+	name := snapshot.PromptItem(given)
 	item, own := x.tenant.Index.Item(x.server.ID, name)
 	if !own {
 		item, name = x.server.Other, snapshot.ItemOther
@@ -91,8 +93,8 @@ func (x *exchange) decidePrompt() *answer {
 
 // decideResource judges the reading of, or a subscription to, one resource.
 func (x *exchange) decideResource(uri string) *answer {
-	if x.owned {
-		return x.unknownMethod("unknown_method")
+	if !x.chooseResource(uri) {
+		return x.unknownEntry("resource", uri, "unknown_resource")
 	}
 	x.ask.Args = nil
 	d := authz.DecideResource(&x.view, uri, &x.ask)
@@ -102,11 +104,21 @@ func (x *exchange) decideResource(uri string) *answer {
 
 // decideCompletion judges the completion of an argument: it needs the whole server, and the prompt that it is about.
 func (x *exchange) decideCompletion() *answer {
+	params := mcp.Message{Body: x.msg.Raw(x.msg.Params)}
+	ref := mcp.Member(params.Body, "ref")
+	name := textOf(params.Raw(ref), "name")
+	if x.owned {
+		if a := x.chooseReference(params.Raw(ref), &name); a != nil {
+			return a
+		}
+		if at := mcp.Member(params.Raw(ref), "name"); at.Present() {
+			by := x.msg.Params.Start + ref.Start
+			x.renamed = bridge.Rename{At: mcp.Span{Start: at.Start + by, End: at.End + by}, Name: name}
+		}
+	}
 	if a := x.decideOther(); a != nil {
 		return a
 	}
-	params := mcp.Message{Body: x.msg.Raw(x.msg.Params)}
-	name := textOf(params.Raw(mcp.Member(params.Body, "ref")), "name")
 	if item, own := x.tenant.Index.Item(x.server.ID, snapshot.PromptItem(name)); own {
 		if d := authz.Decide(&x.view, item, &x.ask); !d.Allow {
 			x.note(item, snapshot.PromptItem(name), d)
@@ -127,7 +139,7 @@ func textOf(object []byte, member string) string {
 func (x *exchange) used(surface, noun, name string, d authz.Decision) *answer {
 	x.rec.Effect = snapshotv1.Effect_EFFECT_READ
 	switch {
-	case !d.Visible && !x.offers(surface):
+	case !d.Visible && x.route.server != "" && !x.offersAny(surface):
 		return x.unknownMethod(d.Reason.String())
 	case !d.Visible:
 		return x.unknownEntry(noun, name, d.Reason.String())
@@ -170,29 +182,39 @@ func (x *exchange) refused(reason string, code int, message string, d *mcp.Error
 
 // listed are the entries of a surface that the caller may be shown.
 func (x *exchange) listed(surface string) []veneer.Entry {
+	if x.server == nil {
+		return x.listedOnAll(surface)
+	}
 	var all []veneer.Entry
-	show := func(list []pdp.Entry, visible func(*pdp.Entry) bool) {
-		for i := range list {
-			if visible(&list[i]) {
-				all = append(all, veneer.Entry{Raw: list[i].Raw})
-			}
-		}
-	}
-	readable := func(e *pdp.Entry) bool {
-		for _, uri := range e.URIs {
-			if authz.VisibleResource(&x.view, uri, &x.ask) {
-				return true
-			}
-		}
-		return false
-	}
-	switch surface {
-	case veneer.Prompts:
-		show(x.server.Prompts, func(e *pdp.Entry) bool { return authz.Visible(&x.view, e.Item, &x.ask) })
-	case veneer.Resources:
-		show(x.server.Resources, readable)
-	case veneer.ResourceTemplates:
-		show(x.server.Templates, readable)
+	for _, e := range x.shownOn(x.server, &x.view, surface) {
+		all = append(all, veneer.Entry{Raw: e.Raw})
 	}
 	return all
+}
+
+// shownOn are the entries of a server's surface that the caller may be shown.
+func (x *exchange) shownOn(s *pdp.Server, v *index.View, surface string) []*pdp.Entry {
+	var all []*pdp.Entry
+	list := entriesOf(s, surface)
+	for i := range list {
+		e := &list[i]
+		visible := surface == veneer.Prompts && authz.Visible(v, e.Item, &x.ask)
+		for _, uri := range e.URIs {
+			visible = visible || authz.VisibleResource(v, uri, &x.ask)
+		}
+		if visible {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+func entriesOf(s *pdp.Server, surface string) []pdp.Entry {
+	switch surface {
+	case veneer.Prompts:
+		return s.Prompts
+	case veneer.Resources:
+		return s.Resources
+	}
+	return s.Templates
 }

@@ -165,7 +165,9 @@ func TestCapabilitiesAreThoseOfWhatIsVisible(t *testing.T) {
 		{ID: "g1", Subject: "user:alice", Server: "lib", Tool: snapshot.PromptItem("plan")},
 		{ID: "g2", Subject: "user:bob", Server: "lib", Tool: snapshot.ResourceItem("file:///docs/*")},
 	}, "file:///docs/*")
-	for user, want := range map[string]string{"alice": `{"tools":{},"prompts":{}}`, "bob": `{"tools":{},"resources":{}}`} {
+	for user, want := range map[string]string{
+		"alice": `{"tools":{"listChanged":true},"prompts":{"listChanged":true}}`, "bob": `{"tools":{"listChanged":true},"resources":{"listChanged":true}}`,
+	} {
 		var r struct{ Capabilities json.RawMessage }
 		a := g.modern("/mcp/lib", user, "server/discover", "", "")
 		if err := json.Unmarshal(a.Result, &r); err != nil || string(r.Capabilities) != want {
@@ -174,7 +176,7 @@ func TestCapabilitiesAreThoseOfWhatIsVisible(t *testing.T) {
 	}
 	// The upstream of a legacy session offers tools and prompts.
 	a := g.post("/mcp/lib", "alice", `{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}`)
-	if !strings.Contains(a.body, `"capabilities":{"tools":{},"prompts":{}}`) {
+	if !strings.Contains(a.body, `"capabilities":{"tools":{"listChanged":true},"prompts":{"listChanged":true}}`) {
 		t.Errorf("alice: %s", a.body)
 	}
 	h := []string{"Mcp-Session-Id", a.header.Get("Mcp-Session-Id")}

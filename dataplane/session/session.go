@@ -61,7 +61,9 @@ type Claims struct {
 	Owned bool
 	// Revision was negotiated at initialize.
 	Revision string
-	Created  time.Time
+	// Offers is what the client said at initialize that it can do for a server, in an owned session.
+	Offers  string
+	Created time.Time
 }
 
 // Config configures Sessions.
@@ -179,7 +181,7 @@ func (s *Sessions) Seal(c Claims) (string, error) {
 		owned = 1
 	}
 	b = append(b, owned)
-	for _, f := range []string{string(c.Tenant), c.Server, c.Revision, c.Upstream} {
+	for _, f := range []string{string(c.Tenant), c.Server, c.Revision, c.Upstream, c.Offers} {
 		b = binary.BigEndian.AppendUint16(b, uint16(len(f)))
 		b = append(b, f...)
 	}
@@ -198,8 +200,11 @@ func (s *Sessions) Open(id string) (Claims, error) {
 	c.Created = time.UnixMilli(int64(binary.BigEndian.Uint64(b[32:])))
 	c.Owned = b[40] == 1
 	b = b[fixed:]
-	var fields [4]string
+	var fields [5]string
 	for i := range fields {
+		if len(b) == 0 && i == len(fields)-1 {
+			break // sealed by a node that knew of no offers
+		}
 		if len(b) < 2 || len(b)-2 < int(binary.BigEndian.Uint16(b)) {
 			return Claims{}, ErrUnknown
 		}
@@ -207,6 +212,7 @@ func (s *Sessions) Open(id string) (Claims, error) {
 		fields[i], b = string(b[2:2+n]), b[2+n:]
 	}
 	c.Tenant, c.Server, c.Revision, c.Upstream = snapshot.TenantID(fields[0]), fields[1], fields[2], fields[3]
+	c.Offers = fields[4]
 	if s.cfg.Now().Sub(c.Created) > s.cfg.MaxAge {
 		return Claims{}, ErrUnknown
 	}

@@ -22,6 +22,10 @@ func (x *exchange) forward() (a *answer) {
 		end := x.handOn()
 		defer func() { end(a) }()
 	}
+	if x.claims.Upstream == "" {
+		// An upstream without a session could not tell whose events it is asked for.
+		x.set[mcp.HeaderLastEventID] = nil
+	}
 	if x.r.Method == http.MethodGet || x.era == mcp.EraModern && x.msg.Method == mcp.MethodListen {
 		return x.listen()
 	}
@@ -30,10 +34,6 @@ func (x *exchange) forward() (a *answer) {
 	}
 	if x.era == mcp.EraLegacy {
 		merge(x.set, sessionHeader(x.claims.Upstream, x.revision))
-	}
-	if x.claims.Upstream == "" {
-		// An upstream without a session could not tell whose events it is asked for.
-		x.set[mcp.HeaderLastEventID] = nil
 	}
 	switch {
 	case x.r.Method == http.MethodDelete:

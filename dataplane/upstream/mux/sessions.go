@@ -15,8 +15,9 @@ import (
 
 // Opening configures Sessions. Zero values take the defaults named.
 type Opening struct {
-	// Open makes a connection that nobody initialized. The context bounds the opening alone. Hang ends one.
-	Open func(ctx context.Context) (*Conn, error)
+	// Open makes a connection that nobody initialized, for a request that needs one. The context bounds the opening alone.
+	// Hang ends a connection.
+	Open func(ctx context.Context, req *upstream.Request) (*Conn, error)
 	Hang func(*Conn)
 	// Shared gives all sessions one connection, which is opened again when it has ended; else each has its own.
 	Shared bool
@@ -78,7 +79,7 @@ func (s *Sessions) Do(ctx context.Context, req *upstream.Request) (*upstream.Res
 		return nil, fmt.Errorf("%w (%s)", upstream.ErrProtocol, refusal.Reason)
 	}
 	if m.Method == mcp.MethodInitialize {
-		return s.initialize(ctx, &m)
+		return s.initialize(ctx, req, &m)
 	}
 	conn, known := s.find(id)
 	if !known {
@@ -95,7 +96,7 @@ func (s *Sessions) Do(ctx context.Context, req *upstream.Request) (*upstream.Res
 	}
 	if conn == nil {
 		var err error
-		if conn, err = s.connection(ctx); err != nil {
+		if conn, err = s.connection(ctx, req); err != nil {
 			return nil, err
 		}
 	}
@@ -126,7 +127,7 @@ func (s *Sessions) find(id string) (*Conn, bool) {
 }
 
 // connection is the one for requests without a session, and for all when it is shared.
-func (s *Sessions) connection(ctx context.Context) (*Conn, error) {
+func (s *Sessions) connection(ctx context.Context, req *upstream.Request) (*Conn, error) {
 	s.opening.Lock()
 	defer s.opening.Unlock()
 	s.mu.Lock()
@@ -139,7 +140,7 @@ func (s *Sessions) connection(ctx context.Context) (*Conn, error) {
 			return conn, nil
 		}
 	}
-	conn, err := s.cfg.Open(ctx)
+	conn, err := s.cfg.Open(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +152,7 @@ func (s *Sessions) connection(ctx context.Context) (*Conn, error) {
 
 // initialize gives a caller a session. What the server negotiated with the gateway is what the caller is told; revisions
 // before the oldest that is spoken here are told as that one, which takes nothing from them.
-func (s *Sessions) initialize(ctx context.Context, m *mcp.Message) (*upstream.Response, error) {
+func (s *Sessions) initialize(ctx context.Context, req *upstream.Request, m *mcp.Message) (*upstream.Response, error) {
 	if s.full() {
 		return nil, upstream.ErrBusy
 	}
@@ -159,7 +160,7 @@ func (s *Sessions) initialize(ctx context.Context, m *mcp.Message) (*upstream.Re
 	if s.cfg.Shared {
 		open = s.connection
 	}
-	conn, err := open(ctx)
+	conn, err := open(ctx, req)
 	if err != nil {
 		return nil, err
 	}

@@ -180,7 +180,7 @@ func newRunner(name string, cfg Server, version string, log *slog.Logger) *runne
 }
 
 // open starts a process, unless the last ones ended too soon and too recently.
-func (r *runner) open(ctx context.Context) (*mux.Conn, error) {
+func (r *runner) open(ctx context.Context, _ *upstream.Request) (*mux.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}

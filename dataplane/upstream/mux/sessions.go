@@ -173,7 +173,7 @@ func (s *Sessions) initialize(ctx context.Context, req *upstream.Request, m *mcp
 	}
 	if at := mcp.Member(raw, "protocolVersion"); at.Present() {
 		r := mcp.Message{Body: raw}
-		if v, _ := r.Text(at); v == "2024-11-05" || v == "2025-03-26" {
+		if v, _ := r.Text(at); Older(v) {
 			raw = veneer.Apply(raw, veneer.Splice{At: at, With: []byte(`"` + mcp.Rev20250618 + `"`)})
 		}
 	}
@@ -185,6 +185,9 @@ func (s *Sessions) initialize(ctx context.Context, req *upstream.Request, m *mcp
 	body = append(append(body, `,"result":`...), raw...)
 	return &upstream.Response{Status: http.StatusOK, Session: id, Body: append(body, '}'), JSON: true}, nil
 }
+
+// Older reports whether a revision is one before the oldest that is spoken here. Its messages are a subset.
+func Older(revision string) bool { return revision == "2024-11-05" || revision == "2025-03-26" }
 
 // full drops what is idle and reports whether there is no room for one more.
 func (s *Sessions) full() bool {

@@ -39,6 +39,9 @@ func TestMain(m *testing.M) {
 // odd is a result that a decoder would spoil.
 const odd = `{"content":[{"type":"hologram","n":12345678901234567890, "vendor":{"b":1,"a":2}}],"isError":false}`
 
+// tool is a tool that a decoder would spoil.
+const tool = `{"name":"odd", "inputSchema":{"oneOf":[{"type":"object"}],"type":"object"},"x-vendor":9007199254740993}`
+
 // serve answers calls by the tool's name.
 func serve() {
 	switch os.Getenv("STDIO_TEST_SERVER") {
@@ -79,6 +82,10 @@ func serve() {
 		switch {
 		case m.Method == "initialize":
 			reply(`{"protocolVersion":"2024-11-05","capabilities":{"tools":{}},"serverInfo":{"name":"t","version":"1"}}`)
+		case m.Method == "tools/list":
+			reply(`{"tools":[` + tool + `]}`)
+		case m.Method != "tools/call" && m.ID != nil:
+			say(`{"jsonrpc":"2.0","id":` + string(m.ID) + `,"error":{"code":-32601,"message":"no"}}`)
 		case m.Method != "tools/call":
 		case m.Params.Name == "odd":
 			reply(odd)
@@ -414,5 +421,19 @@ func TestBadConfigurationIsNamed(t *testing.T) {
 		if !strings.Contains(p, want) {
 			t.Errorf("nothing about %q in:\n%s", want, p)
 		}
+	}
+}
+
+func TestAScanKeepsWhatTheServerSaidAndTheErasItSpeaks(t *testing.T) {
+	t.Parallel()
+	got, err := stdio.Scan(t.Context(), "files", map[string]stdio.Server{"files": config(t, "1")}, "1", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Tools) != 1 || string(got.Tools[0]) != tool || got.URL != "stdio:files" || strings.Join(got.ProtocolVersions, " ") != "2025-06-18 2024-11-05" {
+		t.Errorf("%s %+v", got.Tools, got)
+	}
+	if _, err := stdio.Scan(t.Context(), "other", nil, "1", slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("scanned a server that is not configured")
 	}
 }

@@ -36,15 +36,14 @@ func servers(ctx context.Context, k *toolkit, bin string) error {
 }
 
 func serversIn(ctx context.Context, k *toolkit, bin, work string) error {
-	//nolint:gosec // another user has to read it
 	if err := os.Chmod(work, 0o755); err != nil {
 		return err
 	}
 	share := filepath.Join(work, "share")
-	if err := os.Mkdir(share, 0o755); err != nil { //nolint:gosec // another user has to read it
+	if err := os.Mkdir(share, 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(share, "note.txt"), []byte("a note é \u2028 9007199254740993\n"), 0o644); err != nil { //nolint:gosec // the same
+	if err := os.WriteFile(filepath.Join(share, "note.txt"), []byte("a note é \u2028 9007199254740993\n"), 0o644); err != nil {
 		return err
 	}
 	node, err := filepath.EvalSymlinks(k.node)

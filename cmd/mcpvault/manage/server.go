@@ -222,7 +222,7 @@ func readSurface(a *cli.App, path string) ([]byte, error) {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(a.WorkDir(), path)
 	}
-	f, err := os.Open(path) //nolint:gosec // named by the operator
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, problem.New(problem.Invalid, "the surface cannot be read: "+err.Error(), "give the file that `mcpvault-cell stdio scan` printed")
 	}

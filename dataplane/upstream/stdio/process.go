@@ -98,7 +98,7 @@ func checked(path, digest string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(path) //nolint:gosec // named by the node's own configuration
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}

@@ -26,11 +26,15 @@ type pair struct{ scenario, revision string }
 // request-metadata, whose client only asks for server/discover, which the gateway answers.
 func clientPairs() []pair {
 	return []pair{
-		{"initialize", "2025-06-18"}, {"initialize", "2025-11-25"},
-		{"tools_call", "2025-06-18"}, {"tools_call", "2025-11-25"}, {"tools_call", modernRevision},
+		{"initialize", "2025-06-18"},
+		{"initialize", "2025-11-25"},
+		{"tools_call", "2025-06-18"},
+		{"tools_call", "2025-11-25"},
+		{"tools_call", modernRevision},
 		{"elicitation-sep1034-client-defaults", "2025-11-25"},
 		{"sse-retry", "2025-11-25"},
-		{"json-schema-2020-12-preservation", "2025-11-25"}, {"json-schema-2020-12-preservation", modernRevision},
+		{"json-schema-2020-12-preservation", "2025-11-25"},
+		{"json-schema-2020-12-preservation", modernRevision},
 		{"sep-2322-client-request-state", modernRevision},
 		{"http-standard-headers", modernRevision},
 		{"http-custom-headers", modernRevision},

@@ -57,19 +57,8 @@ func install(ctx context.Context, dir string) (*toolkit, error) {
 			return nil, err
 		}
 	}
-	manifest := filepath.Join(dir, "package.json")
-	if old, err := os.ReadFile(manifest); err != nil || string(old) != string(packageJSON) || !exists(k.node) {
-		if _, err := exec.LookPath("npm"); err != nil {
-			return nil, fmt.Errorf("npm is needed for the outside clients: install Node.js (apt-get install npm): %w", err)
-		}
-		fmt.Fprintln(os.Stderr, "installing the outside clients and suite…")
-		if err := os.WriteFile(manifest, packageJSON, 0o600); err != nil {
-			return nil, err
-		}
-		if err := command(ctx, dir, nil, "npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"); err != nil {
-			_ = os.Remove(manifest)
-			return nil, err
-		}
+	if err := npmInstall(ctx, dir, packageJSON, k.node); err != nil {
+		return nil, err
 	}
 	for _, program := range []string{k.everything, k.everythingClient} {
 		if exists(program) {
@@ -81,6 +70,29 @@ func install(ctx context.Context, dir string) (*toolkit, error) {
 		}
 	}
 	return k, nil
+}
+
+// npmInstall brings a manifest's packages into a folder, unless they are there: program is one of their files.
+func npmInstall(ctx context.Context, dir string, wanted []byte, program string) error {
+	manifest := filepath.Join(dir, "package.json")
+	if old, err := os.ReadFile(manifest); err == nil && string(old) == string(wanted) && exists(program) {
+		return nil
+	}
+	if _, err := exec.LookPath("npm"); err != nil {
+		return fmt.Errorf("npm is needed for the outside clients: install Node.js (apt-get install npm): %w", err)
+	}
+	fmt.Fprintln(os.Stderr, "installing the outside clients and suite…")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(manifest, wanted, 0o600); err != nil {
+		return err
+	}
+	if err := command(ctx, dir, nil, "npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error"); err != nil {
+		_ = os.Remove(manifest)
+		return err
+	}
+	return nil
 }
 
 func exists(path string) bool {

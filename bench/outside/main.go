@@ -7,7 +7,9 @@
 //	                                    -control-plane-down and -leader-kill run it again under that drill
 //	go run ./bench/outside client-leg   the suite's servers behind the cell, compared with asking them directly
 //	go run ./bench/outside oauth        the TypeScript SDK's own login, at a real issuer, for a cell
-//	go run ./bench/outside all
+//	go run ./bench/outside servers      servers from npm, over HTTP, SSE and stdio, behind the cell
+//	go run ./bench/outside tools        the MCP Inspector's CLI and Claude Code
+//	go run ./bench/outside all          clients and the server leg: what every change must pass
 //
 // It installs what it needs, pinned, into a cache folder, needs npm, and ends only what it started.
 package main
@@ -71,6 +73,10 @@ func run(ctx context.Context, args []string) error {
 	client := func() error { return sum.run("client leg", func() error { return clientLeg(ctx, kit, bin) }) }
 	login := func() error { return sum.run("oauth", func() error { return oauth(ctx, kit, bin) }) }
 	people := func() error { return sum.run("clients", func() error { return clients(ctx, kit, bin) }) }
+	npm := func() error { return sum.run("servers from npm", func() error { return servers(ctx, kit, bin) }) }
+	large := func() error {
+		return sum.run("Inspector and Claude Code", func() error { return tools(ctx, kit, bin) })
+	}
 	switch args[0] {
 	case "clients":
 		return people()
@@ -78,11 +84,15 @@ func run(ctx context.Context, args []string) error {
 		if *url != "" {
 			return sum.run("server leg", func() error { return suite(ctx, kit, *floor, at(*url, *token)) })
 		}
-		return errors.Join(server(), client())
+		return errors.Join(server(), client(), npm(), large())
 	case "client-leg":
 		return client()
 	case "oauth":
 		return login()
+	case "tools":
+		return large()
+	case "servers":
+		return npm()
 	case "upstream":
 		up, err := startUpstream(ctx, kit)
 		if err != nil {
@@ -98,7 +108,7 @@ func run(ctx context.Context, args []string) error {
 	return fmt.Errorf("unknown command %q; %w", args[0], errUsage)
 }
 
-var errUsage = errors.New("say what to run: clients, conformance, client-leg, oauth, upstream or all")
+var errUsage = errors.New("say what to run: clients, conformance, client-leg, oauth, servers, tools, upstream or all")
 
 func defaultCache() string {
 	if d := os.Getenv("MCPVAULT_OUTSIDE_CACHE"); d != "" {

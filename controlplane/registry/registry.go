@@ -47,7 +47,10 @@ func (s *Service) AddServer(ctx context.Context, req *adminv1.AddServerRequest) 
 		return nil, err
 	}
 	// The network is asked before the transaction begins: a slow server must not hold a tenant's lock.
-	surface, scanErr := s.scan.Scan(ctx, req.GetUrl())
+	surface, scanErr := s.read(ctx, req.GetUrl(), req.GetSurface())
+	if scanErr != nil && (isStdio(req.GetUrl()) || len(req.GetSurface()) > 0) {
+		return nil, scanErr
+	}
 	srv := store.Server{ID: store.NewID(), Name: req.GetName(), URL: req.GetUrl(), Description: req.GetDescription(), LastError: sentence(scanErr)}
 	res := &adminv1.AddServerResponse{}
 	rev, err := s.store.Write(ctx, caller.TenantID, caller.Actor(), func(tx *store.Tx) error {
@@ -82,7 +85,10 @@ func (s *Service) ScanServer(ctx context.Context, req *adminv1.ScanServerRequest
 	if err != nil {
 		return nil, err
 	}
-	surface, scanErr := s.scan.Scan(ctx, srv.URL)
+	surface, scanErr := s.read(ctx, srv.URL, req.GetSurface())
+	if scanErr != nil && (isStdio(srv.URL) || len(req.GetSurface()) > 0) {
+		return nil, scanErr
+	}
 	if scanErr != nil {
 		// Which servers answer is no admin write: no revision, and no new generation.
 		if err := s.store.Record(ctx, caller.TenantID, func(tx *store.Tx) error { return tx.NoteScan(ctx, srv.ID, sentence(scanErr)) }); err != nil {
@@ -117,6 +123,20 @@ func (s *Service) ScanServer(ctx context.Context, req *adminv1.ScanServerRequest
 		return nil, err
 	}
 	return res, nil
+}
+
+// read asks the server, or takes what was asked of one that only a node can reach.
+func (s *Service) read(ctx context.Context, url string, given []byte) (*Surface, error) {
+	switch {
+	case isStdio(url) && len(given) == 0:
+		return nil, problem.New(problem.Invalid, "a server that runs beside a node cannot be asked from here",
+			"run `mcpvault-cell stdio scan` with a node's configuration and give its output with --surface")
+	case isStdio(url):
+		return ParseSurface(url, given)
+	case len(given) > 0:
+		return nil, problem.New(problem.Invalid, "a surface is given for a server that can be asked", "leave out --surface")
+	}
+	return s.scan.Scan(ctx, url)
 }
 
 // keep finds the version of a surface, or makes it.

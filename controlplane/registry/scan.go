@@ -80,7 +80,15 @@ type scan struct {
 	log          *slog.Logger
 	surface      *Surface
 	asked        int // number of the newest request for a list
-	sessions     []*transport.StreamableHTTP
+	sessions     []dialogue
+}
+
+// dialogue is one connection of the protocol library.
+type dialogue interface {
+	SendRequest(ctx context.Context, req transport.JSONRPCRequest) (*transport.JSONRPCResponse, error)
+	SendNotification(ctx context.Context, n mcp.JSONRPCNotification) error
+	SetProtocolVersion(version string)
+	Close() error
 }
 
 // close ends the sessions at once: a server that does not answer costs the patience of one of them.
@@ -94,6 +102,9 @@ func (sc *scan) close() {
 
 // run finds every revision that the server speaks and reads its lists in the newest of them.
 func (sc *scan) run(ctx context.Context) error {
+	if strings.HasPrefix(sc.url, legacySSE) {
+		return sc.runSSE(ctx)
+	}
 	modern, modernErr := sc.discover(ctx)
 	best := modern
 	if modern != nil {
@@ -121,6 +132,43 @@ func (sc *scan) run(ctx context.Context) error {
 		return problem.New(problem.Invalid, "the server speaks none of the supported protocol revisions",
 			"it must speak one of "+strings.Join([]string{modernRevision, newestLegacy, oldestLegacy}, ", "))
 	}
+	return sc.read(ctx, best)
+}
+
+// runSSE asks a server of the transport of 2024-11-05, which has sessions only. The node tells callers of the oldest revision
+// that it speaks when the server answers with one before it.
+func (sc *scan) runSSE(ctx context.Context) error {
+	c, err := transport.NewSSE(strings.TrimPrefix(sc.url, legacySSE), transport.WithHTTPClient(sc.client), transport.WithSSELogger(sc.log))
+	if err != nil {
+		return problem.New(problem.Invalid, "the address is not one that can be used", "give a URL like sse+https://mcp.example.com/sse").Because(err)
+	}
+	sc.sessions = append(sc.sessions, c)
+	if err := c.Start(ctx); err != nil {
+		return err
+	}
+	raw, err := sc.call(ctx, c, 1, "initialize", map[string]any{
+		"protocolVersion": newestLegacy, "capabilities": struct{}{}, "clientInfo": sc.clientInfo(),
+	}, false)
+	if err != nil {
+		return err
+	}
+	revision, err := sc.greeted(ctx, c, raw, true)
+	if err != nil {
+		return err
+	}
+	switch revision {
+	case newestLegacy, oldestLegacy:
+		sc.surface.ProtocolVersions = []string{revision}
+	case "2025-03-26", "2024-11-05":
+		sc.surface.ProtocolVersions = []string{oldestLegacy, revision}
+	default:
+		return badSurface("it answers in a revision that does not exist")
+	}
+	return sc.read(ctx, c)
+}
+
+// read checks what the server says of itself and reads its lists.
+func (sc *scan) read(ctx context.Context, best dialogue) error {
 	for _, raw := range [][]byte{sc.surface.ServerInfo, sc.surface.Capabilities} {
 		if len(raw) == 0 {
 			continue
@@ -133,7 +181,7 @@ func (sc *scan) run(ctx context.Context) error {
 }
 
 // discover asks in the stateless form; nil when the server does not speak it.
-func (sc *scan) discover(ctx context.Context) (*transport.StreamableHTTP, error) {
+func (sc *scan) discover(ctx context.Context) (dialogue, error) {
 	c, err := sc.connect(modernRevision)
 	if err != nil {
 		return nil, err
@@ -164,7 +212,7 @@ func (sc *scan) discover(ctx context.Context) (*transport.StreamableHTTP, error)
 }
 
 // initialize opens a session in one revision; nil when the server answers with another.
-func (sc *scan) initialize(ctx context.Context, revision string, describe bool) (*transport.StreamableHTTP, error) {
+func (sc *scan) initialize(ctx context.Context, revision string, describe bool) (dialogue, error) {
 	c, err := sc.connect("")
 	if err != nil {
 		return nil, err
@@ -175,6 +223,15 @@ func (sc *scan) initialize(ctx context.Context, revision string, describe bool) 
 	if err != nil {
 		return nil, err
 	}
+	got, err := sc.greeted(ctx, c, raw, describe)
+	if err != nil || got != revision {
+		return nil, err
+	}
+	return c, nil
+}
+
+// greeted reads the result of an initialize and confirms it; it returns the revision.
+func (sc *scan) greeted(ctx context.Context, c dialogue, raw json.RawMessage, describe bool) (string, error) {
 	var res struct {
 		ProtocolVersion string          `json:"protocolVersion"`
 		Capabilities    json.RawMessage `json:"capabilities"`
@@ -182,22 +239,19 @@ func (sc *scan) initialize(ctx context.Context, revision string, describe bool) 
 		Instructions    string          `json:"instructions"`
 	}
 	if err := json.Unmarshal(raw, &res); err != nil {
-		return nil, badSurface("its initialize result does not parse")
+		return "", badSurface("its initialize result does not parse")
 	}
-	if res.ProtocolVersion != revision {
-		return nil, nil
-	}
-	c.SetProtocolVersion(revision)
-	err = c.SendNotification(ctx, mcp.JSONRPCNotification{
+	c.SetProtocolVersion(res.ProtocolVersion)
+	err := c.SendNotification(ctx, mcp.JSONRPCNotification{
 		JSONRPC: mcp.JSONRPC_VERSION, Notification: mcp.Notification{Method: "notifications/initialized"},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("confirm the session: %w", err)
+		return "", fmt.Errorf("confirm the session: %w", err)
 	}
 	if describe {
 		sc.describe(res.ServerInfo, res.Capabilities, res.Instructions)
 	}
-	return c, nil
+	return res.ProtocolVersion, nil
 }
 
 func (sc *scan) describe(info, capabilities json.RawMessage, instructions string) {
@@ -205,7 +259,7 @@ func (sc *scan) describe(info, capabilities json.RawMessage, instructions string
 }
 
 // lists reads the tools, and whatever else the server says it has.
-func (sc *scan) lists(ctx context.Context, c *transport.StreamableHTTP) error {
+func (sc *scan) lists(ctx context.Context, c dialogue) error {
 	var caps map[string]json.RawMessage
 	told := json.Unmarshal(sc.surface.Capabilities, &caps) == nil
 	if !told || caps["tools"] != nil {
@@ -230,7 +284,7 @@ func (sc *scan) lists(ctx context.Context, c *transport.StreamableHTTP) error {
 }
 
 // list reads every page of a list.
-func (sc *scan) list(ctx context.Context, c *transport.StreamableHTTP, method, member, noun string, most int, add func(json.RawMessage) error) error {
+func (sc *scan) list(ctx context.Context, c dialogue, method, member, noun string, most int, add func(json.RawMessage) error) error {
 	modern := slices.Contains(sc.surface.ProtocolVersions, modernRevision)
 	cursor, seen, n := "", map[string]bool{}, 0
 	for {
@@ -269,7 +323,7 @@ func (sc *scan) list(ctx context.Context, c *transport.StreamableHTTP, method, m
 	}
 }
 
-func (sc *scan) connect(revision string) (*transport.StreamableHTTP, error) {
+func (sc *scan) connect(revision string) (dialogue, error) {
 	c, err := transport.NewStreamableHTTP(sc.url, transport.WithHTTPBasicClient(sc.client), transport.WithHTTPLogger(sc.log))
 	if err != nil {
 		return nil, problem.New(problem.Invalid, "the address is not one that can be used", "give a URL like https://mcp.example.com/mcp").Because(err)
@@ -282,7 +336,7 @@ func (sc *scan) connect(revision string) (*transport.StreamableHTTP, error) {
 }
 
 // call sends one request and returns the raw result. In the stateless form the request carries who asks in _meta.
-func (sc *scan) call(ctx context.Context, c *transport.StreamableHTTP, id int, method string, params map[string]any, modern bool) (json.RawMessage, error) {
+func (sc *scan) call(ctx context.Context, c dialogue, id int, method string, params map[string]any, modern bool) (json.RawMessage, error) {
 	req := transport.JSONRPCRequest{JSONRPC: mcp.JSONRPC_VERSION, ID: mcp.NewRequestId(int64(id)), Method: method, Params: params}
 	if modern {
 		if params == nil {

@@ -149,13 +149,16 @@ func sentence(err error) string {
 }
 
 func checkURL(raw string) error {
-	u, err := url.Parse(raw)
+	if isStdio(raw) {
+		return checkStdio(raw)
+	}
+	u, err := url.Parse(strings.TrimPrefix(raw, legacySSE))
 	fix := "give a URL like https://mcp.example.com/mcp"
 	switch {
 	case err != nil || u.Host == "":
 		return problem.New(problem.Invalid, "the address is not a URL", fix)
 	case u.Scheme != "http" && u.Scheme != "https":
-		return problem.Newf(problem.Invalid, fix, "the address has scheme %q; only http and https are spoken", u.Scheme)
+		return problem.Newf(problem.Invalid, fix, "the address has scheme %q; http and https are spoken, and sse+http and sse+https for the transport of 2024-11-05", u.Scheme)
 	case u.User != nil:
 		return problem.New(problem.Invalid, "the address contains a password or user name", "leave it out: credentials do not belong in an address")
 	case u.Fragment != "" || strings.Contains(raw, "#"):

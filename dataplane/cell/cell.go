@@ -78,6 +78,7 @@ type Node struct {
 	leases    *session.Leases
 	asked     chan *cellv1.SessionQuery
 	pep       *pep.PEP
+	sweep     func() // ends idle dialogues with upstreams
 	control   cellv1connect.CellServiceClient
 	closers   []func() error
 }

@@ -65,6 +65,7 @@ func (n *Node) keepHouse(ctx context.Context) error {
 			return n.store.PutHighWater(n.clock.Now().UnixMilli())
 		case <-look.C:
 		case <-minute.C:
+			n.sweep()
 			if err := n.store.PutHighWater(n.clock.Now().UnixMilli()); err != nil {
 				n.log.ErrorContext(ctx, "remember the time", "err", err)
 			}

@@ -10,6 +10,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/edge"
 	"github.com/mcpvault/mcpvault/dataplane/inject"
 	"github.com/mcpvault/mcpvault/dataplane/remote"
+	"github.com/mcpvault/mcpvault/dataplane/upstream/stdio"
 	"github.com/mcpvault/mcpvault/kit/tele"
 )
 
@@ -51,6 +52,8 @@ type Config struct {
 	EgressAllow []string `yaml:"egress_allow"`
 	// Inject are the credentials that this node adds to calls, out of its own files.
 	Inject []inject.Rule `yaml:"inject"`
+	// Stdio are MCP servers that this node runs beside itself, by name; policy can name them and say nothing else of them.
+	Stdio map[string]stdio.Server `yaml:"stdio"`
 	// SealKey is the file of this node's sealing key, made when absent; DataDir/seal.key when empty.
 	SealKey string `yaml:"seal_key"`
 	// Heartbeat is Raft's, in milliseconds; 500 when 0.
@@ -129,6 +132,7 @@ func (c *Config) Problems() []string {
 	p = append(p, c.memberProblems()...)
 	p = append(p, c.frontProblems()...)
 	p = append(p, c.workloadProblems()...)
+	p = append(p, stdio.Problems(c.Stdio)...)
 	return p
 }
 

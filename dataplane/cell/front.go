@@ -17,6 +17,8 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/remote"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
+	"github.com/mcpvault/mcpvault/dataplane/upstream/sse"
+	"github.com/mcpvault/mcpvault/dataplane/upstream/stdio"
 	"github.com/mcpvault/mcpvault/kit/egress"
 	"github.com/mcpvault/mcpvault/kit/run"
 	"github.com/mcpvault/mcpvault/kit/svid"
@@ -33,9 +35,11 @@ func (n *Node) openFront(context.Context) error {
 	if err != nil {
 		return err
 	}
-	up := upstream.New(upstream.Config{Dial: guard.DialContext, Registerer: n.reg})
-	n.upstream = up
-	n.onClose(func() error { up.Close(); return nil })
+	client, version := upstream.New(upstream.Config{Dial: guard.DialContext, Registerer: n.reg}), run.Version().Version
+	n.upstream = client
+	up := &transports{client, sse.New(client, version), stdio.New(n.cfg.Stdio, version, n.log)}
+	n.onClose(up.close)
+	n.sweep = up.sweep
 	transport := guard.Transport()
 	n.onClose(func() error { transport.CloseIdleConnections(); return nil })
 	newer, err := jwks.New(jwks.Config{Transport: transport, Now: n.clock.Now, Logger: n.log, Registerer: n.reg})
@@ -62,7 +66,7 @@ func (n *Node) openFront(context.Context) error {
 	cfg := pep.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, PublicURLs: n.cfg.PublicURLs, Loopback: n.cfg.Dev,
 		Region: n.cfg.Region, Proxies: proxies,
-		Version: run.Version().Version, Now: n.clock.Now,
+		Version: version, Now: n.clock.Now,
 	}
 	if cfg.Limits = ownLimits(); n.cfg.Dev {
 		cfg.MaxStreams, cfg.Limits = 4096, nil

@@ -3,7 +3,11 @@ package manage
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -178,14 +182,18 @@ func completed(a *cli.App, cmd *cobra.Command) *cobra.Command {
 }
 
 func addServer(a *cli.App) *cobra.Command {
-	var address, description string
+	var address, description, surface string
 	cmd := a.AdminLeaf("add NAME", "Registers a server and reads its tools. Nobody is served before a version is approved.",
-		"  mcpvault server add jira --url https://jira.example.com/mcp", cli.Args("NAME"),
+		"  mcpvault server add jira --url https://jira.example.com/mcp\n  mcpvault server add files --url stdio:files --surface files.json", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			if address == "" {
 				return problem.New(problem.Invalid, "mcpvault server add needs --url", "for example: `mcpvault server add jira --url https://jira.example.com/mcp`")
 			}
-			resp, err := c.Registry.AddServer(ctx, &adminv1.AddServerRequest{Tenant: tenant, Name: args[0], Url: address, Description: description})
+			given, err := readSurface(a, surface)
+			if err != nil {
+				return err
+			}
+			resp, err := c.Registry.AddServer(ctx, &adminv1.AddServerRequest{Tenant: tenant, Name: args[0], Url: address, Description: description, Surface: given})
 			if err != nil {
 				return err
 			}
@@ -196,9 +204,36 @@ func addServer(a *cli.App) *cobra.Command {
 			}
 			return printServer(a, resp.GetServer(), resp.GetVersion())
 		})
-	cmd.Flags().StringVar(&address, "url", "", "address of its Streamable HTTP endpoint")
+	cmd.Flags().StringVar(&address, "url", "", "address of its Streamable HTTP endpoint; sse+https://... for the transport of 2024-11-05; stdio:NAME for a server that the nodes run")
+	cmd.Flags().StringVar(&surface, "surface", "", surfaceUsage)
 	cmd.Flags().StringVar(&description, "description", "", "what it is for")
 	return cmd
+}
+
+const surfaceUsage = "with stdio:NAME: the file that `mcpvault-cell stdio scan` printed"
+
+// maxSurface bounds the file of a surface.
+const maxSurface = 8 << 20
+
+func readSurface(a *cli.App, path string) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(a.WorkDir(), path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, problem.New(problem.Invalid, "the surface cannot be read: "+err.Error(), "give the file that `mcpvault-cell stdio scan` printed")
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxSurface+1))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	if len(b) > maxSurface {
+		return nil, problem.Newf(problem.Invalid, "have the server offer less", "the surface is larger than %d MiB", maxSurface>>20)
+	}
+	return b, nil
 }
 
 func listServers(a *cli.App) *cobra.Command {
@@ -232,9 +267,14 @@ func serverVersions(a *cli.App) *cobra.Command {
 }
 
 func scanServer(a *cli.App) *cobra.Command {
-	return a.AdminLeaf("scan NAME", "Reads a server's tools again.", "  mcpvault server scan payments", cli.Args("NAME"),
+	var surface string
+	cmd := a.AdminLeaf("scan NAME", "Reads a server's tools again.", "  mcpvault server scan payments", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
-			resp, err := c.Registry.ScanServer(ctx, &adminv1.ScanServerRequest{Tenant: tenant, Name: args[0]})
+			given, err := readSurface(a, surface)
+			if err != nil {
+				return err
+			}
+			resp, err := c.Registry.ScanServer(ctx, &adminv1.ScanServerRequest{Tenant: tenant, Name: args[0], Surface: given})
 			if err != nil {
 				return err
 			}
@@ -248,6 +288,8 @@ func scanServer(a *cli.App) *cobra.Command {
 			}
 			return printServer(a, resp.GetServer(), resp.GetVersion())
 		})
+	cmd.Flags().StringVar(&surface, "surface", "", surfaceUsage)
+	return cmd
 }
 
 func approveServer(a *cli.App) *cobra.Command {

@@ -149,7 +149,9 @@ type source struct {
 	// verbatim: it is the caller's own request, in the caller's era.
 	verbatim bool
 	agreed   bridge.Wanted
-	resp     *upstream.Response
+	// early came before the server had said what it agrees to, as a change can in the very moment.
+	early []*mcp.Message
+	resp  *upstream.Response
 	// up is the session that was opened for it, of a legacy upstream.
 	up     session.Upstream
 	set    http.Header
@@ -212,6 +214,9 @@ func (x *exchange) verbatim() bool {
 // sourceTime bounds the wait for an upstream before the stream goes on without it.
 const sourceTime = 5 * time.Second
 
+// maxEarly bounds what a server may say before it says what it agrees to.
+const maxEarly = 16
+
 // openSource opens a source, which then lasts as long as the stream.
 func (x *exchange) openSource(ctx context.Context, s *pdp.Server, uris []string) (*source, error) {
 	src := &source{server: s, set: http.Header{}, verbatim: x.verbatim()}
@@ -267,11 +272,14 @@ func (x *exchange) openModernSource(ctx context.Context, src *source, uris []str
 			continue
 		}
 		m, refusal := x.p.framer.FrameAnswer(bytes.Clone(ev.Data))
-		if refusal != nil || m.Method != mcp.MethodAcknowledged {
+		switch {
+		case refusal == nil && m.Method == mcp.MethodAcknowledged:
+			src.agreed, _ = bridge.ParseWanted(m.Raw(m.Params))
+			return nil
+		case refusal != nil || m.Kind != mcp.KindNotification || len(src.early) == maxEarly:
 			return upstream.ErrProtocol
 		}
-		src.agreed, _ = bridge.ParseWanted(m.Raw(m.Params))
-		return nil
+		src.early = append(src.early, &m)
 	}
 }
 
@@ -322,6 +330,13 @@ func (p *PEP) closeSource(src *source) {
 // read hands on what one source says, until it ends.
 func (ss *sources) read(f *mcp.Framer, src *source) {
 	defer ss.wg.Done()
+	for _, m := range src.early {
+		select {
+		case ss.heard <- heardOf{src, m}:
+		case <-ss.ctx.Done():
+			return
+		}
+	}
 	for {
 		ev, err := src.resp.Events.Next()
 		h := heardOf{from: src}

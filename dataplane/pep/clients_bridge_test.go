@@ -1,5 +1,7 @@
 package pep_test
 
+//lint:file-ignore SA1019 roots, sampling and logging are deprecated in the newest revision and must work until they are gone.
+
 import (
 	"context"
 	"encoding/json"

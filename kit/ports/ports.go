@@ -32,7 +32,7 @@ type Block struct {
 
 // Take takes a block of which every port is free.
 func Take() (*Block, error) {
-	for _, i := range rand.Perm(count) {
+	for _, i := range rand.Perm(count) { //nolint:gosec // Any free ports will do.
 		if b := take(first + i*Span); b != nil {
 			return b, nil
 		}

@@ -32,11 +32,14 @@ type Call struct {
 	CPURatio     float64 `json:"cpu_ratio"`
 	P99Ratio     float64 `json:"p99_ratio"`
 	SyncRPSRatio float64 `json:"sync_rps_ratio"`
-	RPS          float64 `json:"rps"`
-	BaselineRPS  float64 `json:"baseline_rps"`
-	P50us        float64 `json:"p50_us"`
-	P99us        float64 `json:"p99_us"`
-	Wrong        int     `json:"wrong_answers"`
+	// Processor time of one call, in microseconds: the node's and the baseline's.
+	CPUus       float64 `json:"cpu_us"`
+	BaselineCPU float64 `json:"baseline_cpu_us"`
+	RPS         float64 `json:"rps"`
+	BaselineRPS float64 `json:"baseline_rps"`
+	P50us       float64 `json:"p50_us"`
+	P99us       float64 `json:"p99_us"`
+	Wrong       int     `json:"wrong_answers"`
 	// IdleKB is what an idle session with an open stream adds to the resident memory of a fresh node; 0 when not measured.
 	IdleKB float64 `json:"idle_kb_per_session"`
 }
@@ -181,7 +184,7 @@ func (b *Bench) Call(ctx context.Context, c, rounds int, d time.Duration, secure
 	write := read
 	write.Tool = fmt.Sprintf("t%02d", peer.Tools-1)
 	out := &Call{C: c, Rounds: rounds, TLS: secure}
-	var rps, cpu, p99, sync, nodeRPS, baseRPS, p50s, p99s []float64
+	var rps, cpu, p99, sync, nodeRPS, baseRPS, p50s, p99s, nodeCPU, baseCPU []float64
 	for i := range rounds + 1 {
 		bl, err := b.round(ctx, base, baseProcess.cmd.Process.Pid, c, d)
 		if err != nil {
@@ -201,6 +204,7 @@ func (b *Bench) Call(ctx context.Context, c, rounds int, d time.Duration, secure
 		}
 		rps = append(rps, rd.rps/bl.rps)
 		cpu = append(cpu, rd.cpu/bl.cpu)
+		nodeCPU, baseCPU = append(nodeCPU, 1e6*rd.cpu), append(baseCPU, 1e6*bl.cpu)
 		p99 = append(p99, float64(rd.p99)/float64(bl.p99))
 		sync = append(sync, wr.rps/bl.rps)
 		nodeRPS, baseRPS = append(nodeRPS, rd.rps), append(baseRPS, bl.rps)
@@ -209,6 +213,7 @@ func (b *Bench) Call(ctx context.Context, c, rounds int, d time.Duration, secure
 	}
 	out.RPSRatio, out.CPURatio, out.P99Ratio = measure.Median(rps), measure.Median(cpu), measure.Median(p99)
 	out.SyncRPSRatio = measure.Median(sync)
+	out.CPUus, out.BaselineCPU = measure.Median(nodeCPU), measure.Median(baseCPU)
 	out.RPS, out.BaselineRPS = measure.Median(nodeRPS), measure.Median(baseRPS)
 	out.P50us, out.P99us = measure.Median(p50s), measure.Median(p99s)
 	return out, nil

@@ -43,14 +43,21 @@ func cage(t *testing.T, behave func(c net.Conn)) string {
 	return "http://" + ln.Addr().String() + "/mcp"
 }
 
+// refusing is an address where nobody listens, and where nobody else can begin to while the test runs: the near end of a
+// connection to somewhere else.
 func refusing(t *testing.T) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = ln.Close()
-	return "http://" + ln.Addr().String() + "/mcp"
+	t.Cleanup(func() { _ = ln.Close() })
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return "http://" + c.LocalAddr().String() + "/mcp"
 }
 
 const (

@@ -214,12 +214,18 @@ func TestAHostileUpstreamTakesBoundedMemory(t *testing.T) {
 func TestAHostileUpstreamCostsOthersNothing(t *testing.T) {
 	t.Parallel()
 	healthy := newRaw(t, func(c net.Conn, _ *http.Request, _ string) bool { return say(c, okAnswer) })
-	dead, err := net.Listen("tcp", "127.0.0.1:0")
+	// Nobody listens at the near end of a connection, and nobody else can begin to.
+	far, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	refusing := "http://" + dead.Addr().String()
-	_ = dead.Close()
+	defer far.Close()
+	dead, err := net.Dial("tcp", far.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dead.Close()
+	refusing := "http://" + dead.LocalAddr().String()
 	c := client(upstream.Config{MaxAnswer: 1 << 20, MaxEvent: 1 << 20, ConnectTimeout: 30 * time.Second})
 	defer c.Close()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -22,6 +22,7 @@ import (
 	"github.com/mcpvault/mcpvault/kit/egress"
 	"github.com/mcpvault/mcpvault/kit/jose"
 	"github.com/mcpvault/mcpvault/kit/problem"
+	"github.com/mcpvault/mcpvault/kit/run"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot/shard"
@@ -40,16 +41,7 @@ const (
 
 // Run looks for changed keys until the context ends.
 func (s *Service) Run(ctx context.Context) error {
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			s.refreshAll(ctx)
-		}
-	}
+	return run.Every(ctx, every, s.refreshAll)
 }
 
 // refreshAll looks at every issuer of every tenant. One in trouble keeps its keys, and delays the others by its time limit.

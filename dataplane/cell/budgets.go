@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/limit"
+	"github.com/mcpvault/mcpvault/kit/run"
 )
 
 // shareEvery is how often the nodes of a cell share their budgets of requests anew.
@@ -39,18 +40,11 @@ func (n *Node) newLimiter() *limit.Limiter {
 
 // shareBudgets lets budgets follow the load, until ctx ends. A peer that does not answer keeps what it has.
 func (n *Node) shareBudgets(ctx context.Context) error {
-	tick := time.NewTicker(shareEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		limited, cancel := context.WithTimeout(ctx, shareEvery)
-		n.limits.Exchange(limited, n.peers.ShareBudgets)
-		cancel()
-	}
+	return run.Every(ctx, shareEvery, func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, shareEvery)
+		defer cancel()
+		n.limits.Exchange(ctx, n.peers.ShareBudgets)
+	})
 }
 
 // ShareBudgets hears what a peer gave this node.

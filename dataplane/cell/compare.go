@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/peers"
+	"github.com/mcpvault/mcpvault/kit/run"
 )
 
 // compareEvery is how often a node compares with its peers what they hold.
@@ -15,18 +16,11 @@ const compareEvery = 5 * time.Second
 // compare looks whether the peers hold something else under the same numbers, until ctx ends. That is the sign of a control
 // plane, or of whoever has its key, that shows different policies to different nodes.
 func (n *Node) compare(ctx context.Context) error {
-	tick := time.NewTicker(compareEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		limited, cancel := context.WithTimeout(ctx, compareEvery)
-		n.compareOnce(limited)
-		cancel()
-	}
+	return run.Every(ctx, compareEvery, func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, compareEvery)
+		defer cancel()
+		n.compareOnce(ctx)
+	})
 }
 
 func (n *Node) compareOnce(ctx context.Context) {

@@ -50,16 +50,6 @@ func (w *Wanted) Lists(of string) bool {
 	return false
 }
 
-// Covers reports whether all that other wants is wanted.
-func (w *Wanted) Covers(other *Wanted) bool {
-	for _, uri := range other.URIs {
-		if !slices.Contains(w.URIs, uri) {
-			return false
-		}
-	}
-	return (w.Tools || !other.Tools) && (w.Prompts || !other.Prompts) && (w.Resources || !other.Resources)
-}
-
 func (w *Wanted) append(dst []byte) []byte {
 	dst = append(dst, '{')
 	for _, l := range []struct {

@@ -7,6 +7,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
+	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/authz"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
@@ -30,15 +31,31 @@ func (x *exchange) choosePrompt(name string) (string, bool) {
 	return at.Name, true
 }
 
-// aggregatePrompts are the tenant's prompt names on the aggregate.
+// aggregateNames are the tenant's names of tools on the aggregate.
+func (x *exchange) aggregateNames() *veneer.Names {
+	return x.namesOf(&x.p.names, func(s *pdp.Server, add func(name string)) {
+		for i := range s.Tools {
+			add(s.Tools[i].Name)
+		}
+	})
+}
+
+// aggregatePrompts are the tenant's names of prompts on the aggregate.
 func (x *exchange) aggregatePrompts() *veneer.Names {
+	return x.namesOf(&x.p.prompts, func(s *pdp.Server, add func(name string)) {
+		for i := range s.Prompts {
+			add(s.Prompts[i].Name)
+		}
+	})
+}
+
+// namesOf are the names of one kind of things on all servers, kept as long as the head that published them.
+func (x *exchange) namesOf(kept *veneer.Cache[snapshot.Digest], each func(s *pdp.Server, add func(name string))) *veneer.Names {
 	t := x.tenant
-	return x.p.prompts.Get(string(t.ID), t.HeadDigest, func() []veneer.Tool {
+	return kept.Get(string(t.ID), t.HeadDigest, func() []veneer.Tool {
 		var all []veneer.Tool
 		for _, s := range t.Servers {
-			for i := range s.Prompts {
-				all = append(all, veneer.Tool{Server: s.Name, Name: s.Prompts[i].Name})
-			}
+			each(s, func(name string) { all = append(all, veneer.Tool{Server: s.Name, Name: name}) })
 		}
 		return all
 	})

@@ -8,7 +8,6 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/bridge"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
-	"github.com/mcpvault/mcpvault/dataplane/veneer"
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot/authz"
@@ -406,18 +405,4 @@ func (x *exchange) recheck() *answer {
 		a = x.killedSecret()
 	}
 	return a
-}
-
-// aggregateNames are the tenant's names on the aggregate.
-func (x *exchange) aggregateNames() *veneer.Names {
-	t := x.tenant
-	return x.p.names.Get(string(t.ID), t.HeadDigest, func() []veneer.Tool {
-		var all []veneer.Tool
-		for _, s := range t.Servers {
-			for i := range s.Tools {
-				all = append(all, veneer.Tool{Server: s.Name, Name: s.Tools[i].Name})
-			}
-		}
-		return all
-	})
 }

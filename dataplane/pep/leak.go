@@ -2,6 +2,7 @@ package pep
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 )
@@ -23,6 +24,15 @@ func (x *exchange) withoutSecrets(b []byte) ([]byte, bool) {
 		x.p.log.Error("a server answered with the credential that it was sent: it was taken out", "server", x.rec.GetServer(), "request_id", x.rec.GetId())
 	}
 	return b, leaked
+}
+
+// mustNotLeak adds values to those that must not come back, each once: a stream opens its sources again and again.
+func (x *exchange) mustNotLeak(leaks [][]byte) {
+	for _, l := range leaks {
+		if !slices.ContainsFunc(x.leaks, func(known []byte) bool { return bytes.Equal(known, l) }) {
+			x.leaks = append(x.leaks, l)
+		}
+	}
 }
 
 // cleanEvent is an event without what was injected.

@@ -220,19 +220,13 @@ const maxEarly = 16
 // openSource opens a source, which then lasts as long as the stream.
 func (x *exchange) openSource(ctx context.Context, s *pdp.Server, uris []string) (*source, error) {
 	src := &source{server: s, set: http.Header{}, verbatim: x.verbatim()}
-	if x.secretKilled(s) {
-		return nil, errRevoked
+	leaks, err := x.p.credentials(ctx, x.state, x.tenant, s, src.set)
+	if err != nil {
+		return nil, err
 	}
-	if x.p.injector != nil {
-		leaks, err := x.p.injector.Inject(ctx, x.tenant, s, src.set)
-		if err != nil {
-			return nil, err
-		}
-		x.leaks = append(x.leaks, leaks...)
-	}
+	x.mustNotLeak(leaks)
 	ctx, src.cancel = context.WithCancel(ctx)
 	late := time.AfterFunc(sourceTime, src.cancel)
-	var err error
 	if src.verbatim || x.speaksModern(s) {
 		err = x.openModernSource(ctx, src, uris)
 	} else {

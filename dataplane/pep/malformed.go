@@ -3,7 +3,6 @@ package pep
 import (
 	"net"
 	"net/netip"
-	"time"
 
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 )
@@ -11,16 +10,26 @@ import (
 // Malformed records a request that the listener refused before it was one: its head could not be read in one way only.
 // The status and the word for why are the listener's.
 func (p *PEP) Malformed(from net.Addr, status int, reason string) {
-	now := p.cfg.Now()
+	rec := p.turnedAway(from, codeRefused, reason)
+	rec.HttpStatus = int32(status)
+	p.keep(rec)
+}
+
+// turnedAway is the record of a caller who did not get as far as a request.
+func (p *PEP) turnedAway(from net.Addr, code, reason string) *auditv1.Record {
 	id := p.audit.NewID()
-	rec := &auditv1.Record{
-		Id: id, RequestId: id, Kind: auditv1.RecordKind_RECORD_KIND_CALL, TimeMs: now.UnixMilli(), Cell: p.cfg.Cell, Node: p.cfg.Node,
-		Region: p.cfg.Region, Client: &auditv1.Client{Address: host(from)}, HttpStatus: int32(status),
-		Decision: auditv1.Decision_DECISION_DENY, Reason: reason, Code: codeRefused, Outcome: "refused",
+	return &auditv1.Record{
+		Id: id, RequestId: id, Kind: auditv1.RecordKind_RECORD_KIND_CALL, TimeMs: p.cfg.Now().UnixMilli(), Cell: p.cfg.Cell, Node: p.cfg.Node,
+		Region: p.cfg.Region, Client: &auditv1.Client{Address: host(from)}, Decision: auditv1.Decision_DECISION_DENY, Reason: reason,
+		Code: code, Outcome: "refused",
 	}
-	p.metrics.observe(rec, time.Duration(0))
+}
+
+// keep counts and appends such a record. When it is lost there is nobody to tell but the log.
+func (p *PEP) keep(rec *auditv1.Record) {
+	p.metrics.observe(rec, 0)
 	if err := p.audit.Append(rec); err != nil {
-		p.log.Error("audit record lost", "error", err, "request_id", id)
+		p.log.Error("audit record lost", "error", err, "request_id", rec.GetId())
 	}
 }
 

@@ -222,19 +222,26 @@ func (p *PEP) hangUpOne(ctx context.Context, u session.Upstream) {
 	ctx, cancel := context.WithTimeout(ctx, hangUpTime)
 	defer cancel()
 	set := sessionHeader(u.ID, u.Revision)
-	if p.injector != nil {
-		if p.secretKilled(state, t, s) {
-			return
-		}
-		if _, err := p.injector.Inject(ctx, t, s, set); err != nil {
-			p.log.Debug("an upstream's session was not closed: no credential", "server", s.Name, "error", err)
-			return
-		}
+	if _, err := p.credentials(ctx, state, t, s, set); err != nil {
+		p.log.Debug("an upstream's session was not closed: no credential", "server", s.Name, "error", err)
+		return
 	}
 	resp, err := p.up.Do(ctx, &upstream.Request{URL: s.URL, Method: http.MethodDelete, Set: set})
 	if err == nil {
 		resp.Close()
 	}
+}
+
+// credentials adds to set what the server demands, where no request of a caller's is there to be refused: errRevoked when it
+// was killed.
+func (p *PEP) credentials(ctx context.Context, state *pdp.State, t *pdp.Tenant, s *pdp.Server, set http.Header) (leaks [][]byte, err error) {
+	switch {
+	case p.injector == nil:
+		return nil, nil
+	case p.secretKilled(state, t, s):
+		return nil, errRevoked
+	}
+	return p.injector.Inject(ctx, t, s, set)
 }
 
 // secretKilled reports whether a secret was killed that the server would be sent.

@@ -6,7 +6,6 @@ import (
 	"net"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
-	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 )
 
 // identify finds the principal by the token, and where there is none by the certificate that the caller has shown. A token
@@ -43,14 +42,8 @@ func (x *exchange) chain() []*x509.Certificate {
 // RefuseCertificate records a caller whom a listener has turned away during the handshake, for the tenant of the host name
 // that it asked for. err says why: it is an *authn.Error, whose reason the record has.
 func (p *PEP) RefuseCertificate(from net.Addr, name string, err error) {
-	now := p.cfg.Now()
-	id := p.audit.NewID()
-	rec := &auditv1.Record{
-		Id: id, RequestId: id, Kind: auditv1.RecordKind_RECORD_KIND_CALL, TimeMs: now.UnixMilli(),
-		Cell: p.cfg.Cell, Node: p.cfg.Node, Region: p.cfg.Region, Client: &auditv1.Client{Address: host(from)},
-		Method: "tls/handshake", Code: codeIdentity, Decision: auditv1.Decision_DECISION_DENY, Outcome: "refused",
-		Reason: "svid_untrusted", Detail: bounded(err.Error(), 256),
-	}
+	rec := p.turnedAway(from, codeIdentity, "svid_untrusted")
+	rec.Method, rec.Detail = "tls/handshake", bounded(err.Error(), 256)
 	var ae *authn.Error
 	if errors.As(err, &ae) {
 		rec.Reason = ae.Reason
@@ -58,8 +51,5 @@ func (p *PEP) RefuseCertificate(from net.Addr, name string, err error) {
 	if t := p.policy.Current().TenantByHost(name); t != nil {
 		rec.TenantId, rec.Tenant = string(t.ID), t.Name
 	}
-	p.metrics.observe(rec, 0)
-	if err := p.audit.Append(rec); err != nil {
-		p.log.Error("audit record lost", "error", err, "request_id", id)
-	}
+	p.keep(rec)
 }

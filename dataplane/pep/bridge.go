@@ -20,7 +20,7 @@ func (x *exchange) bridge() *answer {
 	case !bridge.Crosses(x.msg.Method):
 		return x.unknownMethod("unknown_method")
 	case x.sessionID != "":
-		defer x.dialogue().Run(x.msg.ID, x.cancel)()
+		defer x.dialogue().Run(x.msg.ID, x.life.end)()
 	}
 	if x.speaksModern(x.server) {
 		return x.conclude(x.bridgeModern())

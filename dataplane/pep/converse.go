@@ -56,7 +56,7 @@ func (x *exchange) converse() *conversation {
 }
 
 func (x *exchange) attach(c *conversation) {
-	c.detach = context.AfterFunc(x.ctx, func() { c.cancel(context.Cause(x.ctx)) })
+	c.detach = context.AfterFunc(x.ctx, func() { c.cancel(x.life.cause()) })
 }
 
 // send sends the body to the server of the exchange.
@@ -296,7 +296,7 @@ func (x *exchange) say(event []byte) bool {
 
 // callerGone ends an exchange whose caller does not listen.
 func (x *exchange) callerGone() *answer {
-	x.cancel(nil)
+	x.life.end(nil)
 	return &answer{silent: true, reason: "client_gone", outcome: "canceled", status: 499}
 }
 
@@ -305,7 +305,7 @@ func (x *exchange) conclude(a *answer) *answer {
 	switch {
 	case a == nil:
 		return nil
-	case x.out == nil && errors.Is(context.Cause(x.ctx), errCancelled):
+	case x.out == nil && errors.Is(x.life.cause(), errCancelled):
 		x.out = x.openStream() // which ends without an answer, as a cancelled request does
 	case x.out == nil:
 		return a

@@ -49,6 +49,7 @@ func (x *exchange) forward() (a *answer) {
 	if resp.Events != nil {
 		return x.stream(resp, streaming{})
 	}
+	x.plain = true
 	return x.relayed(resp)
 }
 
@@ -312,12 +313,12 @@ func (x *exchange) listenRelayed() *answer {
 
 // untilExpiry lets a stream live as long as its token or certificate.
 func (x *exchange) untilExpiry() {
-	x.timer.Stop()
+	x.life.forever()
 	left := x.who.ExpiresAt.Sub(x.p.cfg.Now())
 	if !x.who.Exact {
 		left += tokenLeeway
 	}
 	if !x.who.ExpiresAt.IsZero() {
-		x.timer = time.AfterFunc(left, func() { x.cancel(errExpired) })
+		x.life.within(left, errExpired)
 	}
 }

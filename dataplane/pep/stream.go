@@ -104,7 +104,7 @@ func (x *exchange) stream(resp *upstream.Response, how streaming) *answer {
 			}
 		case <-replaced:
 			if x.recheck() != nil {
-				x.cancel(errRevoked)
+				x.life.end(errRevoked)
 				continue
 			}
 			for _, n := range x.changes() {

@@ -33,11 +33,17 @@ var (
 
 func recordSum(rec []byte) uint32 { return crc32.Update(0, castagnoli, rec) }
 
+// frameSum is crc32.Update with the index and the length in little endian, byte by byte: through the package, the twelve
+// bytes would be an allocation for each record.
 func frameSum(sum uint32, index int64, length int) uint32 {
-	var b [12]byte
-	binary.LittleEndian.PutUint64(b[:], uint64(index))
-	binary.LittleEndian.PutUint32(b[8:], uint32(length))
-	return crc32.Update(sum, castagnoli, b[:])
+	sum = ^sum
+	for i := range 8 {
+		sum = castagnoli[byte(sum)^byte(index>>(8*i))] ^ sum>>8
+	}
+	for i := range 4 {
+		sum = castagnoli[byte(sum)^byte(length>>(8*i))] ^ sum>>8
+	}
+	return ^sum
 }
 
 // appendFrame appends the record's frame; sum is recordSum(rec).
@@ -113,6 +119,11 @@ type frameReader struct {
 
 func newFrameReader(r io.ReaderAt, off, index int64, chunk int) *frameReader {
 	return &frameReader{r: r, off: off, index: index, chunk: chunk}
+}
+
+// frameReaderIn is newFrameReader with memory to read into, as far as that goes.
+func frameReaderIn(buf []byte, r io.ReaderAt, off, index int64) *frameReader {
+	return &frameReader{r: r, off: off, index: index, chunk: cap(buf), buf: buf[:0]}
 }
 
 // next returns the next record, which is valid until the call after. io.EOF is the clean end of the file; errTorn, errSum

@@ -132,7 +132,7 @@ func (f *frameReader) next() ([]byte, error) {
 	for {
 		rec, size, err := parseFrame(f.buf[f.at:], f.index)
 		if errors.Is(err, errTorn) && !f.eof {
-			if err := f.fill(max(size, f.chunk)); err != nil {
+			if err := f.fill(max(size, f.chunk, 2*(len(f.buf)-f.at))); err != nil {
 				return nil, err
 			}
 			continue
@@ -150,12 +150,12 @@ func (f *frameReader) next() ([]byte, error) {
 	}
 }
 
-// fill reads on, keeping what was not used.
+// fill reads on, keeping what was not used, until there are so many bytes.
 func (f *frameReader) fill(want int) error {
 	rest := len(f.buf) - f.at
 	buf := f.buf
-	if cap(buf) < want+rest {
-		buf = make([]byte, 0, want+rest)
+	if cap(buf) < want {
+		buf = make([]byte, 0, want)
 	}
 	buf = append(buf[:0], f.buf[f.at:]...)
 	n, err := f.r.ReadAt(buf[rest:cap(buf)], f.off+int64(rest))

@@ -193,6 +193,10 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 		return err
 	}
 	defer transport.CloseIdleConnections()
+	servers, err := svid.OpenServers(s.identity, svid.BundleFiles(s.cfg.UpstreamBundles), s.log)
+	if err != nil {
+		return problem.Newf(problem.Invalid, "check upstream_bundles", "the bundles of upstreams cannot be read: %v", err)
+	}
 	metrics := tele.NewRegistry(tele.Build(run.Version()))
 	fleet := cellapi.NewFleet()
 	audit := ledger.New(ledger.Config{Store: st, Logger: s.log})
@@ -212,7 +216,7 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 			Organisation: people, Directory: people, Tokens: issuer, Access: grants, Audit: audit,
 			Policies:  policies.New(policies.Config{Store: st}),
 			Issuers:   trusted,
-			Registry:  registry.New(st, registry.NewScanner(transport, run.Version().Version, s.log), s.log),
+			Registry:  registry.New(st, registry.NewScanner(transport, servers.TLS, run.Version().Version, s.log), s.log),
 			Endpoints: endpoint.New(st), Settings: settings.New(st),
 			Snapshots: status, Cells: status, Sessions: status, System: status,
 		},

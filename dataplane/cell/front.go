@@ -35,7 +35,11 @@ func (n *Node) openFront(context.Context) error {
 	if err != nil {
 		return err
 	}
-	client, version := upstream.New(upstream.Config{Dial: guard.DialContext, Registerer: n.reg}), run.Version().Version
+	secured, err := n.upstreamTLS()
+	if err != nil {
+		return err
+	}
+	client, version := upstream.New(upstream.Config{Dial: guard.DialContext, TLS: secured, Registerer: n.reg}), run.Version().Version
 	n.upstream = client
 	up := &transports{client, sse.New(client, version), stdio.New(n.cfg.Stdio, version, n.log)}
 	n.onClose(up.close)

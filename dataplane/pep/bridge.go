@@ -93,6 +93,9 @@ func (x *exchange) bridgeModern() *answer {
 		if a != nil {
 			return a
 		}
+		if a := x.forbidsRound(m); a != nil {
+			return a
+		}
 		return x.served(m, m.Body)
 	}
 	if x.msg.RequestState.Present() || mcp.Member(x.msg.Raw(x.msg.Params), "inputResponses").Present() {
@@ -108,9 +111,15 @@ func (x *exchange) bridgeModern() *answer {
 		case a != nil:
 			return a
 		case !bridge.AsksForInput(m):
+			if a := x.forbidsLink(m); a != nil {
+				return a
+			}
 			return x.served(m, caller.Answer(m))
 		case round == maxRounds:
 			return x.fail(mcp.CodeServer, "too_many_rounds", "the server asked for more input again and again", false)
+		}
+		if a := x.forbidsRound(m); a != nil {
+			return a
 		}
 		asked, state, err := bridge.Questions(m)
 		if err != nil || !bridge.MayAsk(x.msg.Method) {
@@ -214,6 +223,9 @@ func (x *exchange) hearLegacy(c *conversation) *answer {
 		}
 	}
 	x.end(c)
+	if a == nil {
+		a = x.forbidsLink(m)
+	}
 	if a == nil {
 		return x.served(m, x.caller().Answer(m))
 	}

@@ -177,6 +177,9 @@ func (x *exchange) questioned(c *conversation, m *mcp.Message) *answer {
 	case !x.offers().Answers(m.Method, m.Raw(m.Params)):
 		return x.decline(c, m)
 	}
+	if x.forbids(m.Method, m.Raw(m.Params)) != "" {
+		return x.decline(c, m)
+	}
 	q := bridge.Question{ID: m.ID, Method: m.Method, Params: m.Raw(m.Params)}
 	if x.era == mcp.EraModern {
 		if !bridge.MayAsk(x.msg.Method) || len(c.asked) == bridge.MaxQuestions || !x.p.parked.Room(x.owner) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
 	"github.com/mcpvault/mcpvault/dataplane/bridge"
+	"github.com/mcpvault/mcpvault/dataplane/guard"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
@@ -76,6 +77,8 @@ type exchange struct {
 	set    http.Header
 	// leaks are secret values that went upstream and must not come back.
 	leaks [][]byte
+	// found is what upstreams hid in what they said.
+	found guard.Found
 	free  func()
 	// rations is nil without limits.
 	rations *ration

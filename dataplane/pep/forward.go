@@ -79,6 +79,7 @@ func (x *exchange) sendIn(ctx context.Context, req *upstream.Request) (*upstream
 	if body, leaked := x.withoutSecrets(resp.Body); leaked {
 		resp.Body = body
 	}
+	resp.Body = x.sanitized(resp.Body)
 	return resp, nil
 }
 
@@ -128,6 +129,9 @@ func (x *exchange) relayed(resp *upstream.Response) *answer {
 			return x.upstreamForgot()
 		}
 		return x.upstreamFailed(upstream.ErrProtocol)
+	}
+	if a := x.forbidsRound(&m); a != nil {
+		return a
 	}
 	a := &answer{status: resp.Status, body: resp.Body, outcome: outcomeOf(&m)}
 	switch resp.Status {

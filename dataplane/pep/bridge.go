@@ -202,6 +202,9 @@ func (x *exchange) bridgeLegacy() *answer {
 	q := bridge.LegacyRequest{Rename: x.renamed, ID: x.wireID}
 	c := x.converse()
 	c.up = up
+	if x.offers() != 0 && bridge.MayAsk(x.msg.Method) {
+		x.p.ears.join(x.ctx, c)
+	}
 	a := c.send(x, q.Body(&x.msg))
 	if a == nil {
 		a = x.hearLegacy(c)
@@ -210,6 +213,7 @@ func (x *exchange) bridgeLegacy() *answer {
 	}
 	if a != nil && a.reason == "upstream_session_lost" {
 		x.p.table.Drop(key, up)
+		x.p.ears.end(up)
 	}
 	return a
 }

@@ -39,6 +39,8 @@ import (
 //	U pattern   the next thing that the server sees
 //	H name: v   a header of it; "-" for none
 //	A event     the server says it on the stream of the newest request it saw; an answer ends the stream
+//	O event     the server says it on the newest stream that was opened by GET
+//	B id        the server gives the stream of the newest request a place to come back to, at once, and closes it
 //	G pattern   the next message that the client gets on its newest request
 //	S status    that of the client's newest post
 //	Q           the server sees that stream closed
@@ -60,6 +62,7 @@ type dialogue struct {
 	inits    chan string
 	newest   *arrival
 	stream   *arrival // of the newest request
+	own      *arrival // of the newest GET
 	post     *posted
 }
 
@@ -219,6 +222,9 @@ func (d *dialogue) step(key, rest string) error {
 			if d.newest = a; strings.Contains(a.body, `"method"`) && strings.Contains(a.body, `"id"`) || a.method == http.MethodGet {
 				d.stream = a
 			}
+			if a.method == http.MethodGet {
+				d.own = a
+			}
 			return d.match(rest, strings.TrimSpace(a.method+" "+a.body))
 		})
 	case "H":
@@ -233,6 +239,11 @@ func (d *dialogue) step(key, rest string) error {
 		if !strings.Contains(rest, `"method"`) || strings.Contains(rest, `"inputRequests"`) {
 			close(d.stream.say)
 		}
+	case "O":
+		d.own.say <- d.fill(rest)
+	case "B":
+		d.stream.say <- "\nid: " + rest + "\nretry: 100"
+		close(d.stream.say)
 	case "G":
 		return receive(d.post.got, func(m string) error { return d.match(rest, m) })
 	case "E":

@@ -61,7 +61,11 @@ func (x *exchange) send(req *upstream.Request) (*upstream.Response, *answer) {
 // sendIn is send for a request that may outlive the exchange.
 func (x *exchange) sendIn(ctx context.Context, req *upstream.Request) (*upstream.Response, *answer) {
 	req.URL, req.Set = x.server.URL, x.set
-	resp, err := x.p.up.Do(ctx, req)
+	return x.came(x.p.up.Do(ctx, req))
+}
+
+// came judges what an upstream sent before it is read.
+func (x *exchange) came(resp *upstream.Response, err error) (*upstream.Response, *answer) {
 	if err != nil {
 		return nil, x.upstreamFailed(err)
 	}

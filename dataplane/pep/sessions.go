@@ -202,6 +202,7 @@ func (p *PEP) closeUpstream(ctx context.Context, e goodbye) {
 // hangUp ends upstream sessions; one that does not answer is left to its own timeout.
 func (p *PEP) hangUp(ctx context.Context, ups []session.Upstream) {
 	for _, u := range ups {
+		p.ears.end(u)
 		if u.ID != "" {
 			p.hangUpOne(ctx, u)
 		}

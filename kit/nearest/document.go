@@ -128,6 +128,19 @@ func at(ms int64) time.Time {
 	return time.UnixMilli(ms).UTC()
 }
 
+// Entry is what a directory says of a node that has reported its status.
+func Entry(s *cellv1.NodeStatus, healthy bool, seen time.Time) *cellv1.NodeEntry {
+	e := &cellv1.NodeEntry{
+		Name: s.GetNode(), Urls: s.GetReach().GetUrls(), Http3: s.GetReach().GetHttp3(), Healthy: healthy, SeenMs: seen.UnixMilli(),
+	}
+	for i, h := range s.GetApplied() {
+		if at := h.GetConfirmedMs(); i == 0 || at < e.GetConfirmedMs() {
+			e.ConfirmedMs = at
+		}
+	}
+	return e
+}
+
 // Parse reads a document that came from outside and holds it to the bounds.
 func Parse(raw []byte) (*Document, error) {
 	if len(raw) > MaxDocument {

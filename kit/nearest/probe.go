@@ -49,13 +49,13 @@ func Ask(ctx context.Context, rt http.RoundTripper, base, host string) (*Probe, 
 	if err != nil {
 		return nil, err
 	}
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound, http.StatusMethodNotAllowed:
+	switch {
+	case resp.StatusCode == http.StatusOK:
+	case resp.StatusCode >= 500, resp.StatusCode == http.StatusMisdirectedRequest:
+		return p, nil // it is there, and it says that it does not serve
+	default:
 		p.Serving = true // a node from before there were documents
 		return p, nil
-	default:
-		return p, nil // it is there, and it says that it does not serve
 	}
 	if p.Document, err = Parse(raw); err != nil {
 		return nil, err

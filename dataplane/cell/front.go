@@ -130,6 +130,7 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("comparison", run.Func(n.compare), time.Second)
 	g.Add("budgets", run.Func(n.shareBudgets), time.Second)
 	g.Add("housekeeping", run.Func(n.keepHouse), time.Second)
+	g.Add("whereabouts", run.Func(n.keepCells), time.Second)
 	g.Add("pep", n.pep, time.Second)
 	g.Add("sessions", n.leases, time.Second)
 	g.Add("session answers", run.Func(n.answerSessions), time.Second)
@@ -174,7 +175,7 @@ func (n *Node) addFronts(g *run.Group) error {
 		if err != nil {
 			return fmt.Errorf("%s listener: %w", f.name, err)
 		}
-		h := n.whenAlive(n.whenWhole(n.pep))
+		h := n.whenAlive(n.withCells(n.whenWhole(n.pep)))
 		if f.tls {
 			if h, err = n.addQUIC(g, cfg, ln.Addr(), h); err != nil {
 				return err

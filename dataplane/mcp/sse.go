@@ -141,5 +141,15 @@ func AppendEvent(dst, message []byte) []byte {
 	return append(dst, '\n', '\n')
 }
 
+// AppendEventFrom appends a message in place of the event's own data, keeping its id.
+func AppendEventFrom(dst []byte, ev Event, message []byte) []byte {
+	if ev.ID != nil {
+		dst = append(dst, "id: "...)
+		dst = append(dst, ev.ID...)
+		dst = append(dst, '\n')
+	}
+	return AppendEvent(dst, message)
+}
+
 // KeepAlive is a comment: it keeps proxies from closing an idle stream.
 const KeepAlive = ": keep-alive\n\n"

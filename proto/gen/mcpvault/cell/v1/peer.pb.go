@@ -1233,7 +1233,9 @@ type GetStatusResponse struct {
 	Update    *Update `protobuf:"bytes,2,opt,name=update,proto3" json:"update,omitempty"`
 	Heartbeat []byte  `protobuf:"bytes,3,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	// DSSE envelopes of the newest snapshot.v1.Kills that this node knows, oldest first; at most 1 MiB of them.
-	Kills         [][]byte `protobuf:"bytes,4,rep,name=kills,proto3" json:"kills,omitempty"`
+	Kills [][]byte `protobuf:"bytes,4,rep,name=kills,proto3" json:"kills,omitempty"`
+	// The newest directory of cells that this node has from the control plane.
+	Cells         *CellDirectory `protobuf:"bytes,10,opt,name=cells,proto3" json:"cells,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1292,6 +1294,13 @@ func (x *GetStatusResponse) GetHeartbeat() []byte {
 func (x *GetStatusResponse) GetKills() [][]byte {
 	if x != nil {
 		return x.Kills
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetCells() *CellDirectory {
+	if x != nil {
+		return x.Cells
 	}
 	return nil
 }
@@ -1535,7 +1544,7 @@ var File_mcpvault_cell_v1_peer_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1bmcpvault/cell/v1/peer.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bmcpvault/cell/v1/cell.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\x91\x03\n" +
+	"\x1bmcpvault/cell/v1/peer.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bmcpvault/cell/v1/cell.proto\x1a mcpvault/cell/v1/directory.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\x91\x03\n" +
 	"\tRaftEntry\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x14\n" +
 	"\x04kill\x18\x02 \x01(\fH\x00R\x04kill\x12?\n" +
@@ -1613,12 +1622,14 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\x10ReadBlobResponse\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"(\n" +
 	"\x10GetStatusRequest\x12\x14\n" +
-	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xaf\x01\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xe6\x01\n" +
 	"\x11GetStatusResponse\x124\n" +
 	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusR\x06status\x120\n" +
 	"\x06update\x18\x02 \x01(\v2\x18.mcpvault.cell.v1.UpdateR\x06update\x12\x1c\n" +
 	"\theartbeat\x18\x03 \x01(\fR\theartbeat\x12\x14\n" +
-	"\x05kills\x18\x04 \x03(\fR\x05kills\"W\n" +
+	"\x05kills\x18\x04 \x03(\fR\x05kills\x125\n" +
+	"\x05cells\x18\n" +
+	" \x01(\v2\x1f.mcpvault.cell.v1.CellDirectoryR\x05cells\"W\n" +
 	"\x13ShareBudgetsRequest\x12@\n" +
 	"\x06shares\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.BudgetShareB\t\xbaH\x06\x92\x01\x03\x10\x80\x04R\x06shares\"M\n" +
 	"\x14ShareBudgetsResponse\x125\n" +
@@ -1691,6 +1702,7 @@ var file_mcpvault_cell_v1_peer_proto_goTypes = []any{
 	(*Update)(nil),                  // 22: mcpvault.cell.v1.Update
 	(*v1.SignedDelta)(nil),          // 23: mcpvault.snapshot.v1.SignedDelta
 	(*NodeStatus)(nil),              // 24: mcpvault.cell.v1.NodeStatus
+	(*CellDirectory)(nil),           // 25: mcpvault.cell.v1.CellDirectory
 }
 var file_mcpvault_cell_v1_peer_proto_depIdxs = []int32{
 	22, // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
@@ -1710,23 +1722,24 @@ var file_mcpvault_cell_v1_peer_proto_depIdxs = []int32{
 	0,  // 14: mcpvault.cell.v1.ProposeSessionsResponse.verdicts:type_name -> mcpvault.cell.v1.SessionVerdict
 	24, // 15: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
 	22, // 16: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
-	21, // 17: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
-	21, // 18: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
-	11, // 19: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
-	13, // 20: mcpvault.cell.v1.PeerService.ProposeSessions:input_type -> mcpvault.cell.v1.ProposeSessionsRequest
-	15, // 21: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
-	17, // 22: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
-	19, // 23: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
-	12, // 24: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
-	14, // 25: mcpvault.cell.v1.PeerService.ProposeSessions:output_type -> mcpvault.cell.v1.ProposeSessionsResponse
-	16, // 26: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
-	18, // 27: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
-	20, // 28: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
-	24, // [24:29] is the sub-list for method output_type
-	19, // [19:24] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	25, // 17: mcpvault.cell.v1.GetStatusResponse.cells:type_name -> mcpvault.cell.v1.CellDirectory
+	21, // 18: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	21, // 19: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	11, // 20: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
+	13, // 21: mcpvault.cell.v1.PeerService.ProposeSessions:input_type -> mcpvault.cell.v1.ProposeSessionsRequest
+	15, // 22: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
+	17, // 23: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
+	19, // 24: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
+	12, // 25: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
+	14, // 26: mcpvault.cell.v1.PeerService.ProposeSessions:output_type -> mcpvault.cell.v1.ProposeSessionsResponse
+	16, // 27: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
+	18, // 28: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
+	20, // 29: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
+	25, // [25:30] is the sub-list for method output_type
+	20, // [20:25] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_peer_proto_init() }
@@ -1735,6 +1748,7 @@ func file_mcpvault_cell_v1_peer_proto_init() {
 		return
 	}
 	file_mcpvault_cell_v1_cell_proto_init()
+	file_mcpvault_cell_v1_directory_proto_init()
 	file_mcpvault_cell_v1_peer_proto_msgTypes[0].OneofWrappers = []any{
 		(*RaftEntry_Update)(nil),
 		(*RaftEntry_Kill)(nil),

@@ -51,7 +51,7 @@ func TestAServerThatAsksOnItsOwnStreamIsAnswered(t *testing.T) {
 	for _, revision := range []string{"2026-07-28", "2025-11-25"} {
 		t.Run(revision, func(t *testing.T) {
 			t.Parallel()
-			g := newGateway(t, pep.Config{}, nil, curiousEntry("nosy", nosy(t), []string{"2025-11-25"}))
+			g := curiousGateway(t, "nosy", nosy(t), []string{"2025-11-25"})
 			beAskedWithMCPGo(t, g, "/mcp", "nosy__", revision)
 		})
 	}

@@ -74,3 +74,33 @@ func FuzzEvents(f *testing.F) {
 		}
 	})
 }
+
+func TestAReaderRestsBetweenEventsOnly(t *testing.T) {
+	t.Parallel()
+	pr, pw := io.Pipe()
+	er := mcp.NewEventReader(pr, 1<<10)
+	if !er.Rest() {
+		t.Fatal("a reader that has read nothing does not rest")
+	}
+	go func() {
+		_, _ = io.WriteString(pw, "id: 1\ndata: a\n\ndata: b\n\n") // one read brings both
+		_, _ = io.WriteString(pw, "data: c\r\n\r")
+		_, _ = io.WriteString(pw, "\ndata: d\n\n")
+		_ = pw.Close()
+	}()
+	for i, want := range []string{"a", "b", "c", "d"} {
+		ev, err := er.Next()
+		if err != nil || string(ev.Data) != want {
+			t.Fatalf("%q %v", ev.Data, err)
+		}
+		if rests := er.Rest(); rests == (i == 0) {
+			t.Fatalf("after %q it rests: %t", want, rests)
+		}
+	}
+	if _, err := er.Next(); !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	if er.Rest() {
+		t.Fatal("a reader rests that has come to the end")
+	}
+}

@@ -35,6 +35,7 @@ type exchange struct {
 	started  bool // the answer's head is sent
 	done     bool // the answer is sent
 	plain    bool // nobody looks at this any more once the request is over
+	left     bool // the answer goes on without its handler
 
 	route  route
 	state  *pdp.State
@@ -143,6 +144,13 @@ func (x *exchange) close() {
 			x.finish(x.fail(mcp.CodeInternal, "internal", "internal error, request "+x.rec.GetId(), false))
 		}
 	}
+	if !x.left {
+		x.release()
+	}
+}
+
+// release gives back what the request held.
+func (x *exchange) release() {
 	if !x.recorded {
 		x.lastRecord("canceled", "canceled", 0)
 	}

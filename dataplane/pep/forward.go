@@ -47,7 +47,7 @@ func (x *exchange) forward() (a *answer) {
 	}
 	defer resp.Close()
 	if resp.Events != nil {
-		return x.stream(resp, streaming{})
+		return x.stream(resp)
 	}
 	x.plain = true
 	return x.relayed(resp)
@@ -304,11 +304,12 @@ func (x *exchange) listenRelayed() *answer {
 		}
 		return a
 	}
+	if resp.Events != nil {
+		x.relaying = true
+		return x.listenTo(resp)
+	}
 	defer resp.Close()
 	switch {
-	case resp.Events != nil:
-		x.relaying = true
-		return x.stream(resp, streaming{long: true})
 	case resp.Status == http.StatusMethodNotAllowed:
 		return x.listenOwn()
 	case x.lost(resp.Status):

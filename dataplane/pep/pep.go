@@ -140,12 +140,14 @@ type PEP struct {
 	resumes  *limit.Resumes
 	table    *session.Table
 	streams  *limit.Streams
-	limits   *limit.Limiter
-	slots    *limit.Slots
-	flood    *limit.Flood[*auditv1.Record]
-	body     limit.Body
-	names    veneer.Cache[snapshot.Digest]
-	prompts  veneer.Cache[snapshot.Digest]
+	// listeners are the streams on which servers speak unasked.
+	listeners *listeners
+	limits    *limit.Limiter
+	slots     *limit.Slots
+	flood     *limit.Flood[*auditv1.Record]
+	body      limit.Body
+	names     veneer.Cache[snapshot.Digest]
+	prompts   veneer.Cache[snapshot.Digest]
 	// dialogues and parked are what this node remembers of dialogues that the gateway leads.
 	dialogues *bridge.Dialogues
 	parked    *bridge.Parked[*conversation]
@@ -208,6 +210,7 @@ func New(cfg Config, parts Parts) *PEP {
 		dialogues: bridge.NewDialogues(cfg.MaxUpstreamSessions, cfg.Now),
 		parked:    bridge.NewParked[*conversation](cfg.MaxParked, maxParkedEach, cfg.Now),
 		streams:   limit.NewStreams(cfg.MaxStreams),
+		listeners: newListeners(),
 		limits:    parts.Limits,
 		slots:     limit.NewSlots(),
 		flood:     limit.NewFlood[*auditv1.Record](time.Second, maxFloods),

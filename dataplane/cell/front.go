@@ -21,6 +21,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/upstream/stdio"
 	"github.com/mcpvault/mcpvault/kit/egress"
 	"github.com/mcpvault/mcpvault/kit/run"
+	"github.com/mcpvault/mcpvault/kit/shrink"
 	"github.com/mcpvault/mcpvault/kit/svid"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 )
@@ -131,6 +132,7 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("budgets", run.Func(n.shareBudgets), time.Second)
 	g.Add("housekeeping", run.Func(n.keepHouse), time.Second)
 	g.Add("whereabouts", run.Func(n.keepCells), time.Second)
+	g.Add("memory", run.Func(shrink.Run), time.Second)
 	g.Add("pep", n.pep, time.Second)
 	g.Add("sessions", n.leases, time.Second)
 	g.Add("session answers", run.Func(n.answerSessions), time.Second)

@@ -64,7 +64,7 @@ type exchange struct {
 	shown string
 	// asked is what a modern client wants to be told of, wanted what of it may be told; watched what it saw of the lists.
 	asked, wanted bridge.Wanted
-	watched       map[string]uint64
+	watched       [3]uint64
 	// relaying: an upstream's own stream goes to a legacy caller.
 	relaying bool
 	// renamed is the upstream's own name of what the request is about, where the gateway leads the dialogue.

@@ -21,11 +21,10 @@ type stream struct {
 	events *mcp.EventReader
 	long   bool
 	keep   bool // the connection can serve another exchange after the end
-	// unbind takes the end of the context off the connection.
-	unbind func() bool
 
 	mu     sync.Mutex
 	closed bool        // guarded by mu
+	unbind func() bool // guarded by mu; takes the end of the context off the connection; nil while parked
 	watch  poll.ID     // guarded by mu; while parked, and until the next time
 	idle   *time.Timer // guarded by mu; runs while parked
 }
@@ -34,7 +33,7 @@ type stream struct {
 func (x *call) stream(c *conn, h head, rest []byte, unbind func() bool) *Response {
 	d, now := x.d, x.d.c.cfg.Now()
 	s := &stream{d: d, long: x.req.Long, keep: h.keep, unbind: unbind}
-	s.src = streamSource{c: c, ctx: x.ctx, cfg: &d.c.cfg, last: now, credit: d.c.cfg.MaxEvent}
+	s.src = streamSource{s: s, c: c, ctx: x.ctx, cfg: &d.c.cfg, last: now, credit: d.c.cfg.MaxEvent}
 	s.body = body{src: &s.src, rest: bytes.Clone(rest), framing: h.framing, left: h.length} // the buffer goes back
 	s.events = mcp.NewEventReader(&s.body, d.c.cfg.MaxEvent)
 	d.gate.learn(now, x.probe, x.verdict)
@@ -50,9 +49,10 @@ func (s *stream) close() {
 	}
 	s.closed = true
 	s.unwatch()
+	bound := s.unbind == nil || s.unbind()
 	s.mu.Unlock()
 	c, now := s.src.c, s.d.c.cfg.Now
-	if !s.unbind() || !s.body.ended.Load() || !s.keep || c.nc.SetReadDeadline(time.Time{}) != nil {
+	if !bound || !s.body.ended.Load() || !s.keep || c.nc.SetReadDeadline(time.Time{}) != nil {
 		_ = c.nc.Close()
 	} else {
 		s.d.pool.put(c, now(), s.d.c.cfg.MaxIdle)
@@ -82,7 +82,20 @@ func (s *stream) park(wake func()) bool {
 		s.unwatch()
 		return false
 	}
+	if s.unbind != nil {
+		s.unbind() // had it ended by now, whoever reads next would learn of it
+		s.unbind = nil
+	}
 	return true
+}
+
+// bind has the end of the context end a read.
+func (s *stream) bind() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unbind == nil && !s.closed {
+		s.unbind = context.AfterFunc(s.src.ctx, s.src.c.abort)
+	}
 }
 
 // unpark ends the watch; false when it had ended.
@@ -122,6 +135,7 @@ func (s *stream) nothingDecrypted() bool {
 // as the largest event may come at once; a server that sends without end after that is slowed down by not being read, and
 // takes no more of this node's time than its share.
 type streamSource struct {
+	s      *stream
 	c      *conn
 	ctx    context.Context
 	cfg    *Config
@@ -140,6 +154,7 @@ func (s *streamSource) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
+	s.s.bind()
 	err := s.c.nc.SetReadDeadline(s.cfg.Now().Add(s.cfg.StreamIdle))
 	if s.ctx.Err() != nil { // after this line, abort comes later than the deadline above, and wins
 		return 0, s.ctx.Err()

@@ -287,6 +287,9 @@ func (x *exchange) decideTool() *answer {
 			return x.refuse(r)
 		}
 	}
+	if err := tool.CheckArguments(x.ask.Args); err != nil {
+		return x.badArguments(err)
+	}
 	x.tool = tool
 	x.renamed = bridge.Rename{At: x.msg.NameValue, Name: tool.Name}
 	x.allowed(tool.Effect)

@@ -17,19 +17,34 @@ func TestValuesAreHeldToTheirSchema(t *testing.T) {
 		name, schema string
 		good, bad    []string
 	}{
-		{"types", `{"type":"object","properties":{"n":{"type":"integer","minimum":1},"s":{"type":"string","maxLength":3}},"required":["n"],"additionalProperties":false}`,
-			[]string{`{"n":1}`, `{"n":9007199254740993,"s":"abc"}`, `{"n":1.0}`}, []string{`{}`, `{"n":"1"}`, `{"n":0}`, `{"n":1,"s":"abcd"}`, `{"n":1,"x":1}`, `[]`}},
-		{"references", `{"$defs":{"id":{"type":"string","pattern":"^[a-z]+$"}},"properties":{"a":{"$ref":"#/$defs/id"},"b":{"$ref":"#w"}},"definitions":{"w":{"$anchor":"w","type":"number"}}}`,
-			[]string{`{"a":"x","b":1}`, `{}`}, []string{`{"a":"X"}`, `{"a":1}`, `{"b":"1"}`}},
-		{"a tree", `{"$ref":"#/$defs/node","$defs":{"node":{"type":"object","properties":{"kids":{"type":"array","items":{"$ref":"#/$defs/node"}}},"required":["v"],"allOf":[{"properties":{"more":{"$ref":"#"}}}]}}}`,
-			[]string{`{"v":1,"kids":[{"v":2,"kids":[]}],"more":{"v":1}}`}, []string{`{"v":1,"kids":[{"kids":[]}]}`, `{"v":1,"more":{}}`}},
+		{
+			"types", `{"type":"object","properties":{"n":{"type":"integer","minimum":1},"s":{"type":"string","maxLength":3}},"required":["n"],"additionalProperties":false}`,
+			[]string{`{"n":1}`, `{"n":9007199254740993,"s":"abc"}`, `{"n":1.0}`},
+			[]string{`{}`, `{"n":"1"}`, `{"n":0}`, `{"n":1,"s":"abcd"}`, `{"n":1,"x":1}`, `[]`},
+		},
+		{
+			"references", `{"$defs":{"id":{"type":"string","pattern":"^[a-z]+$"}},"properties":{"a":{"$ref":"#/$defs/id"},"b":{"$ref":"#w"}},"definitions":{"w":{"$anchor":"w","type":"number"}}}`,
+			[]string{`{"a":"x","b":1}`, `{}`},
+			[]string{`{"a":"X"}`, `{"a":1}`, `{"b":"1"}`},
+		},
+		{
+			"a tree", `{"$ref":"#/$defs/node","$defs":{"node":{"type":"object","properties":{"kids":{"type":"array","items":{"$ref":"#/$defs/node"}}},"required":["v"],"allOf":[{"properties":{"more":{"$ref":"#"}}}]}}}`,
+			[]string{`{"v":1,"kids":[{"v":2,"kids":[]}],"more":{"v":1}}`},
+			[]string{`{"v":1,"kids":[{"kids":[]}]}`, `{"v":1,"more":{}}`},
+		},
 		{"one of", `{"oneOf":[{"required":["a"]},{"required":["b"]}]}`, []string{`{"a":1}`}, []string{`{}`, `{"a":1,"b":1}`}},
-		{"draft 7", `{"$schema":"http://json-schema.org/draft-07/schema#","type":"object","properties":{"t":{"items":[{"type":"string"}]}},"dependencies":{"a":["b"]}}`,
-			[]string{`{"t":["x",1]}`, `{"a":1,"b":1}`}, []string{`{"t":[1]}`, `{"a":1}`}},
+		{
+			"draft 7", `{"$schema":"http://json-schema.org/draft-07/schema#","type":"object","properties":{"t":{"items":[{"type":"string"}]}},"dependencies":{"a":["b"]}}`,
+			[]string{`{"t":["x",1]}`, `{"a":1,"b":1}`},
+			[]string{`{"t":[1]}`, `{"a":1}`},
+		},
 		{"a pattern of another engine is left out", `{"properties":{"mail":{"type":"string","pattern":"^(?!\\.)[^@]+@x$"}}}`, []string{`{"mail":".@y"}`}, []string{`{"mail":1}`}},
 		{"unevaluated", `{"allOf":[{"properties":{"a":true}}],"unevaluatedProperties":false}`, []string{`{"a":1}`}, []string{`{"b":1}`}},
-		{"patterns of names", `{"patternProperties":{"^x-":{"type":"string"}},"additionalProperties":false,"propertyNames":{"maxLength":4}}`,
-			[]string{`{"x-a":"1"}`}, []string{`{"x-a":1}`, `{"y":"1"}`, `{"x-abc":"1"}`}},
+		{
+			"patterns of names", `{"patternProperties":{"^x-":{"type":"string"}},"additionalProperties":false,"propertyNames":{"maxLength":4}}`,
+			[]string{`{"x-a":"1"}`},
+			[]string{`{"x-a":1}`, `{"y":"1"}`, `{"x-abc":"1"}`},
+		},
 		{"everything", `true`, []string{`1`, `{}`}, nil},
 		{"nothing", `false`, nil, []string{`1`, `{}`}},
 	} {

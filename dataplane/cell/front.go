@@ -149,7 +149,7 @@ const productionGrace = 10 * time.Second
 
 func (n *Node) addFronts(g *run.Group) error {
 	cfg := edge.Config{
-		Front: edge.Front(n.cfg.Listen.Front), Grace: productionGrace, Refused: n.pep.Malformed, OnDrain: n.pep.Drain, Cut: pep.ErrStopping,
+		Front: edge.Front(n.cfg.Listen.Front), Grace: productionGrace, Refused: n.pep.Malformed, Dropped: n.pep.TurnedAway, OnDrain: n.pep.Drain, Cut: pep.ErrStopping,
 	}
 	if n.cfg.Dev {
 		cfg.Grace, cfg.MaxConns = 300*time.Millisecond, 1<<14

@@ -280,12 +280,17 @@ func (x *exchange) decideTool() *answer {
 		return x.deniedTool("killed")
 	case !x.state.Fresh(x.tenant, tool.Called, x.ask.NowMS):
 		return x.deniedTool("stale")
+	case x.changedTool(tool.Name):
+		return x.deniedTool(toolChanged)
 	}
 	if x.era == mcp.EraModern && len(tool.Params) > 0 {
 		if r := mcp.CheckParams(tool.Params, x.r.Header, x.ask.Args); r != nil {
 			x.denied(r.Reason)
 			return x.refuse(r)
 		}
+	}
+	if err := tool.CheckArguments(x.ask.Args); err != nil {
+		return x.badArguments(err)
 	}
 	x.tool = tool
 	x.renamed = bridge.Rename{At: x.msg.NameValue, Name: tool.Name}
@@ -340,6 +345,8 @@ func why(reason string) string {
 		return secretSentence
 	case "stale":
 		return staleSentence
+	case toolChanged:
+		return "its server describes it otherwise than it was approved, and an administrator has not looked at the change yet"
 	}
 	return "the policy denies it"
 }

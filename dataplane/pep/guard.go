@@ -161,7 +161,8 @@ func (x *exchange) alsoRecord(method, reason, detail string, decision auditv1.De
 	}
 	k := limit.Key{Tenant: string(x.tenant.ID), Name: x.who.Name, Item: x.rec.GetServer() + "\x00" + reason}
 	_, skipped, keep := x.p.flood.Keep(k, rec.GetId(), now, func() *auditv1.Record { return rec })
-	if rec.Repeated = skipped; keep {
+	if keep {
+		rec.Repeated = skipped
 		x.p.keep(rec)
 	}
 }

@@ -118,6 +118,8 @@ type Config struct {
 	// MaxParked bounds the calls that wait so, of which one principal may have 64: 4,096.
 	InputWait time.Duration
 	MaxParked int
+	// PinEvery is how often what servers advertise is compared with what was approved; 0 is never.
+	PinEvery time.Duration
 	// Version is what the gateway calls itself where it leads the dialogue.
 	Version string
 	Now     func() time.Time
@@ -153,6 +155,7 @@ type PEP struct {
 	parked    *bridge.Parked[*conversation]
 	ears      *ears
 	metrics   *metrics
+	pins      pins
 	seed      maphash.Seed      // of hashes that stay on this node
 	here      []string          // the header value that names this node
 	bases     map[string]string // public URL without path, by host
@@ -261,6 +264,9 @@ func (p *PEP) Run(ctx context.Context) error {
 	defer wg.Wait()
 	for range goodbyeWorkers {
 		wg.Go(func() { p.sayGoodbye(ctx) })
+	}
+	if p.cfg.PinEvery > 0 {
+		wg.Go(func() { p.runPins(ctx) })
 	}
 	tick, waits := time.NewTicker(p.cfg.SessionIdle/4), time.NewTicker(p.cfg.InputWait/4)
 	defer tick.Stop()

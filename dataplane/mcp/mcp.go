@@ -60,6 +60,7 @@ const (
 	CodeHeaderMismatch     = -32020
 	CodeMissingCapability  = -32021
 	CodeUnsupportedVersion = -32022
+	CodeURLRequired        = -32042 // 2025-11-25; modern peers answer that they need input
 )
 
 // The methods that the gate knows by name. Others are forwarded or refused by policy, never guessed at.

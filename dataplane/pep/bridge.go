@@ -185,7 +185,9 @@ func (x *exchange) clientInfo() []byte {
 // bridgeLegacy asks a legacy upstream, in a session that the gateway leads.
 func (x *exchange) bridgeLegacy() *answer {
 	if x.era == mcp.EraModern && (x.msg.RequestState.Present() || mcp.Member(x.msg.Raw(x.msg.Params), "inputResponses").Present()) {
-		return x.nextRound()
+		if a := x.nextRound(); a != nil {
+			return a
+		}
 	}
 	key := x.tableKey()
 	up, err := x.p.table.Get(x.ctx, key, x.openUpstream)
@@ -229,6 +231,9 @@ func (x *exchange) hearLegacy(c *conversation) *answer {
 	x.end(c)
 	if a == nil {
 		a = x.forbidsLink(m)
+	}
+	if a == nil {
+		a = x.urlsRequired(m)
 	}
 	if a == nil {
 		return x.served(m, x.caller().Answer(m))

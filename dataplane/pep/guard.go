@@ -110,12 +110,9 @@ func (x *exchange) forbidsRound(m *mcp.Message) *answer {
 	return nil
 }
 
-// codeElicitURL is the error with which a server sends a client to a URL first (2025-11-25, elicitation).
-const codeElicitURL = -32042
-
 // forbidsLink judges the URLs of an error that sends the client to them.
 func (x *exchange) forbidsLink(m *mcp.Message) *answer {
-	if !m.Error.Present() || bridge.ErrorCode(m) != codeElicitURL {
+	if !m.Error.Present() || bridge.ErrorCode(m) != mcp.CodeURLRequired {
 		return nil
 	}
 	text := mcp.Message{Body: m.Raw(m.Error)}

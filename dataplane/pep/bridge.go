@@ -17,7 +17,7 @@ import (
 // era that the upstream speaks. The caller's era is used when it can be.
 func (x *exchange) bridge() *answer {
 	switch {
-	case !bridge.Crosses(x.msg.Method):
+	case !bridge.Crosses(x.msg.Method) && x.task == nil:
 		return x.unknownMethod("unknown_method")
 	case x.sessionID != "":
 		defer x.dialogue().Run(x.msg.ID, x.life.end)()
@@ -158,6 +158,10 @@ func (x *exchange) put(body []byte) (*mcp.Message, *answer) {
 
 // served is the answer of an upstream, translated.
 func (x *exchange) served(m *mcp.Message, body []byte) *answer {
+	body, refused := x.withTasks(m, body)
+	if refused != nil {
+		return refused
+	}
 	a := ok(body)
 	a.outcome = outcomeOf(m)
 	if bridge.AsksForInput(m) {

@@ -96,6 +96,9 @@ func (x *exchange) forbids(method string, params []byte) string {
 // forbidsRound judges the questions of a modern answer.
 func (x *exchange) forbidsRound(m *mcp.Message) *answer {
 	if !bridge.AsksForInput(m) {
+		if a := x.forbidsTaskQuestions(m); a != nil {
+			return a
+		}
 		return x.forbidsLink(m)
 	}
 	asked, _, err := bridge.Questions(m)

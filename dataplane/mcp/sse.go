@@ -184,8 +184,11 @@ func AppendEvent(dst, message []byte) []byte {
 	return append(dst, '\n', '\n')
 }
 
-// AppendEventFrom appends a message in place of the event's own data, keeping its id.
+// AppendEventFrom appends a message in place of the event's own data, keeping its id and when to come back.
 func AppendEventFrom(dst []byte, ev Event, message []byte) []byte {
+	if ev.Retry > 0 {
+		dst = append(strconv.AppendInt(append(dst, "retry: "...), ev.Retry.Milliseconds(), 10), '\n')
+	}
 	if ev.ID != nil {
 		dst = append(dst, "id: "...)
 		dst = append(dst, ev.ID...)

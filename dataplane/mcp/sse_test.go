@@ -43,6 +43,9 @@ func TestEventsKeepTheirBytes(t *testing.T) {
 	if err != nil || ev.Retry != 1500*time.Millisecond {
 		t.Fatalf("come back after %s, %v", ev.Retry, err)
 	}
+	if again := string(mcp.AppendEventFrom(nil, ev, []byte("{}"))); again != "retry: 1500\nid: 1\nevent: message\ndata: {}\n\n" {
+		t.Fatalf("%q", again)
+	}
 	got, _ := read(t, strings.NewReader(stream), 1<<10)
 	if string(got[0].Raw)+string(got[1].Raw)+string(got[2].Raw) != strings.TrimSuffix(stream, "data: cut off") {
 		t.Fatalf("bytes changed: %q", got)

@@ -201,6 +201,13 @@ func (x *exchange) judge() *answer {
 			x.allowed(snapshotv1.Effect_EFFECT_READ)
 			return nil
 		}
+	case mcp.MethodTasksList:
+		if x.era == mcp.EraLegacy {
+			return x.decideTaskList()
+		}
+	}
+	if bridge.TaskMethod(x.era, x.msg.Method) {
+		return x.decideTask()
 	}
 	return x.decideOther()
 }
@@ -242,7 +249,7 @@ func (x *exchange) unknownMethod(reason string) *answer {
 // effectOf classes the methods that are not tool calls. What is not known to read counts as destructive.
 func effectOf(method string) snapshotv1.Effect {
 	switch method {
-	case mcp.MethodComplete, mcp.MethodListen, mcp.MethodSetLevel, "tasks/get", "tasks/result", "tasks/list":
+	case mcp.MethodComplete, mcp.MethodListen, mcp.MethodSetLevel, mcp.MethodTasksGet, mcp.MethodTasksResult:
 		return snapshotv1.Effect_EFFECT_READ
 	}
 	return snapshotv1.Effect_EFFECT_UNSPECIFIED

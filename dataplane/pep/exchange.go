@@ -59,6 +59,8 @@ type exchange struct {
 	// ask is what a decision may depend on besides who calls what; its time is the decision's own.
 	ask  authz.Request
 	tool *pdp.Tool
+	// task is what a request about one is about.
+	task *task
 	// owned: the gateway leads this dialogue itself. shown is the name by which the caller knows the tool.
 	owned bool
 	shown string

@@ -134,7 +134,11 @@ func (x *exchange) event(out *sseWriter, ev mcp.Event) bool {
 	default:
 		x.extend(x.p.cfg.CallTimeout)
 	}
-	if !out.send(ev.Raw) {
+	raw := x.taskNotice(&m, ev)
+	if raw == nil {
+		return false
+	}
+	if !out.send(raw) {
 		return x.endStream("client_gone", "canceled")
 	}
 	return false
@@ -148,6 +152,15 @@ func (x *exchange) lastEvent(out *sseWriter, ev mcp.Event, m *mcp.Message) bool 
 		return true
 	}
 	raw := ev.Raw
+	body, refused := x.withTasks(m, m.Body)
+	switch {
+	case refused != nil:
+		x.lastRecord(refused.reason, refused.outcome, http.StatusOK)
+		out.send(mcp.AppendEvent(nil, refused.body))
+		return true
+	case len(body) != len(m.Body) || &body[0] != &m.Body[0]:
+		raw = mcp.AppendEventFrom(nil, ev, oneLine(body))
+	}
 	outcome := outcomeOf(m)
 	if outcome == "rpc_error" {
 		x.traceAnswer(m.Body)

@@ -76,7 +76,7 @@ type Feed struct {
 	wake     chan struct{}
 
 	activate chan struct{}
-	acks     chan *cellv1.AcknowledgeRequest
+	answers  *answers
 	// kills wait for the cell's log.
 	kills chan []byte
 
@@ -106,7 +106,7 @@ func New(cfg Config) *Feed {
 		pending:  make(map[snapshot.TenantID]*pending),
 		wake:     make(chan struct{}, 1),
 		activate: make(chan struct{}, 1),
-		acks:     make(chan *cellv1.AcknowledgeRequest, 1024),
+		answers:  newAnswers(),
 		kills:    make(chan []byte, 1024),
 		refused:  make(map[snapshot.Digest]bool),
 	}

@@ -27,7 +27,8 @@ type Drill struct {
 	Aborted string `json:"aborted,omitempty"`
 	// Findings are the promises that did not hold; none when it passed.
 	Findings []string `json:"findings"`
-	// Works is what goes on meanwhile, and Until for how long: a row of the degradation table.
+	// Loses is what is lost, Works what goes on meanwhile, and Until for how long: a row of the degradation table.
+	Loses string `json:"loses"`
 	Works string `json:"still_works"`
 	Until string `json:"until"`
 

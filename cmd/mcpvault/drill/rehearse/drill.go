@@ -7,6 +7,8 @@ package rehearse
 
 import (
 	"context"
+	"slices"
+	"strconv"
 	"time"
 )
 
@@ -34,6 +36,15 @@ type Drill struct {
 	// called even when the drill is aborted, and may be called when Break has failed half-way. Check looks, after everything serves
 	// again and the load has ended, at what only this drill promises. Observe and Check may be nil.
 	Break, Observe, Mend, Check func(ctx context.Context, r *Run) error
+}
+
+// DevFlags are the flags of `mcpvault dev` for a private installation that can run the drill. Drills with the same ones share it.
+func (d *Drill) DevFlags() []string {
+	flags := slices.Clone(d.Flags)
+	if d.Cells > 1 {
+		flags = append(flags, "--cells", strconv.Itoa(d.Cells))
+	}
+	return flags
 }
 
 // Limits are the promises of a drill that are figures. What is left at zero is promised to be zero.

@@ -95,7 +95,7 @@ const mendLimit = 90 * time.Second
 // Run rehearses one drill, and returns its report. An error means that the installation is not in order afterwards.
 func (s *Stage) Run(ctx context.Context, d *Drill) (*report.Drill, error) {
 	out := &report.Drill{
-		Name: d.Name, Breaks: d.Breaks, Blast: d.Blast, Recover: d.Recovers, Works: d.Works, Until: d.Until, Started: time.Now().UTC(), Findings: []string{},
+		Name: d.Name, Breaks: d.Breaks, Blast: d.Blast, Recover: d.Recovers, Loses: d.Lost, Works: d.Works, Until: d.Until, Started: time.Now().UTC(), Findings: []string{},
 		Limits: report.Limits{RTO: float64(d.Limits.RTO.Milliseconds()), Failed: d.Limits.Failed, Unknown: d.Limits.Unknown},
 	}
 	if why := s.site.Lacks(d, s.cfg.Cell); why != "" {

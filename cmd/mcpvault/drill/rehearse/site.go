@@ -173,6 +173,9 @@ func (s *Site) Cell(name string) (nodes []Node) {
 
 // Lacks says why the installation cannot do what a drill needs; "" when it can.
 func (s *Site) Lacks(d *Drill, cell string) string {
+	if cell == "" {
+		cell = s.Nodes[0].Cell
+	}
 	for _, need := range d.Needs {
 		lacks := s.dir == ""
 		switch need {

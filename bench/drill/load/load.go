@@ -66,12 +66,14 @@ type Policy interface {
 // Config is what is called, and how much.
 type Config struct {
 	// Nodes are the addresses of the nodes' endpoint of the server.
-	Nodes  []string
-	People []Person
-	Tools  Tools
-	Rates  Rates
-	Judge  *judge.Judge
-	Policy Policy
+	Nodes []string
+	// Elsewhere are asked only when none of Nodes accepts connections: the nodes of the next cell.
+	Elsewhere []string
+	People    []Person
+	Tools     Tools
+	Rates     Rates
+	Judge     *judge.Judge
+	Policy    Policy
 	// Transport carries the requests; nil for plain HTTP.
 	Transport *http.Transport
 	// Tolerated are the reasons of refusals that are by design while something is broken, "audit_unavailable" for example.

@@ -69,15 +69,14 @@ func (g *reply) shown() (names []string) {
 
 // ask sends one request, to the next node while nobody accepts the connection, and judges the answer.
 func (l *Load) ask(r request) {
-	first := int(l.turn.Add(1) % uint64(len(l.cfg.Nodes)))
 	begin := time.Now()
-	for i := range l.cfg.Nodes {
+	for i, node := range l.order() {
 		if i == 1 {
 			l.mu.Lock()
 			l.counts.Next++
 			l.mu.Unlock()
 		}
-		got, err := l.send(r, l.cfg.Nodes[(first+i)%len(l.cfg.Nodes)])
+		got, err := l.send(r, node)
 		if errors.Is(err, syscall.ECONNREFUSED) && !got.sent {
 			continue
 		}
@@ -89,6 +88,18 @@ func (l *Load) ask(r request) {
 		l.cfg.Judge.Closed(judge.Answer{}, r.id)
 	}
 	l.note(Sample{At: begin, Took: time.Since(begin), Class: Failed, Call: r.call}, "no node accepts connections")
+}
+
+// order is the order in which nodes are tried for one request: each in turn is the first.
+func (l *Load) order() (nodes []string) {
+	turn := l.turn.Add(1)
+	for _, cell := range [][]string{l.cfg.Nodes, l.cfg.Elsewhere} {
+		if len(cell) > 0 {
+			first := turn % uint64(len(cell))
+			nodes = append(append(nodes, cell[first:]...), cell[:first]...)
+		}
+	}
+	return nodes
 }
 
 // reply is what came back.

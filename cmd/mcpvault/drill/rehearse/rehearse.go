@@ -165,20 +165,16 @@ func (a *act) prepare() {
 	s := a.stage
 	a.judge = judge.New(s.world.tools.All(), s.world.rights()...)
 	p := &policy{site: s.site, judge: a.judge, touched: &s.touched, person: s.world.people[0].Name}
-	var nodes []string
-	for _, n := range s.site.Cell(s.cfg.Cell) {
-		nodes = append(nodes, n.MCP+"/"+Server)
-	}
-	if a.drill.Cells > 1 { // The others are where clients go when the first has gone.
-		for _, n := range s.site.Nodes {
-			if n.Cell != s.cfg.Cell {
-				nodes = append(nodes, n.MCP+"/"+Server)
-			}
+	cfg := load.Config{People: s.world.people, Tools: s.world.tools, Rates: s.cfg.Load, Judge: a.judge, Policy: p, Tolerated: a.drill.Tolerates}
+	for _, n := range s.site.Nodes {
+		switch url := n.MCP + "/" + Server; {
+		case n.Cell == s.cfg.Cell:
+			cfg.Nodes = append(cfg.Nodes, url)
+		case a.drill.Cells > 1: // Where clients go when the cell has gone.
+			cfg.Elsewhere = append(cfg.Elsewhere, url)
 		}
 	}
-	a.load = load.New(load.Config{
-		Nodes: nodes, People: s.world.people, Tools: s.world.tools, Rates: s.cfg.Load, Judge: a.judge, Policy: p, Tolerated: a.drill.Tolerates,
-	})
+	a.load = load.New(cfg)
 	a.start = time.Now()
 	a.run = &Run{
 		Site: s.site, Cell: s.cfg.Cell, Nodes: s.site.Cell(s.cfg.Cell), Canary: s.world.canary, Server: Server, People: s.world.people,

@@ -156,5 +156,23 @@ func (r *Run) Change(ctx context.Context, nodes ...Node) error {
 	return nil
 }
 
+// Astray says that from now on (or no longer) the control plane is one that no node may follow: what it acknowledges must not come into
+// force anywhere.
+func (r *Run) Astray(yes bool) {
+	r.policy.mu.Lock()
+	defer r.policy.mu.Unlock()
+	r.policy.astray = yes
+}
+
+// Open asks a node for a session of the first person, as clients before revision 2026-07-28 do; Use lists tools in one.
+func (r *Run) Open(ctx context.Context, n Node) (load.Session, error) {
+	return r.load.Open(ctx, n.MCP+"/"+r.Server, r.People[0])
+}
+
+// Use lists tools in a session.
+func (r *Run) Use(ctx context.Context, n Node, id string) (load.Session, error) {
+	return r.load.Use(ctx, n.MCP+"/"+r.Server, r.People[0], id)
+}
+
 // Counts are the load's totals so far.
 func (r *Run) Counts() load.Counts { return r.load.Counts() }

@@ -171,6 +171,7 @@ type policy struct {
 	person  string
 
 	mu      sync.Mutex // Guards what is below.
+	astray  bool       // The control plane is not one that anybody may follow.
 	made    []made     // in no order; those that not every node has acknowledged yet
 	slowest time.Duration
 }
@@ -208,8 +209,15 @@ func (p *policy) Change(ctx context.Context, r judge.Right, allowed bool, change
 		return err
 	}
 	p.mu.Lock()
-	p.made = append(p.made, made{revision, change, map[string]bool{}})
+	astray := p.astray
+	if !astray {
+		p.made = append(p.made, made{revision, change, map[string]bool{}})
+	}
 	p.mu.Unlock()
+	if astray {
+		change.Void()
+		return errors.New("it was made where it does not count")
+	}
 	_, err = p.wait(ctx, revision)
 	return err
 }

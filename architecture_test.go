@@ -159,6 +159,22 @@ func TestEachHeavyLibraryHasOneDoor(t *testing.T) {
 	}
 }
 
+func TestTheJudgeOfDrillsSharesNothingWithTheProduct(t *testing.T) {
+	t.Parallel()
+	all := imports(t, false)
+	for _, dir := range []string{"bench/drill/judge", "bench/drill/load", "bench/drill/canary"} {
+		imps, ok := all[dir]
+		if !ok {
+			t.Fatalf("%s is not there", dir)
+		}
+		for _, imp := range imps {
+			if rel, ours := strings.CutPrefix(imp, module+"/"); ours && !under(rel, "bench/drill") {
+				t.Errorf("%s imports %s: a mistake there would be made by the judge as well", dir, imp)
+			}
+		}
+	}
+}
+
 func TestTheProductLinksNoPeerItIsMeasuredBeside(t *testing.T) {
 	t.Parallel()
 	for _, r := range requires(t, "go.mod") {

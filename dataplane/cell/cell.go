@@ -45,6 +45,7 @@ import (
 // Node is one member of a cell.
 type Node struct {
 	cfg     Config
+	machine Machine
 	log     *slog.Logger
 	started time.Time
 	reg     *tele.Registry
@@ -85,7 +86,12 @@ type Node struct {
 
 // Run is the life of one node: it returns when ctx has ended and everything it started has stopped.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
-	n := &Node{cfg: cfg, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked)}
+	return RunOn(ctx, Machine{}, cfg, log)
+}
+
+// RunOn is Run on a machine that may have faults.
+func RunOn(ctx context.Context, m Machine, cfg Config, log *slog.Logger) error {
+	n := &Node{cfg: cfg, machine: m, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked)}
 	defer n.close()
 	if err := n.build(ctx); err != nil {
 		return err
@@ -105,6 +111,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 // build makes the rooms, leaves first.
 func (n *Node) build(ctx context.Context) error {
+	if n.machine.Now == nil {
+		n.machine.Now = time.Now
+	}
 	for _, step := range []struct {
 		name string
 		do   func(context.Context) error
@@ -151,7 +160,7 @@ func (n *Node) openStore(context.Context) error {
 	// One key on this node for hashing arguments, that opens nothing else.
 	n.macKey = sha256.Sum256(append([]byte("mcpvault audit arguments\x00"), key[:]...))
 	st, err := store.Open(store.Config{
-		Dir: n.cfg.DataDir, Key: key, Logger: n.log,
+		Dir: n.cfg.DataDir, Key: key, Logger: n.log, BeforeWrite: n.machine.before(DiskStore),
 		NewerKill: func(held, offered []byte) bool { return n.trust.Current().NewerKill(held, offered) },
 	})
 	if errors.Is(err, store.ErrCorrupt) {
@@ -164,7 +173,7 @@ func (n *Node) openStore(context.Context) error {
 	n.store = st
 	n.onClose(st.Close)
 	_, heartbeat := st.Heartbeat()
-	n.clock = newClock(time.Now, st.HighWater(), heartbeat)
+	n.clock = newClock(n.machine.Now, st.HighWater(), heartbeat)
 	if lost := st.Corrupt(); len(lost) > 0 {
 		n.damaged.Store(true)
 		n.log.Error("records on this disk are damaged: callers wait until most peers or the control plane have sent them again", "records", len(lost), "first", lost[0])
@@ -173,7 +182,7 @@ func (n *Node) openStore(context.Context) error {
 		Cell: n.cfg.Cell, Node: n.cfg.Node, TrustDomain: n.cfg.TrustDomain,
 		Dir: filepath.Join(n.cfg.DataDir, "raft"), Bind: n.cfg.Listen.Raft, Peers: n.raftPeers(),
 		Identity: n.identity, Key: key, Store: st, Trust: verifier{n},
-		OnApply: n.applied, Admit: n.admit, Logger: n.log,
+		OnApply: n.applied, Admit: n.admit, Logger: n.log, BeforeWrite: n.machine.before(DiskRaft),
 		Heartbeat: time.Duration(n.cfg.Heartbeat) * time.Millisecond,
 	})
 	return err
@@ -189,7 +198,7 @@ func (n *Node) sealKeyPath() string {
 func (n *Node) openAudit(context.Context) error {
 	dir := filepath.Join(n.cfg.DataDir, "audit")
 	l, recovery, err := tlog.Open(tlog.Config{
-		Dir: dir, Prefix: "mcpvault/audit/" + n.cfg.Cell + "/" + n.cfg.Node, Logger: n.log, Reserve: 4 << 20,
+		Dir: dir, Prefix: "mcpvault/audit/" + n.cfg.Cell + "/" + n.cfg.Node, Logger: n.log, Reserve: 4 << 20, FS: n.machine.AuditFS,
 	})
 	if errors.Is(err, tlog.ErrCorrupt) {
 		return problem.New(problem.Internal, "the node's audit log is not what was written",

@@ -53,6 +53,8 @@ type Node struct {
 	clock   *clock
 	// clockSuspect mirrors what pdp was told, so that a change is logged once.
 	clockSuspect atomic.Bool
+	// askClocks wakes whoever asks the peers for their time.
+	askClocks chan struct{}
 	// damaged is set until the control plane has sent everything again that this node's disk had lost.
 	damaged atomic.Bool
 	logged  loggedKills
@@ -91,13 +93,14 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 // RunOn is Run on a machine that may have faults.
 func RunOn(ctx context.Context, m Machine, cfg Config, log *slog.Logger) error {
-	n := &Node{cfg: cfg, machine: m, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked)}
+	n := &Node{cfg: cfg, machine: m, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked), askClocks: make(chan struct{}, 1)}
 	defer n.close()
 	if err := n.build(ctx); err != nil {
 		return err
 	}
 	n.feed.Boot(ctx)
 	n.catchUp(ctx)
+	n.judgeClock()
 	if err := n.audit.Recover(ctx); err != nil {
 		return fmt.Errorf("recover audit: %w", err)
 	}

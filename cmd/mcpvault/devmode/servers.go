@@ -135,7 +135,7 @@ func (p *plan) cellConfig(n node) cell.Config {
 		TrustDomain: trustDomain, IdentityDir: p.identity(n.file()), Roots: p.rootsFile(),
 		TLSCert: p.frontCert(), TLSKey: p.frontKey(),
 		PublicURLs:    []string{mcpURL(n), mcpTLSURL(n)},
-		DefaultTenant: tenant, Region: n.cell, EgressAllow: loopback(), Dev: true,
+		DefaultTenant: tenant, Region: n.cell, EgressAllow: loopback(), Dev: true, Heartbeat: 300,
 		WorkloadBundles: []cell.WorkloadBundle{{TrustDomain: workloadDomain(n.cell), Bundle: svid.CACert(p.workloadCA(n.cell))}},
 	}
 	for _, m := range p.nodes {

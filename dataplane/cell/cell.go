@@ -62,6 +62,7 @@ type Node struct {
 	contradiction  atomic.Pointer[string]
 	contradictions atomic.Int64
 
+	cells     whereabouts
 	macKey    [sha256.Size]byte
 	identity  *svid.Source
 	store     *store.Store
@@ -175,6 +176,9 @@ func (n *Node) openStore(context.Context) error {
 	}
 	n.store = st
 	n.onClose(st.Close)
+	if err := n.cells.open(n.cfg.DataDir, key); err != nil {
+		return err
+	}
 	_, heartbeat := st.Heartbeat()
 	n.clock = newClock(n.machine.Now, st.HighWater(), heartbeat)
 	if lost := st.Corrupt(); len(lost) > 0 {
@@ -228,7 +232,7 @@ func (n *Node) openPolicy(context.Context) error {
 	n.feed = feed.New(feed.Config{
 		Cell: n.cfg.Cell, ControlPlane: n.control, Log: proposer{n}, Store: n.store,
 		Sources: []feed.Source{shards{n.control}, n.peers}, PDP: n.pdp, Trust: n.trust, Logger: n.log, Now: n.clock.Now,
-		OnConnect: func() { n.deliverer.Wake() }, OnSessionQuery: n.askedForSessions, Registerer: n.reg,
+		OnConnect: func() { n.deliverer.Wake() }, OnSessionQuery: n.askedForSessions, OnCells: n.toldOfCells, Registerer: n.reg,
 	})
 	var err error
 	n.deliverer, err = audit.NewDeliverer(audit.DelivererConfig{

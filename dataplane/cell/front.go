@@ -35,7 +35,11 @@ func (n *Node) openFront(context.Context) error {
 	if err != nil {
 		return err
 	}
-	client, version := upstream.New(upstream.Config{Dial: guard.DialContext, Registerer: n.reg}), run.Version().Version
+	secured, err := n.upstreamTLS()
+	if err != nil {
+		return err
+	}
+	client, version := upstream.New(upstream.Config{Dial: guard.DialContext, TLS: secured, Registerer: n.reg}), run.Version().Version
 	n.upstream = client
 	up := &transports{client, sse.New(client, version), stdio.New(n.cfg.Stdio, version, n.log)}
 	n.onClose(up.close)
@@ -128,6 +132,7 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("time", run.Func(n.keepTime), time.Second)
 	g.Add("clocks", run.Func(n.compareClocks), time.Second)
 	g.Add("housekeeping", run.Func(n.keepHouse), time.Second)
+	g.Add("whereabouts", run.Func(n.keepCells), time.Second)
 	g.Add("pep", n.pep, time.Second)
 	g.Add("sessions", n.leases, time.Second)
 	g.Add("session answers", run.Func(n.answerSessions), time.Second)
@@ -172,7 +177,7 @@ func (n *Node) addFronts(g *run.Group) error {
 		if err != nil {
 			return fmt.Errorf("%s listener: %w", f.name, err)
 		}
-		h := n.whenAlive(n.whenWhole(n.pep))
+		h := n.whenAlive(n.withCells(n.whenWhole(n.pep)))
 		if f.tls {
 			if h, err = n.addQUIC(g, cfg, ln.Addr(), h); err != nil {
 				return err

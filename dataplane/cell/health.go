@@ -164,6 +164,7 @@ func (n *Node) nodeStatus() *cellv1.NodeStatus {
 		AuditSize: uint64(n.tlog.Size()), AuditDelivered: uint64(n.deliverer.Delivered()),
 		Sessions: uint64(n.store.Leases().Len()), McpUrl: n.mcpURL(),
 	}
+	s.Reach = n.reach()
 	s.RootsVersion = n.trust.Current().Version()
 	if m, err := n.trust.Current().OpenManifest(n.store.Manifest(), n.cfg.Cell); err == nil {
 		s.ManifestSequence, s.ManifestRoot = m.GetSequence(), m.GetRoot()

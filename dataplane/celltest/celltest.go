@@ -61,6 +61,7 @@ type Node struct {
 
 	disk   *disk // the log's
 	store  *disk // the store's
+	join   bool
 	cancel context.CancelCauseFunc
 	done   chan error
 }
@@ -200,7 +201,7 @@ func (c *Cell) start(n *Node) {
 	}
 	cfg := consensus.Config{
 		Cell: CellName, Node: n.Name, TrustDomain: TrustDomain,
-		Dir: filepath.Join(n.Dir, "raft"), Bind: "127.0.0.1:0", Peers: c.net.peersOf(n.Name),
+		Dir: filepath.Join(n.Dir, "raft"), Bind: "127.0.0.1:0", Peers: c.net.peersOf(n.Name), Join: n.join,
 		Identity: src, Key: key, Store: st, Trust: &trust{cur: c.Authority.Trust}, Logger: logger,
 		BeforeWrite: n.disk.beforeWrite,
 		OnApply: func(a consensus.Applied) {
@@ -354,6 +355,16 @@ func (c *Cell) WaitLeader(among ...string) string {
 // refused by a verdict.
 func (c *Cell) Propose(entry *cellv1.RaftEntry, among ...string) error {
 	c.t.Helper()
+	return c.attempt(among, func(log *consensus.Node) error {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_, err := log.Propose(ctx, entry)
+		return err
+	})
+}
+
+// attempt has whoever leads do something, until it is done or refused by a verdict.
+func (c *Cell) attempt(among []string, do func(*consensus.Node) error) error {
 	if len(among) == 0 {
 		among = c.Names
 	}
@@ -365,9 +376,7 @@ func (c *Cell) Propose(entry *cellv1.RaftEntry, among ...string) error {
 			if n.cancel == nil || !n.Log.Leads() {
 				continue
 			}
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-			_, err := n.Log.Propose(ctx, entry)
-			cancel()
+			err := do(n.Log)
 			if err == nil || !retriable(err) {
 				return err
 			}
@@ -375,7 +384,7 @@ func (c *Cell) Propose(entry *cellv1.RaftEntry, among ...string) error {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	return fmt.Errorf("not committed in %s: %w", Patience, last)
+	return fmt.Errorf("not done in %s: %w", Patience, last)
 }
 
 // testLogger writes to the test's log when MCPVAULT_TEST_LOG is set: a passing test has nothing to say.

@@ -143,6 +143,8 @@ func (n *Node) verify(entry *cellv1.RaftEntry) error {
 		for _, d := range c.Deltas.GetDeltas() {
 			err = errors.Join(err, n.cfg.Trust.VerifyDelta(d))
 		}
+	case *cellv1.RaftEntry_Members:
+		err = n.verifyMembers(c.Members)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", errRefused, err)
@@ -175,6 +177,11 @@ func (n *Node) take(entry *cellv1.RaftEntry) error {
 		return n.cfg.Store.PutDeltas(c.Deltas.GetDeltas())
 	case *cellv1.RaftEntry_SessionKey:
 		return n.cfg.Store.PutSessionKey(c.SessionKey)
+	case *cellv1.RaftEntry_Members:
+		if err := n.verify(entry); err != nil {
+			return err
+		}
+		return n.cfg.Store.PutMembers(c.Members)
 	case *cellv1.RaftEntry_SessionState:
 		return n.cfg.Store.Leases().Restore(c.SessionState)
 	}
@@ -200,6 +207,9 @@ const (
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	s := f.n.cfg.Store
 	var all []*cellv1.RaftEntry
+	if list := s.Members(); list != nil {
+		all = append(all, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_Members{Members: list}})
+	}
 	for _, u := range updates(s) {
 		all = append(all, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_Update{Update: u}})
 	}

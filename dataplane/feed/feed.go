@@ -55,6 +55,8 @@ type Config struct {
 	OnConnect func()
 	// OnSessionQuery hears what the control plane asks about sessions; it must not block. It may be nil.
 	OnSessionQuery func(*cellv1.SessionQuery)
+	// OnCells hears where the cells are; it must not block. It may be nil.
+	OnCells func(*cellv1.CellDirectory)
 	// Now is the time that the node believes; the wall clock when nil.
 	Now func() time.Time
 	// Registerer takes the metrics; it may be nil.
@@ -226,6 +228,11 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 	case *cellv1.WatchResponse_Sessions:
 		if f.cfg.OnSessionQuery != nil {
 			f.cfg.OnSessionQuery(e.Sessions)
+		}
+		return
+	case *cellv1.WatchResponse_Cells:
+		if f.cfg.OnCells != nil {
+			f.cfg.OnCells(e.Cells)
 		}
 		return
 	}

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"strconv"
+	"time"
 )
 
 // ErrEventTooLarge ends a stream whose event passes the bound.
@@ -17,7 +19,12 @@ type Event struct {
 	// Data is the event's data, its lines joined; nil when the block has none.
 	Data []byte
 	ID   []byte
+	// Retry is how long a reader is asked to wait before it comes back for more; 0 when the block does not say.
+	Retry time.Duration
 }
+
+// maxRetry bounds what is believed of a Retry.
+const maxRetry = 24 * time.Hour
 
 // EventReader cuts an event stream into its blocks.
 type EventReader struct {
@@ -40,6 +47,7 @@ func NewEventReader(r io.Reader, maxEvent int) *EventReader {
 func (e *EventReader) Next() (Event, error) {
 	e.raw, e.data, e.id = e.raw[:0], e.data[:0], e.id[:0]
 	hasData, hasID := false, false
+	var retry time.Duration
 	for {
 		from := len(e.raw)
 		if err := e.line(); err != nil {
@@ -55,7 +63,7 @@ func (e *EventReader) Next() (Event, error) {
 				e.raw = e.raw[:0]
 				continue
 			}
-			ev := Event{Raw: e.raw}
+			ev := Event{Raw: e.raw, Retry: retry}
 			if hasData {
 				ev.Data = e.data
 			}
@@ -76,6 +84,10 @@ func (e *EventReader) Next() (Event, error) {
 		case "id":
 			hasID = true
 			e.id = append(e.id[:0], value...)
+		case "retry":
+			if ms, err := strconv.ParseUint(string(value), 10, 32); err == nil {
+				retry = min(time.Duration(ms)*time.Millisecond, maxRetry)
+			}
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 )
@@ -37,6 +38,10 @@ func TestEventsKeepTheirBytes(t *testing.T) {
 		if string(got[0].Data) != "{\"a\":\n1}" || string(got[0].ID) != "7" || len(got[1].Data) != 0 || string(got[2].ID) != "8" {
 			t.Fatalf("%s: %q", name, got)
 		}
+	}
+	ev, err := mcp.NewEventReader(strings.NewReader("id: 1\nretry: 1500\ndata:\n\nretry: soon\ndata: x\n\n"), 1<<10).Next()
+	if err != nil || ev.Retry != 1500*time.Millisecond {
+		t.Fatalf("come back after %s, %v", ev.Retry, err)
 	}
 	got, _ := read(t, strings.NewReader(stream), 1<<10)
 	if string(got[0].Raw)+string(got[1].Raw)+string(got[2].Raw) != strings.TrimSuffix(stream, "data: cut off") {

@@ -20,7 +20,7 @@ func (x *exchange) bridge() *answer {
 	case !bridge.Crosses(x.msg.Method):
 		return x.unknownMethod("unknown_method")
 	case x.sessionID != "":
-		defer x.dialogue().Run(x.msg.ID, x.cancel)()
+		defer x.dialogue().Run(x.msg.ID, x.life.end)()
 	}
 	if x.speaksModern(x.server) {
 		return x.conclude(x.bridgeModern())
@@ -93,6 +93,9 @@ func (x *exchange) bridgeModern() *answer {
 		if a != nil {
 			return a
 		}
+		if a := x.forbidsRound(m); a != nil {
+			return a
+		}
 		return x.served(m, m.Body)
 	}
 	if x.msg.RequestState.Present() || mcp.Member(x.msg.Raw(x.msg.Params), "inputResponses").Present() {
@@ -108,9 +111,15 @@ func (x *exchange) bridgeModern() *answer {
 		case a != nil:
 			return a
 		case !bridge.AsksForInput(m):
+			if a := x.forbidsLink(m); a != nil {
+				return a
+			}
 			return x.served(m, caller.Answer(m))
 		case round == maxRounds:
 			return x.fail(mcp.CodeServer, "too_many_rounds", "the server asked for more input again and again", false)
+		}
+		if a := x.forbidsRound(m); a != nil {
+			return a
 		}
 		asked, state, err := bridge.Questions(m)
 		if err != nil || !bridge.MayAsk(x.msg.Method) {
@@ -193,6 +202,9 @@ func (x *exchange) bridgeLegacy() *answer {
 	q := bridge.LegacyRequest{Rename: x.renamed, ID: x.wireID}
 	c := x.converse()
 	c.up = up
+	if x.offers() != 0 && bridge.MayAsk(x.msg.Method) {
+		x.p.ears.join(x.ctx, c)
+	}
 	a := c.send(x, q.Body(&x.msg))
 	if a == nil {
 		a = x.hearLegacy(c)
@@ -201,6 +213,7 @@ func (x *exchange) bridgeLegacy() *answer {
 	}
 	if a != nil && a.reason == "upstream_session_lost" {
 		x.p.table.Drop(key, up)
+		x.p.ears.end(up)
 	}
 	return a
 }
@@ -214,6 +227,9 @@ func (x *exchange) hearLegacy(c *conversation) *answer {
 		}
 	}
 	x.end(c)
+	if a == nil {
+		a = x.forbidsLink(m)
+	}
 	if a == nil {
 		return x.served(m, x.caller().Answer(m))
 	}

@@ -49,6 +49,7 @@ func (x *exchange) forward() (a *answer) {
 	if resp.Events != nil {
 		return x.stream(resp, streaming{})
 	}
+	x.plain = true
 	return x.relayed(resp)
 }
 
@@ -60,7 +61,11 @@ func (x *exchange) send(req *upstream.Request) (*upstream.Response, *answer) {
 // sendIn is send for a request that may outlive the exchange.
 func (x *exchange) sendIn(ctx context.Context, req *upstream.Request) (*upstream.Response, *answer) {
 	req.URL, req.Set = x.server.URL, x.set
-	resp, err := x.p.up.Do(ctx, req)
+	return x.came(x.p.up.Do(ctx, req))
+}
+
+// came judges what an upstream sent before it is read.
+func (x *exchange) came(resp *upstream.Response, err error) (*upstream.Response, *answer) {
 	if err != nil {
 		return nil, x.upstreamFailed(err)
 	}
@@ -78,6 +83,7 @@ func (x *exchange) sendIn(ctx context.Context, req *upstream.Request) (*upstream
 	if body, leaked := x.withoutSecrets(resp.Body); leaked {
 		resp.Body = body
 	}
+	resp.Body = x.sanitized(resp.Body)
 	return resp, nil
 }
 
@@ -127,6 +133,9 @@ func (x *exchange) relayed(resp *upstream.Response) *answer {
 			return x.upstreamForgot()
 		}
 		return x.upstreamFailed(upstream.ErrProtocol)
+	}
+	if a := x.forbidsRound(&m); a != nil {
+		return a
 	}
 	a := &answer{status: resp.Status, body: resp.Body, outcome: outcomeOf(&m)}
 	switch resp.Status {
@@ -312,12 +321,12 @@ func (x *exchange) listenRelayed() *answer {
 
 // untilExpiry lets a stream live as long as its token or certificate.
 func (x *exchange) untilExpiry() {
-	x.timer.Stop()
+	x.life.forever()
 	left := x.who.ExpiresAt.Sub(x.p.cfg.Now())
 	if !x.who.Exact {
 		left += tokenLeeway
 	}
 	if !x.who.ExpiresAt.IsZero() {
-		x.timer = time.AfterFunc(left, func() { x.cancel(errExpired) })
+		x.life.within(left, errExpired)
 	}
 }

@@ -149,6 +149,7 @@ type PEP struct {
 	// dialogues and parked are what this node remembers of dialogues that the gateway leads.
 	dialogues *bridge.Dialogues
 	parked    *bridge.Parked[*conversation]
+	ears      *ears
 	metrics   *metrics
 	seed      maphash.Seed      // of hashes that stay on this node
 	here      []string          // the header value that names this node
@@ -196,7 +197,7 @@ func New(cfg Config, parts Parts) *PEP {
 	if parts.Traces.On() {
 		tracer = parts.Traces.Tracer("github.com/mcpvault/mcpvault/dataplane/pep")
 	}
-	return &PEP{
+	p := &PEP{
 		tracer:  tracer,
 		metrics: counts, here: []string{cfg.Cell + "/" + cfg.Node}, bases: cfg.bases(), draining: make(chan struct{}),
 		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, workload: parts.Workloads, audit: parts.Audit, up: parts.Upstream,
@@ -229,6 +230,8 @@ func New(cfg Config, parts Parts) *PEP {
 			(*exchange).forward,      // upstream, and the answer back
 		},
 	}
+	p.ears = newEars(p)
+	return p
 }
 
 // ServeHTTP serves one request.
@@ -265,6 +268,7 @@ func (p *PEP) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			p.abandon(p.parked.Overdue(true))
+			p.ears.close()
 			p.countFloods(true)
 			return nil
 		case <-waits.C:

@@ -104,7 +104,7 @@ func (x *exchange) stream(resp *upstream.Response, how streaming) *answer {
 			}
 		case <-replaced:
 			if x.recheck() != nil {
-				x.cancel(errRevoked)
+				x.life.end(errRevoked)
 				continue
 			}
 			for _, n := range x.changes() {
@@ -153,6 +153,10 @@ func (x *exchange) event(out *sseWriter, ev mcp.Event, how streaming) bool {
 		if x.era == mcp.EraModern {
 			return x.failStream(out, upstream.ErrProtocol, how)
 		}
+		if reason := x.forbids(m.Method, m.Raw(m.Params)); reason != "" {
+			x.refuseQuestion(&m, reason)
+			return false
+		}
 		if !how.long {
 			x.extend(x.p.cfg.MaxCall) // a person may have to answer
 		}
@@ -170,6 +174,11 @@ func (x *exchange) event(out *sseWriter, ev mcp.Event, how streaming) bool {
 
 // lastEvent records the outcome and then sends the answer.
 func (x *exchange) lastEvent(out *sseWriter, ev mcp.Event, m *mcp.Message) bool {
+	if a := x.forbidsRound(m); a != nil {
+		x.lastRecord(a.reason, a.outcome, http.StatusOK)
+		out.send(mcp.AppendEvent(nil, a.body))
+		return true
+	}
 	raw := ev.Raw
 	outcome := outcomeOf(m)
 	if outcome == "rpc_error" {

@@ -58,6 +58,7 @@ var (
 	bucketKills     = []byte("kills")
 	bucketKeys      = []byte("session_keys")
 	bucketClock     = []byte("clock")
+	bucketMembers   = []byte("members")
 
 	// current is the key in buckets that hold one record.
 	current = []byte("current")
@@ -108,6 +109,7 @@ type memory struct {
 	heartbeatMS int64
 	kills       map[string][]byte
 	keys        map[uint32]*cellv1.SessionKey
+	members     *cellv1.Members // nil while there is no list
 	highWater   int64
 }
 

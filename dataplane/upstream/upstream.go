@@ -245,10 +245,7 @@ func (x *call) do(head, more, buf []byte) (*Response, error) {
 // on makes the exchange on a connection, and gives it back or closes it.
 func (x *call) on(c *conn, head, more, buf []byte) (*Response, error) {
 	fresh := !c.used
-	stop := func() bool { return true }
-	if x.ctx.Done() != nil {
-		stop = context.AfterFunc(x.ctx, c.abort)
-	}
+	stop := afterwards(x.ctx, c.abort)
 	n, sent, err := c.exchange(head, more, buf)
 	if err != nil {
 		stop()
@@ -283,6 +280,16 @@ func (x *call) on(c *conn, head, more, buf []byte) (*Response, error) {
 		return nil, x.cut(err)
 	}
 	return resp, nil
+}
+
+// afterwards is context.AfterFunc. A context that has such a method of its own is spared the one that would be derived.
+func afterwards(ctx context.Context, f func()) (stop func() bool) {
+	if own, ok := ctx.(interface {
+		AfterFunc(f func()) (stop func() bool)
+	}); ok {
+		return own.AfterFunc(f)
+	}
+	return context.AfterFunc(ctx, f)
 }
 
 // failed says what it means that no head came.

@@ -315,8 +315,8 @@ func (b *body) end() bool {
 	return b.skip()
 }
 
-// arrived reports whether the whole body is in the buffer or was read: nothing would have to be waited for.
-func (b *body) arrived() bool {
+// Arrived reports whether the whole body is in the buffer or was read: nothing would have to be waited for.
+func (b *body) Arrived() bool {
 	if !b.mu.TryLock() {
 		return false
 	}

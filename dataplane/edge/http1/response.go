@@ -282,7 +282,7 @@ func (x *exchange) frame(last bool) {
 		x.chunked = true
 		x.out = append(x.out, "Transfer-Encoding: chunked\r\n"...)
 	}
-	if !x.close && (x.c.srv.draining() || !x.body.arrived()) {
+	if !x.close && (x.c.srv.draining() || !x.body.Arrived()) {
 		x.close = true
 	}
 	switch {

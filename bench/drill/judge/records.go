@@ -71,7 +71,7 @@ func (j *Judge) Audit(records []Record) Audited {
 			out.example("%s has no record", id)
 		case t.own+t.intents > 1 || t.outcomes > 1:
 			out.Doubled++
-			out.example("%s has %d records and %d outcomes: %s", id, t.own+t.intents, t.outcomes, strings.Join(t.where, ", "))
+			out.example("%s has %d records and %d outcomes: %s", id, t.own+t.intents, t.outcomes, strings.Join(t.where, "; "))
 		case t.own+t.intents == 0 || t.intents == 1 && t.outcomes == 0:
 			out.Lost++
 			out.example("%s has %d records, %d of them an intent, and %d outcomes", id, t.own+t.intents, t.intents, t.outcomes)

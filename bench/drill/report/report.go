@@ -61,6 +61,7 @@ type Limits struct {
 	RTO     float64 `json:"rto_ms"`
 	Failed  int     `json:"failed_calls"`
 	Unknown int     `json:"unknown_calls"`
+	Changes int     `json:"failed_changes"`
 }
 
 // Phase is what the requests of one part of a drill came to; times in milliseconds.

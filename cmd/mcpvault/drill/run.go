@@ -302,7 +302,7 @@ func (f *flags) plan(d *rehearse.Drill, cfg rehearse.Config, site *rehearse.Site
 	p := plan{
 		Name: d.Name, Breaks: d.Breaks, Blast: d.Blast, Where: "a private installation: mcpvault dev --ephemeral " + strings.Join(d.DevFlags(), " "),
 		Load:   fmt.Sprintf("%.0f decisions/s, %.0f calls/s, %.1f policy changes/s for %s", cfg.Load.Decisions, cfg.Load.Calls, cfg.Load.Changes, cfg.For),
-		Passes: []string{"0 wrong decisions", "0 lost audit records", atMost(d.Limits.Failed, "failed"), atMost(d.Limits.Unknown, "unknown")},
+		Passes: []string{"0 wrong decisions", "0 lost audit records", atMost(d.Limits.Failed, "failed calls"), atMost(d.Limits.Unknown, "unknown calls"), atMost(d.Limits.Changes, "failed policy changes")},
 	}
 	p.Where = strings.TrimSpace(p.Where)
 	if d.Limits.RTO > 0 {
@@ -323,7 +323,7 @@ func (f *flags) plan(d *rehearse.Drill, cfg rehearse.Config, site *rehearse.Site
 
 func atMost(n int, what string) string {
 	if n < 0 {
-		return "any number of " + what + " calls"
+		return "any number of " + what
 	}
-	return fmt.Sprintf("at most %d %s calls", n, what)
+	return fmt.Sprintf("at most %d %s", n, what)
 }

@@ -15,7 +15,7 @@ func coldBoot() *rehearse.Drill {
 		Lost:   "everything, with one node that comes back alone", Works: "decisions, calls and open sessions from the node's own disk", Until: leases,
 		Recovers: "one node alone answers rightly, from its start",
 		Needs:    []rehearse.Need{rehearse.Processes},
-		Limits:   rehearse.Limits{RTO: bootLimit, Failed: rehearse.Any, Unknown: 6 * inFlight},
+		Limits:   rehearse.Limits{RTO: bootLimit, Failed: rehearse.Any, Unknown: 6 * inFlight, Changes: rehearse.Any},
 		Break: func(ctx context.Context, r *rehearse.Run) error {
 			if err := r.Site.Kill(ctx, rehearse.ControlPlane, rehearse.Postgres); err != nil {
 				return err
@@ -38,13 +38,7 @@ func coldBoot() *rehearse.Drill {
 			r.Keep("failed", r.Counts().Failed)
 			return nil
 		},
-		Mend: func(ctx context.Context, r *rehearse.Run) error {
-			ended, err := r.Site.Ended(ctx)
-			if err != nil {
-				return err
-			}
-			return r.Site.Start(ctx, ended...)
-		},
+		Mend: func(ctx context.Context, r *rehearse.Run) error { return r.Site.Wake(ctx) },
 		Check: func(_ context.Context, r *rehearse.Run) error {
 			if before, ok := r.Kept("failed").(int); ok && r.Counts().Failed > before {
 				r.Fail("%d calls failed after one node had answered", r.Counts().Failed-before)

@@ -10,7 +10,7 @@ import (
 // All are the drills, in the order in which they are listed and run.
 func All() []*rehearse.Drill {
 	return []*rehearse.Drill{
-		controlPlaneLoss(), postgresLoss(), leaderKill(), nodeLoss(), quorumLoss(), cellLoss(), coldBoot(),
+		controlPlaneLoss(), postgresLoss(), leaderKill(), nodeLoss(), quorumLoss(), cellLoss(), badSnapshot(), rollbackAttack(), coldBoot(),
 	}
 }
 

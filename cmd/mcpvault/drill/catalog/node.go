@@ -38,7 +38,7 @@ func leaderKill() *rehearse.Drill {
 			r.Step("%s leads now", leader.ID())
 			return nil
 		},
-		Mend: func(ctx context.Context, r *rehearse.Run) error { return r.Site.Start(ctx, ids(r)...) },
+		Mend: func(ctx context.Context, r *rehearse.Run) error { return r.Site.Wake(ctx) },
 	}
 }
 
@@ -129,7 +129,7 @@ func quorumLoss() *rehearse.Drill {
 		Lost:   "quorum of a cell", Works: "decisions, calls and sessions that are open, on each node that is left; policy stays as it was", Until: leases,
 		Recovers: "a policy change reaches every node, from the start of the nodes",
 		Needs:    []rehearse.Need{rehearse.Processes, rehearse.ThreeNodes},
-		Limits:   rehearse.Limits{RTO: officeLimit, Unknown: 2 * inFlight},
+		Limits:   rehearse.Limits{RTO: officeLimit, Unknown: 2 * inFlight, Changes: rehearse.Any},
 		Break: func(ctx context.Context, r *rehearse.Run) error {
 			last, err := follower(ctx, r)
 			if err != nil {
@@ -223,9 +223,7 @@ func cellLoss() *rehearse.Drill {
 			return r.Site.Kill(ctx, rehearse.IDs(r.Nodes)...)
 		},
 		Observe: nextCell,
-		Mend: func(ctx context.Context, r *rehearse.Run) error {
-			return r.Site.Start(ctx, rehearse.IDs(r.Nodes)...)
-		},
+		Mend:    func(ctx context.Context, r *rehearse.Run) error { return r.Site.Wake(ctx) },
 	}
 }
 

@@ -18,7 +18,7 @@ func controlPlaneLoss() *rehearse.Drill {
 		Lost:   "control plane", Works: "every decision, session and call; audit records wait on the nodes", Until: leases,
 		Recovers: "a policy change reaches every node, from the start of the control plane",
 		Needs:    []rehearse.Need{rehearse.Processes},
-		Limits:   rehearse.Limits{RTO: officeLimit},
+		Limits:   rehearse.Limits{RTO: officeLimit, Changes: rehearse.Any},
 		Break:    func(ctx context.Context, r *rehearse.Run) error { return r.Site.Kill(ctx, rehearse.ControlPlane) },
 		Mend:     reopen(rehearse.ControlPlane),
 	}
@@ -32,7 +32,7 @@ func postgresLoss() *rehearse.Drill {
 		Lost:   "PostgreSQL", Works: "every decision, session and call; audit records wait on the nodes", Until: leases,
 		Recovers: "a policy change reaches every node, from the start of PostgreSQL",
 		Needs:    []rehearse.Need{rehearse.Processes},
-		Limits:   rehearse.Limits{RTO: officeLimit},
+		Limits:   rehearse.Limits{RTO: officeLimit, Changes: rehearse.Any},
 		Break:    func(ctx context.Context, r *rehearse.Run) error { return r.Site.Kill(ctx, rehearse.Postgres) },
 		Observe: func(ctx context.Context, r *rehearse.Run) error {
 			begin := time.Now()

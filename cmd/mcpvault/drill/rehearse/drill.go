@@ -53,6 +53,8 @@ type Limits struct {
 	RTO time.Duration
 	// Failed and Unknown requests at most; Any for as many as may be. Requests are unknown that were under way on a node that was killed.
 	Failed, Unknown int
+	// Changes are policy changes, at most, that the control plane does not take or that do not reach every connected node within 10 s.
+	Changes int
 }
 
 // Any is no limit.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -96,7 +97,7 @@ const mendLimit = 90 * time.Second
 func (s *Stage) Run(ctx context.Context, d *Drill) (*report.Drill, error) {
 	out := &report.Drill{
 		Name: d.Name, Breaks: d.Breaks, Blast: d.Blast, Recover: d.Recovers, Loses: d.Lost, Works: d.Works, Until: d.Until, Started: time.Now().UTC(), Findings: []string{},
-		Limits: report.Limits{RTO: float64(d.Limits.RTO.Milliseconds()), Failed: d.Limits.Failed, Unknown: d.Limits.Unknown},
+		Limits: report.Limits{RTO: float64(d.Limits.RTO.Milliseconds()), Failed: d.Limits.Failed, Unknown: d.Limits.Unknown, Changes: d.Limits.Changes},
 	}
 	if why := s.site.Lacks(d, s.cfg.Cell); why != "" {
 		out.Unavailable = why
@@ -335,6 +336,9 @@ func (a *act) conclude(err error) {
 	if limits.Unknown >= 0 && out.Unknown > limits.Unknown {
 		find("%d calls have an unknown outcome, at most %d may", out.Unknown, limits.Unknown)
 	}
+	if limits.Changes >= 0 && out.Counts.FailedChanges > limits.Changes {
+		find("%d policy changes did not reach every connected node, at most %d may", out.Counts.FailedChanges, limits.Changes)
+	}
 	if out.Wrong > 0 {
 		find("%d decisions were wrong", out.Wrong)
 	}
@@ -503,7 +507,7 @@ func (s *Stage) records(ctx context.Context) (all []judge.Record, err error) {
 				if err != nil {
 					return nil, fmt.Errorf("read %s: %w", l.GetLogId(), err)
 				}
-				r.Where = fmt.Sprintf("%s#%d", l.GetLogId(), s.read[l.GetLogId()]+uint64(i))
+				r.Where = fmt.Sprintf("%s, %s#%d", r.Where, l.GetLogId(), s.read[l.GetLogId()]+uint64(i))
 				all = append(all, r)
 			}
 			s.read[l.GetLogId()] += uint64(len(resp.GetLeaves()))
@@ -520,7 +524,8 @@ func record(leaf []byte) (judge.Record, error) {
 	if err := proto.Unmarshal(leaf, &r); err != nil {
 		return judge.Record{}, err
 	}
-	out := judge.Record{ID: r.GetId(), Intent: r.GetKind() == auditv1.RecordKind_RECORD_KIND_INTENT}
+	kind := strings.ToLower(strings.TrimPrefix(r.GetKind().String(), "RECORD_KIND_"))
+	out := judge.Record{Where: kind + " " + r.GetReason() + " " + r.GetOutcome(), ID: r.GetId(), Intent: r.GetKind() == auditv1.RecordKind_RECORD_KIND_INTENT}
 	switch r.GetKind() {
 	case auditv1.RecordKind_RECORD_KIND_OUTCOME, auditv1.RecordKind_RECORD_KIND_UNKNOWN_OUTCOME:
 		out.Outcome, out.Of = true, r.GetIntentId()

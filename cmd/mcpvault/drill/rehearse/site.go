@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/contexts"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/devmode"
+	"github.com/mcpvault/mcpvault/kit/pgdev"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
 )
@@ -222,15 +224,19 @@ func (s *Site) PID(ctx context.Context, name string) (int, error) {
 	return 0, fmt.Errorf("%s does not run", name)
 }
 
-// Ended returns the names of the processes that do not run.
-func (s *Site) Ended(ctx context.Context) (names []string, err error) {
+// Wake starts every process that does not run.
+func (s *Site) Wake(ctx context.Context) error {
 	processes, err := devmode.Tell(ctx, s.dir, "status")
+	if err != nil {
+		return err
+	}
+	var ended []string
 	for _, p := range processes {
 		if !p.Running {
-			names = append(names, p.Name)
+			ended = append(ended, p.Name)
 		}
 	}
-	return names, err
+	return s.Start(ctx, ended...)
 }
 
 // Signal sends a signal to a process's group: SIGSTOP and SIGCONT, for example.
@@ -240,6 +246,22 @@ func (s *Site) Signal(ctx context.Context, name string, sig syscall.Signal) erro
 		return err
 	}
 	return syscall.Kill(-pid, sig)
+}
+
+// Problems are what a node says is wrong with it, as the control plane has it.
+func (s *Site) Problems(ctx context.Context, n Node) ([]string, error) {
+	resp, err := s.Admin.Cells.ListCells(ctx, &adminv1.ListCellsRequest{})
+	if err != nil {
+		return nil, admin.Problem(err, s.Admin.URL)
+	}
+	for _, c := range resp.GetCells() {
+		for _, x := range c.GetNodes() {
+			if c.GetName() == n.Cell && x.GetStatus().GetNode() == n.Name {
+				return x.GetStatus().GetProblems(), nil
+			}
+		}
+	}
+	return nil, nil
 }
 
 // Dir is a node's data directory.
@@ -260,6 +282,35 @@ func (s *Site) CLI(ctx context.Context, args ...string) ([]byte, error) {
 		return out.Bytes(), fmt.Errorf("mcpvault %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errs.String()))
 	}
 	return out.Bytes(), nil
+}
+
+// SQL runs a statement in a database of the dev's PostgreSQL, "" for the control plane's own, and returns what it prints.
+func (s *Site) SQL(ctx context.Context, database, statement string) (string, error) {
+	var info devmode.Info
+	raw, err := os.ReadFile(filepath.Join(s.dir, "dev.json"))
+	if err == nil {
+		err = json.Unmarshal(raw, &info)
+	}
+	if err != nil {
+		return "", err
+	}
+	u, err := url.Parse(info.DatabaseURL)
+	if err != nil {
+		return "", fmt.Errorf("read the database's address: %w", err)
+	}
+	if database != "" {
+		u.Path = "/" + database
+	}
+	bin, err := pgdev.FindBinaries()
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "psql"), "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", statement, u.String()) //nolint:gosec // PostgreSQL's own.
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("psql: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return string(bytes.TrimSpace(out)), nil
 }
 
 // Page reports whether a page of a node says 200: "/readyz", "/readyz/leader", "/readyz/controlplane".

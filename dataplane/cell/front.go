@@ -133,6 +133,8 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("status", run.Func(n.report), time.Second)
 	g.Add("comparison", run.Func(n.compare), time.Second)
 	g.Add("budgets", run.Func(n.shareBudgets), time.Second)
+	g.Add("time", run.Func(n.keepTime), time.Second)
+	g.Add("clocks", run.Func(n.compareClocks), time.Second)
 	g.Add("housekeeping", run.Func(n.keepHouse), time.Second)
 	g.Add("whereabouts", run.Func(n.keepCells), time.Second)
 	g.Add("memory", run.Func(shrink.Run), time.Second)

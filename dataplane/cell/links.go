@@ -82,7 +82,7 @@ func (n *Node) Blob(d snapshot.Digest) ([]byte, error) { return n.store.GetBlob(
 // Status says how this node is and, unless that alone is asked for, what it would serve after a restart.
 func (n *Node) Status(brief bool) *cellv1.GetStatusResponse {
 	if brief {
-		return &cellv1.GetStatusResponse{Status: n.nodeStatus()}
+		return &cellv1.GetStatusResponse{Status: n.nodeStatus(), WallMs: n.clock.wall().UnixMilli()}
 	}
 	hb, _ := n.store.Heartbeat()
 	return &cellv1.GetStatusResponse{Status: n.nodeStatus(), Update: n.store.LastUpdate(), Heartbeat: hb, Kills: newestKills(n.store.Kills()), Cells: n.cells.directory()}

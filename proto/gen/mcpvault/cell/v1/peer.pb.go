@@ -1235,7 +1235,9 @@ type GetStatusResponse struct {
 	// DSSE envelopes of the newest snapshot.v1.Kills that this node knows, oldest first; at most 1 MiB of them.
 	Kills [][]byte `protobuf:"bytes,4,rep,name=kills,proto3" json:"kills,omitempty"`
 	// The newest directory of cells that this node has from the control plane.
-	Cells         *CellDirectory `protobuf:"bytes,10,opt,name=cells,proto3" json:"cells,omitempty"`
+	Cells *CellDirectory `protobuf:"bytes,10,opt,name=cells,proto3" json:"cells,omitempty"`
+	// The node's wall clock in milliseconds, whatever the node thinks of it; 0 where it is not told.
+	WallMs        int64 `protobuf:"varint,30,opt,name=wall_ms,json=wallMs,proto3" json:"wall_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1303,6 +1305,13 @@ func (x *GetStatusResponse) GetCells() *CellDirectory {
 		return x.Cells
 	}
 	return nil
+}
+
+func (x *GetStatusResponse) GetWallMs() int64 {
+	if x != nil {
+		return x.WallMs
+	}
+	return 0
 }
 
 type ShareBudgetsRequest struct {
@@ -1622,14 +1631,15 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\x10ReadBlobResponse\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"(\n" +
 	"\x10GetStatusRequest\x12\x14\n" +
-	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xe6\x01\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xff\x01\n" +
 	"\x11GetStatusResponse\x124\n" +
 	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusR\x06status\x120\n" +
 	"\x06update\x18\x02 \x01(\v2\x18.mcpvault.cell.v1.UpdateR\x06update\x12\x1c\n" +
 	"\theartbeat\x18\x03 \x01(\fR\theartbeat\x12\x14\n" +
 	"\x05kills\x18\x04 \x03(\fR\x05kills\x125\n" +
 	"\x05cells\x18\n" +
-	" \x01(\v2\x1f.mcpvault.cell.v1.CellDirectoryR\x05cells\"W\n" +
+	" \x01(\v2\x1f.mcpvault.cell.v1.CellDirectoryR\x05cells\x12\x17\n" +
+	"\awall_ms\x18\x1e \x01(\x03R\x06wallMs\"W\n" +
 	"\x13ShareBudgetsRequest\x12@\n" +
 	"\x06shares\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.BudgetShareB\t\xbaH\x06\x92\x01\x03\x10\x80\x04R\x06shares\"M\n" +
 	"\x14ShareBudgetsResponse\x125\n" +

@@ -1,7 +1,6 @@
 package pep
 
 import (
-	"context"
 	"maps"
 	"net/http"
 	"runtime"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
+	"google.golang.org/protobuf/proto"
 )
 
 // listener is a stream on which a legacy server speaks unasked, for as long as a session may last. There are thousands of
@@ -40,34 +40,38 @@ func (x *exchange) listenTo(resp *upstream.Response) *answer {
 		return x.unaudited()
 	}
 	l := &listener{x: x, resp: resp, out: x.openStream()}
-	var ended chan struct{}
-	if finish, left := x.leaveOpen(); left {
+	if finish := x.detach(); finish != nil {
+		l.x = x.handOver()
 		l.end = func() {
-			x.release()
+			l.x.release()
 			finish()
 		}
-	} else {
-		ended = make(chan struct{})
-		l.end = func() { close(ended) }
+		l.begin()
+		return nil
 	}
+	ended := make(chan struct{})
+	l.end = func() { close(ended) }
 	l.begin()
-	if ended != nil {
-		<-ended
-	}
+	<-ended
 	return nil
 }
 
-// leaveOpen lets the handler return while the answer goes on, where the front can do that. A request that is traced is
-// followed to its end by its handler.
-func (x *exchange) leaveOpen() (finish func(), left bool) {
-	front, can := x.w.(interface{ Detach() (func(), bool) })
-	if !can || x.traced != nil {
-		return nil, false
+// detach lets the handler return while the answer goes on, where the front can do that. A request that is traced is followed
+// to its end by its handler.
+func (x *exchange) detach() (finish func()) {
+	if front, can := x.w.(interface{ Detach() (func(), bool) }); can && x.traced == nil {
+		finish, _ = front.Detach()
 	}
-	if finish, left = front.Detach(); left {
-		x.left = true
-	}
-	return finish, left
+	return finish
+}
+
+// handOver gives the request to somebody else than its handler: as a copy, so that the large piece of memory in which requests
+// begin serves the next one.
+func (x *exchange) handOver() *exchange {
+	theirs := *x
+	theirs.rec, theirs.parts = proto.CloneOf(x.rec), nil
+	x.left, x.set = true, http.Header{}
+	return &theirs
 }
 
 func (l *listener) begin() {
@@ -75,7 +79,7 @@ func (l *listener) begin() {
 	defer l.mu.Unlock()
 	x := l.x
 	l.alive = time.AfterFunc(x.p.cfg.KeepAlive, l.comment)
-	l.unbind = context.AfterFunc(x.ctx, l.cut)
+	l.unbind = x.life.after(l.cut)
 	x.p.listeners.add(x.p, l)
 	if !l.resp.Park(l.wake) {
 		l.reading = true

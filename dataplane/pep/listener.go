@@ -10,6 +10,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
+	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -30,6 +31,7 @@ type listener struct {
 	over    bool        //
 	alive   *time.Timer // a comment is due
 	unbind  func() bool // of the context
+	packed  []byte      // what the exchange has for a record while nobody needs it; nil when it was not handed over
 }
 
 // listenTo relays a stream that has no answer. It ends the exchange itself, at once or later.
@@ -41,7 +43,7 @@ func (x *exchange) listenTo(resp *upstream.Response) *answer {
 	}
 	l := &listener{x: x, resp: resp, out: x.openStream()}
 	if finish := x.detach(); finish != nil {
-		l.x = x.handOver()
+		l.x, l.packed = x.handOver()
 		l.end = func() {
 			l.x.release()
 			finish()
@@ -66,12 +68,41 @@ func (x *exchange) detach() (finish func()) {
 }
 
 // handOver gives the request to somebody else than its handler: as a copy, so that the large piece of memory in which requests
-// begin serves the next one.
-func (x *exchange) handOver() *exchange {
+// begin serves the next one. Without its record, which is packed, and headers for an upstream it takes little more than half.
+func (x *exchange) handOver() (_ *exchange, packed []byte) {
 	theirs := *x
-	theirs.rec, theirs.parts = proto.CloneOf(x.rec), nil
-	x.left, x.set = true, http.Header{}
-	return &theirs
+	theirs.rec, theirs.parts, theirs.set = nil, nil, nil
+	if packed = packRecord(x.rec); packed == nil {
+		theirs.rec = proto.CloneOf(x.rec)
+	}
+	x.left = true
+	return &theirs, packed
+}
+
+// packRecord returns nil when the record cannot be packed.
+func packRecord(rec *auditv1.Record) []byte {
+	b, err := proto.Marshal(rec)
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// unpack gives the exchange a record. It is called with mu held, like pack, which takes it away.
+func (l *listener) unpack() {
+	if l.x.rec != nil {
+		return
+	}
+	l.x.rec = &auditv1.Record{}
+	if err := proto.Unmarshal(l.packed, l.x.rec); err != nil {
+		l.x.p.log.Error("the record of a stream is lost", "error", err)
+	}
+}
+
+func (l *listener) pack() {
+	if l.packed != nil {
+		l.x.rec = nil
+	}
 }
 
 func (l *listener) begin() {
@@ -86,6 +117,9 @@ func (l *listener) begin() {
 		go l.read()
 	}
 	l.tell(l.look()) // the policy may have been replaced before the listeners had this one
+	if !l.reading {
+		l.pack()
+	}
 }
 
 // wake is called by the upstream's stream when it has something to read.
@@ -127,6 +161,7 @@ func (l *listener) readOne() bool {
 	l.alive.Reset(l.x.p.cfg.KeepAlive)
 	if l.resp.Park(l.wake) {
 		l.reading = false
+		l.pack()
 		return false
 	}
 	return true
@@ -135,6 +170,7 @@ func (l *listener) readOne() bool {
 // event relays one event. It reports whether more can come. It is called with mu held.
 func (l *listener) event(ev mcp.Event) bool {
 	x := l.x
+	l.unpack()
 	ev = x.cleanEvent(ev)
 	if len(ev.Data) > 0 {
 		m, refusal := x.p.framer.FrameAnswer(ev.Data)
@@ -144,12 +180,26 @@ func (l *listener) event(ev mcp.Event) bool {
 		}
 		if m.Kind == mcp.KindRequest {
 			if reason := x.forbids(m.Method, m.Raw(m.Params)); reason != "" {
-				x.refuseQuestion(&m, reason)
+				l.refuse(&m, reason)
 				return true
 			}
 		}
 	}
 	return l.out.send(ev.Raw)
+}
+
+// refuse tells the server that its question is not put, with its credential of now.
+func (l *listener) refuse(m *mcp.Message, reason string) {
+	x := l.x
+	x.set = http.Header{}
+	leaks, err := x.p.credentials(x.ctx, x.state, x.tenant, x.server, x.set)
+	if err != nil {
+		x.p.log.Warn("a server was not told that its question is refused", "error", err, "request_id", x.rec.GetId())
+		return
+	}
+	x.mustNotLeak(leaks)
+	x.refuseQuestion(m, reason)
+	x.set = nil
 }
 
 // stop ends the stream. It is called with mu held.
@@ -222,12 +272,19 @@ func (l *listener) look() (notices [][]byte) {
 		default:
 			return notices
 		}
+		l.unpack()
 		if x.recheck() != nil {
 			x.life.end(errRevoked)
 			l.stop()
 			return nil
 		}
 		notices = append(notices, x.changes()...)
+		if l.packed != nil {
+			l.packed = packRecord(x.rec)
+		}
+		if !l.reading {
+			l.pack()
+		}
 	}
 	return nil
 }

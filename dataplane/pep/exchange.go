@@ -29,7 +29,7 @@ type exchange struct {
 	began time.Time
 
 	rec      *auditv1.Record
-	parts    parts
+	parts    *parts
 	intended bool // the intent is durable
 	recorded bool // the record is closed
 	started  bool // the answer's head is sent
@@ -115,7 +115,14 @@ type answer struct {
 }
 
 // exchanges are those whose requests are over and were plain: they are large, and nearly all of them.
-var exchanges = sync.Pool{New: func() any { return &exchange{set: http.Header{}} }}
+var exchanges = sync.Pool{New: func() any {
+	both := new(struct {
+		x     exchange
+		parts parts
+	})
+	both.x.set, both.x.parts = http.Header{}, &both.parts
+	return &both.x
+}}
 
 func (p *PEP) open(w http.ResponseWriter, r *http.Request) *exchange {
 	now := p.cfg.Now()
@@ -146,9 +153,11 @@ func (x *exchange) close() {
 			x.finish(x.fail(mcp.CodeInternal, "internal", "internal error, request "+x.rec.GetId(), false))
 		}
 	}
-	if !x.left {
-		x.release()
+	if x.left {
+		x.recycle()
+		return
 	}
+	x.release()
 }
 
 // release gives back what the request held.
@@ -174,9 +183,10 @@ func (x *exchange) release() {
 
 // recycle forgets everything of the request but the memory.
 func (x *exchange) recycle() {
-	set := x.set
+	set, p := x.set, x.parts
 	clear(set)
-	*x = exchange{set: set}
+	*p = parts{}
+	*x = exchange{set: set, parts: p}
 	exchanges.Put(x)
 }
 

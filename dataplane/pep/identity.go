@@ -39,7 +39,10 @@ func (x *exchange) know() string {
 	}
 	x.owner = session.OwnerOf(x.who.Issuer, x.who.Subject)
 	x.pid, x.known = x.tenant.Index.Principal(x.who.Name)
-	who := &x.parts.principal
+	who := x.rec.GetPrincipal()
+	if who == nil {
+		who = &x.parts.principal
+	}
 	who.Name, who.Issuer, who.Subject, who.Type = x.who.Name, x.who.Issuer, x.who.Subject, x.who.Type
 	x.rec.Principal = who
 	if x.who.Actor != "" {

@@ -71,6 +71,9 @@ type exchange struct {
 	relaying bool
 	// renamed is the upstream's own name of what the request is about, where the gateway leads the dialogue.
 	renamed bridge.Rename
+	// lasting is set for a request that the caller can come back for, back when they come back to a stream.
+	lasting *lasting
+	back    *comeback
 	// out is the caller's stream, once one was opened on the way of a request that is bridged.
 	out *sseWriter
 	// after is done when the answer is sent; it may be nil.
@@ -169,6 +172,7 @@ func (x *exchange) release() {
 		_ = http.NewResponseController(x.w).Flush()
 		x.after()
 	}
+	x.lasting.over()
 	x.life.forever()
 	x.life.end(nil)
 	if x.free != nil {

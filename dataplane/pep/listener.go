@@ -184,6 +184,9 @@ func (l *listener) event(ev mcp.Event) bool {
 				return true
 			}
 		}
+		if ev.Raw = x.taskNotice(&m, ev); ev.Raw == nil {
+			return true
+		}
 	}
 	return l.out.send(ev.Raw)
 }

@@ -107,6 +107,7 @@ type memory struct {
 	kills       map[string][]byte
 	keys        map[uint32]*cellv1.SessionKey
 	highWater   int64
+	confirmed   map[snapshot.TenantID]int64
 }
 
 // refMarks are the manifest's references by tenant.

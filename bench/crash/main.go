@@ -83,20 +83,20 @@ func write(path string, v any) error {
 	return os.WriteFile(path, raw, 0o600)
 }
 
-// build makes an mcpvault, broken in the way that the tag says.
-func build(ctx context.Context, tag string) (dir, bin string, err error) {
+// build makes an mcpvault, broken in one way unless that is "".
+func build(ctx context.Context, way string) (dir, bin string, err error) {
 	if dir, err = os.MkdirTemp("", "mcpvault-crash-"); err != nil {
 		return "", "", err
 	}
 	bin = filepath.Join(dir, "mcpvault")
 	args := []string{"build", "-o", bin}
-	if tag != "" {
-		args = append(args, "-tags", tag)
+	if way != "" {
+		args = append(args, "-tags", "broken", "-ldflags", "-X github.com/mcpvault/mcpvault/kit/broken.way="+way)
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, "github.com/mcpvault/mcpvault/cmd/mcpvault")...)
 	if text, err := cmd.CombinedOutput(); err != nil {
 		_ = os.RemoveAll(dir)
-		return "", "", fmt.Errorf("build %s: %w\n%s", tag, err, text)
+		return "", "", fmt.Errorf("build %s: %w\n%s", way, err, text)
 	}
 	return dir, bin, nil
 }

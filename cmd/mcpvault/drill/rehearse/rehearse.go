@@ -529,7 +529,7 @@ func record(leaf []byte) (judge.Record, error) {
 		return judge.Record{}, err
 	}
 	kind := strings.ToLower(strings.TrimPrefix(r.GetKind().String(), "RECORD_KIND_"))
-	out := judge.Record{Where: kind + " " + r.GetReason() + " " + r.GetOutcome(), ID: r.GetId(), Intent: r.GetKind() == auditv1.RecordKind_RECORD_KIND_INTENT}
+	out := judge.Record{Where: kind + " " + r.GetReason() + " " + r.GetOutcome(), ID: r.GetId(), Intent: r.GetKind() == auditv1.RecordKind_RECORD_KIND_INTENT, Refused: r.GetDecision() == auditv1.Decision_DECISION_DENY}
 	switch r.GetKind() {
 	case auditv1.RecordKind_RECORD_KIND_OUTCOME, auditv1.RecordKind_RECORD_KIND_UNKNOWN_OUTCOME:
 		out.Outcome, out.Of = true, r.GetIntentId()

@@ -216,6 +216,7 @@ type WatchResponse struct {
 	//	*WatchResponse_Kill
 	//	*WatchResponse_Delta
 	//	*WatchResponse_Sessions
+	//	*WatchResponse_Cells
 	Event         isWatchResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -303,6 +304,15 @@ func (x *WatchResponse) GetSessions() *SessionQuery {
 	return nil
 }
 
+func (x *WatchResponse) GetCells() *CellDirectory {
+	if x != nil {
+		if x, ok := x.Event.(*WatchResponse_Cells); ok {
+			return x.Cells
+		}
+	}
+	return nil
+}
+
 type isWatchResponse_Event interface {
 	isWatchResponse_Event()
 }
@@ -331,6 +341,11 @@ type WatchResponse_Sessions struct {
 	Sessions *SessionQuery `protobuf:"bytes,5,opt,name=sessions,proto3,oneof"`
 }
 
+type WatchResponse_Cells struct {
+	// All cells, when something about them has changed and now and then.
+	Cells *CellDirectory `protobuf:"bytes,10,opt,name=cells,proto3,oneof"`
+}
+
 func (*WatchResponse_Update) isWatchResponse_Event() {}
 
 func (*WatchResponse_Heartbeat) isWatchResponse_Event() {}
@@ -340,6 +355,8 @@ func (*WatchResponse_Kill) isWatchResponse_Event() {}
 func (*WatchResponse_Delta) isWatchResponse_Event() {}
 
 func (*WatchResponse_Sessions) isWatchResponse_Event() {}
+
+func (*WatchResponse_Cells) isWatchResponse_Event() {}
 
 // SessionQuery asks for the sessions of one tenant, last used first.
 type SessionQuery struct {
@@ -960,6 +977,7 @@ type NodeStatus struct {
 	ManifestRoot     []byte `protobuf:"bytes,18,opt,name=manifest_root,json=manifestRoot,proto3" json:"manifest_root,omitempty"`
 	// Version of the roots that it believes.
 	RootsVersion  uint64 `protobuf:"varint,19,opt,name=roots_version,json=rootsVersion,proto3" json:"roots_version,omitempty"`
+	Reach         *Reach `protobuf:"bytes,30,opt,name=reach,proto3" json:"reach,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1125,6 +1143,13 @@ func (x *NodeStatus) GetRootsVersion() uint64 {
 		return x.RootsVersion
 	}
 	return 0
+}
+
+func (x *NodeStatus) GetReach() *Reach {
+	if x != nil {
+		return x.Reach
+	}
+	return nil
 }
 
 type ReportStatusRequest struct {
@@ -1363,7 +1388,7 @@ var File_mcpvault_cell_v1_cell_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
-	"\x1bmcpvault/cell/v1/cell.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"R\n" +
+	"\x1bmcpvault/cell/v1/cell.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a mcpvault/cell/v1/directory.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"R\n" +
 	"\fWatchRequest\x12B\n" +
 	"\aapplied\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.AppliedHeadB\t\xbaH\x06\x92\x01\x03\x10\x90NR\aapplied\"\xd5\x01\n" +
 	"\vAppliedHead\x12$\n" +
@@ -1375,13 +1400,15 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
 	"state_hash\x18\x04 \x01(\fB\a\xbaH\x04z\x02\x18 R\tstateHash\x12\x1f\n" +
 	"\x06digest\x18\x05 \x01(\fB\a\xbaH\x04z\x02\x18 R\x06digest\x12!\n" +
-	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xfb\x01\n" +
+	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xb4\x02\n" +
 	"\rWatchResponse\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x1e\n" +
 	"\theartbeat\x18\x02 \x01(\fH\x00R\theartbeat\x12\x14\n" +
 	"\x04kill\x18\x03 \x01(\fH\x00R\x04kill\x129\n" +
 	"\x05delta\x18\x04 \x01(\v2!.mcpvault.snapshot.v1.SignedDeltaH\x00R\x05delta\x12<\n" +
-	"\bsessions\x18\x05 \x01(\v2\x1e.mcpvault.cell.v1.SessionQueryH\x00R\bsessionsB\a\n" +
+	"\bsessions\x18\x05 \x01(\v2\x1e.mcpvault.cell.v1.SessionQueryH\x00R\bsessions\x127\n" +
+	"\x05cells\x18\n" +
+	" \x01(\v2\x1f.mcpvault.cell.v1.CellDirectoryH\x00R\x05cellsB\a\n" +
 	"\x05event\"\xa1\x01\n" +
 	"\fSessionQuery\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1b\n" +
@@ -1427,7 +1454,7 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reason\x12\x1a\n" +
 	"\brevision\x18\x06 \x01(\x04R\brevision\x12 \n" +
 	"\akill_id\x18\a \x01(\tB\a\xbaH\x04r\x02\x18@R\x06killId\"\x15\n" +
-	"\x13AcknowledgeResponse\"\xbb\x05\n" +
+	"\x13AcknowledgeResponse\"\xea\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x1b\n" +
 	"\x04cell\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04cell\x12\x1b\n" +
@@ -1452,7 +1479,8 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\bproblems\x18\x10 \x03(\tR\bproblems\x12+\n" +
 	"\x11manifest_sequence\x18\x11 \x01(\x04R\x10manifestSequence\x12,\n" +
 	"\rmanifest_root\x18\x12 \x01(\fB\a\xbaH\x04z\x02\x18 R\fmanifestRoot\x12#\n" +
-	"\rroots_version\x18\x13 \x01(\x04R\frootsVersion\"S\n" +
+	"\rroots_version\x18\x13 \x01(\x04R\frootsVersion\x12-\n" +
+	"\x05reach\x18\x1e \x01(\v2\x17.mcpvault.cell.v1.ReachR\x05reach\"S\n" +
 	"\x13ReportStatusRequest\x12<\n" +
 	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusB\x06\xbaH\x03\xc8\x01\x01R\x06status\"\x16\n" +
 	"\x14ReportStatusResponse\"\xad\x02\n" +
@@ -1519,34 +1547,38 @@ var file_mcpvault_cell_v1_cell_proto_goTypes = []any{
 	(*DeliverAuditRequest)(nil),    // 16: mcpvault.cell.v1.DeliverAuditRequest
 	(*DeliverAuditResponse)(nil),   // 17: mcpvault.cell.v1.DeliverAuditResponse
 	(*v1.SignedDelta)(nil),         // 18: mcpvault.snapshot.v1.SignedDelta
+	(*CellDirectory)(nil),          // 19: mcpvault.cell.v1.CellDirectory
+	(*Reach)(nil),                  // 20: mcpvault.cell.v1.Reach
 }
 var file_mcpvault_cell_v1_cell_proto_depIdxs = []int32{
 	2,  // 0: mcpvault.cell.v1.WatchRequest.applied:type_name -> mcpvault.cell.v1.AppliedHead
 	8,  // 1: mcpvault.cell.v1.WatchResponse.update:type_name -> mcpvault.cell.v1.Update
 	18, // 2: mcpvault.cell.v1.WatchResponse.delta:type_name -> mcpvault.snapshot.v1.SignedDelta
 	4,  // 3: mcpvault.cell.v1.WatchResponse.sessions:type_name -> mcpvault.cell.v1.SessionQuery
-	7,  // 4: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
-	18, // 5: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	0,  // 6: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
-	2,  // 7: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	13, // 8: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
-	1,  // 9: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
-	9,  // 10: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
-	11, // 11: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
-	14, // 12: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
-	5,  // 13: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
-	16, // 14: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
-	3,  // 15: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
-	10, // 16: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
-	12, // 17: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
-	15, // 18: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
-	6,  // 19: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
-	17, // 20: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	19, // 4: mcpvault.cell.v1.WatchResponse.cells:type_name -> mcpvault.cell.v1.CellDirectory
+	7,  // 5: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
+	18, // 6: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	0,  // 7: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
+	2,  // 8: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
+	20, // 9: mcpvault.cell.v1.NodeStatus.reach:type_name -> mcpvault.cell.v1.Reach
+	13, // 10: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
+	1,  // 11: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
+	9,  // 12: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
+	11, // 13: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
+	14, // 14: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
+	5,  // 15: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
+	16, // 16: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
+	3,  // 17: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
+	10, // 18: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
+	12, // 19: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
+	15, // 20: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
+	6,  // 21: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
+	17, // 22: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
+	17, // [17:23] is the sub-list for method output_type
+	11, // [11:17] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_cell_proto_init() }
@@ -1554,12 +1586,14 @@ func file_mcpvault_cell_v1_cell_proto_init() {
 	if File_mcpvault_cell_v1_cell_proto != nil {
 		return
 	}
+	file_mcpvault_cell_v1_directory_proto_init()
 	file_mcpvault_cell_v1_cell_proto_msgTypes[2].OneofWrappers = []any{
 		(*WatchResponse_Update)(nil),
 		(*WatchResponse_Heartbeat)(nil),
 		(*WatchResponse_Kill)(nil),
 		(*WatchResponse_Delta)(nil),
 		(*WatchResponse_Sessions)(nil),
+		(*WatchResponse_Cells)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

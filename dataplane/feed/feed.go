@@ -76,7 +76,7 @@ type Feed struct {
 	wake     chan struct{}
 
 	activate chan struct{}
-	acks     chan *cellv1.AcknowledgeRequest
+	answers  *answers
 	// kills wait for the cell's log, unkept ones for the disk; beaten says that there is a heartbeat to keep.
 	kills, unkept chan []byte
 	beaten        chan struct{}
@@ -109,7 +109,7 @@ func New(cfg Config) *Feed {
 		pending:  make(map[snapshot.TenantID]*pending),
 		wake:     make(chan struct{}, 1),
 		activate: make(chan struct{}, 1),
-		acks:     make(chan *cellv1.AcknowledgeRequest, 1024),
+		answers:  newAnswers(),
 		kills:    make(chan []byte, 1024),
 		unkept:   make(chan []byte, 1024),
 		beaten:   make(chan struct{}, 1),

@@ -13,6 +13,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/limit"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/kit/jose"
+	"github.com/mcpvault/mcpvault/kit/schema"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
@@ -84,6 +85,8 @@ type Tool struct {
 	Params []mcp.Param
 	// Called and Listed are for how long a call of it is served, and it is shown.
 	Called, Listed Bound
+	// input is nil where arguments are not checked.
+	input func() (*schema.Schema, error)
 }
 
 // Server finds a server by name.
@@ -146,6 +149,9 @@ func NewTenant(head *snapshotv1.Head, digest snapshot.Digest, x *index.Index, c 
 	}
 	if t.Guards, err = guard.ParseRules(c.GetSettings().GetGuards()); err != nil {
 		return nil, fmt.Errorf("guards: %w", err)
+	}
+	if t.Guards.CheckArguments {
+		t.checkArguments()
 	}
 	return t, nil
 }

@@ -17,7 +17,7 @@ import (
 // era that the upstream speaks. The caller's era is used when it can be.
 func (x *exchange) bridge() *answer {
 	switch {
-	case !bridge.Crosses(x.msg.Method):
+	case !bridge.Crosses(x.msg.Method) && x.task == nil:
 		return x.unknownMethod("unknown_method")
 	case x.sessionID != "":
 		defer x.dialogue().Run(x.msg.ID, x.life.end)()
@@ -158,6 +158,10 @@ func (x *exchange) put(body []byte) (*mcp.Message, *answer) {
 
 // served is the answer of an upstream, translated.
 func (x *exchange) served(m *mcp.Message, body []byte) *answer {
+	body, refused := x.withTasks(m, body)
+	if refused != nil {
+		return refused
+	}
 	a := ok(body)
 	a.outcome = outcomeOf(m)
 	if bridge.AsksForInput(m) {
@@ -185,7 +189,9 @@ func (x *exchange) clientInfo() []byte {
 // bridgeLegacy asks a legacy upstream, in a session that the gateway leads.
 func (x *exchange) bridgeLegacy() *answer {
 	if x.era == mcp.EraModern && (x.msg.RequestState.Present() || mcp.Member(x.msg.Raw(x.msg.Params), "inputResponses").Present()) {
-		return x.nextRound()
+		if a := x.nextRound(); a != nil {
+			return a
+		}
 	}
 	key := x.tableKey()
 	up, err := x.p.table.Get(x.ctx, key, x.openUpstream)
@@ -229,6 +235,9 @@ func (x *exchange) hearLegacy(c *conversation) *answer {
 	x.end(c)
 	if a == nil {
 		a = x.forbidsLink(m)
+	}
+	if a == nil {
+		a = x.urlsRequired(m)
 	}
 	if a == nil {
 		return x.served(m, x.caller().Answer(m))

@@ -449,7 +449,8 @@ func (x *exchange) requestDigest() [32]byte {
 		x.msg.Method, x.msg.Name)
 }
 
-// nextRound hands a modern client's answers to the legacy server that asked, and hears it out.
+// nextRound hands a modern client's answers to the legacy server that asked, and hears it out. It returns nothing when the call
+// is to be made again.
 func (x *exchange) nextRound() *answer {
 	text, _ := x.msg.Text(x.msg.RequestState)
 	plain, err := x.p.sessions.OpenState(text)
@@ -457,13 +458,16 @@ func (x *exchange) nextRound() *answer {
 	switch {
 	case err != nil || !whole || s.Owner != x.owner || s.Request != x.requestDigest() || !x.p.cfg.Now().Before(s.Until):
 		return x.stateInvalid()
-	case s.Node != x.p.cfg.Node:
+	case s.Node != "" && s.Node != x.p.cfg.Node:
 		return x.fail(mcp.CodeServer, "other_node", "the call that this answers waits on node "+clean(s.Node)+" of the cell: send it there, or make the call anew", false)
 	}
 	given := map[string][]byte{}
 	params := mcp.Message{Body: x.msg.Raw(x.msg.Params)}
 	for key, raw := range mcp.RawMembers(params.Raw(mcp.Member(params.Body, "inputResponses"))) {
 		given[key] = raw
+	}
+	if s.Node == "" {
+		return x.afterURLs(int(s.Asked), given)
 	}
 	unasked := false
 	c, found, fit := x.p.parked.Take(s.Nonce, func(c *conversation) bool {
@@ -480,7 +484,7 @@ func (x *exchange) nextRound() *answer {
 	case !found:
 		return x.stateInvalid()
 	case !fit:
-		return x.reject(http.StatusBadRequest, mcp.CodeInvalidParams, "input_unasked", "inputResponses answers something that was not asked, or not with an object")
+		return x.inputUnasked()
 	}
 	x.wireID, x.leaks = c.wireID, append(x.leaks, c.leaks...)
 	merge(x.set, sessionHeader(c.up.ID, c.up.Revision))
@@ -503,6 +507,10 @@ func (x *exchange) nextRound() *answer {
 		}
 	}
 	return x.hearLegacy(c)
+}
+
+func (x *exchange) inputUnasked() *answer {
+	return x.reject(http.StatusBadRequest, mcp.CodeInvalidParams, "input_unasked", "inputResponses answers something that was not asked, or not with an object")
 }
 
 // stateInvalid is the answer to every requestState that is not good for this request, whatever is wrong with it.

@@ -35,6 +35,7 @@ type exchange struct {
 	started  bool // the answer's head is sent
 	done     bool // the answer is sent
 	plain    bool // nobody looks at this any more once the request is over
+	left     bool // the answer goes on without its handler
 
 	route  route
 	state  *pdp.State
@@ -58,12 +59,14 @@ type exchange struct {
 	// ask is what a decision may depend on besides who calls what; its time is the decision's own.
 	ask  authz.Request
 	tool *pdp.Tool
+	// task is what a request about one is about.
+	task *task
 	// owned: the gateway leads this dialogue itself. shown is the name by which the caller knows the tool.
 	owned bool
 	shown string
 	// asked is what a modern client wants to be told of, wanted what of it may be told; watched what it saw of the lists.
 	asked, wanted bridge.Wanted
-	watched       map[string]uint64
+	watched       [3]uint64
 	// relaying: an upstream's own stream goes to a legacy caller.
 	relaying bool
 	// renamed is the upstream's own name of what the request is about, where the gateway leads the dialogue.
@@ -143,6 +146,13 @@ func (x *exchange) close() {
 			x.finish(x.fail(mcp.CodeInternal, "internal", "internal error, request "+x.rec.GetId(), false))
 		}
 	}
+	if !x.left {
+		x.release()
+	}
+}
+
+// release gives back what the request held.
+func (x *exchange) release() {
 	if !x.recorded {
 		x.lastRecord("canceled", "canceled", 0)
 	}

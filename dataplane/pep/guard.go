@@ -96,6 +96,9 @@ func (x *exchange) forbids(method string, params []byte) string {
 // forbidsRound judges the questions of a modern answer.
 func (x *exchange) forbidsRound(m *mcp.Message) *answer {
 	if !bridge.AsksForInput(m) {
+		if a := x.forbidsTaskQuestions(m); a != nil {
+			return a
+		}
 		return x.forbidsLink(m)
 	}
 	asked, _, err := bridge.Questions(m)
@@ -110,12 +113,9 @@ func (x *exchange) forbidsRound(m *mcp.Message) *answer {
 	return nil
 }
 
-// codeElicitURL is the error with which a server sends a client to a URL first (2025-11-25, elicitation).
-const codeElicitURL = -32042
-
 // forbidsLink judges the URLs of an error that sends the client to them.
 func (x *exchange) forbidsLink(m *mcp.Message) *answer {
-	if !m.Error.Present() || bridge.ErrorCode(m) != codeElicitURL {
+	if !m.Error.Present() || bridge.ErrorCode(m) != mcp.CodeURLRequired {
 		return nil
 	}
 	text := mcp.Message{Body: m.Raw(m.Error)}
@@ -161,7 +161,8 @@ func (x *exchange) alsoRecord(method, reason, detail string, decision auditv1.De
 	}
 	k := limit.Key{Tenant: string(x.tenant.ID), Name: x.who.Name, Item: x.rec.GetServer() + "\x00" + reason}
 	_, skipped, keep := x.p.flood.Keep(k, rec.GetId(), now, func() *auditv1.Record { return rec })
-	if rec.Repeated = skipped; keep {
+	if keep {
+		rec.Repeated = skipped
 		x.p.keep(rec)
 	}
 }

@@ -155,14 +155,20 @@ func reportVerify(a *cli.App) *cobra.Command {
 				}
 				keys = []string{report.PublicKey(own)}
 			}
+			if _, err := os.Stat(path(a, args[0])); err != nil {
+				return problem.New(problem.NotFound, "the report cannot be read: "+err.Error(), "name a file of a report: "+report.JSONFile+", "+report.MarkdownFile+" or "+report.JUnitFile)
+			}
 			signed, key, err := report.Verify(path(a, args[0]), keys...)
 			switch {
+			case errors.Is(err, report.ErrUnsigned):
+				err = report.ErrUnsigned
+				fallthrough
+			case errors.Is(err, report.ErrAltered):
+				return problem.Newf(problem.Denied, "do not believe it; run the drill again", "%s does not verify: %v", args[0], err)
 			case errors.Is(err, report.ErrUnknownKey):
 				return problem.Newf(problem.Denied, "ask whoever made it for the public key, and give it with --key", "%s does not verify: it was signed with %s, which is not known here", args[0], key)
-			case errors.Is(err, os.ErrNotExist):
-				return problem.New(problem.NotFound, "the report cannot be read: "+err.Error(), "name a file of a report: "+report.JSONFile+", "+report.MarkdownFile+" or "+report.JUnitFile)
 			case err != nil:
-				return problem.Newf(problem.Denied, "do not believe it; run the drill again", "%s does not verify: %v", args[0], err)
+				return err
 			}
 			return cli.Print(a, verified{args[0], signed.Format(time.RFC3339), key},
 				output.Column[verified]{Head: "FILE", Cell: func(v verified) string { return v.File }},

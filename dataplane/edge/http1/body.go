@@ -324,6 +324,15 @@ func (b *body) Arrived() bool {
 	return b.ended || !b.chunked && b.err == nil && int64(b.c.w-b.c.r) >= b.left
 }
 
+// wasRead reports whether there is nothing left to read.
+func (b *body) wasRead() bool {
+	if !b.mu.TryLock() {
+		return false
+	}
+	defer b.mu.Unlock()
+	return b.ended
+}
+
 // skip drops what is buffered of the body and reports whether that was all of it.
 func (b *body) skip() bool {
 	c := b.c

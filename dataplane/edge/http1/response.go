@@ -37,6 +37,9 @@ type exchange struct {
 	ended           bool
 	failed          error
 	noType          bool // no Content-Type was set: it has to be found out
+
+	panicked bool // what the handler did in place of returning
+	stay     stay // guarded by the connection's mu
 }
 
 // Header is the header of the answer (http.ResponseWriter).

@@ -59,7 +59,7 @@ type Stage struct {
 	world *world
 	// read is how far each audit log has been read.
 	read map[string]uint64
-	// value is the state of the right that touch changes.
+	// touched is the state of the right that touch changes.
 	touched bool
 }
 
@@ -81,7 +81,11 @@ func Prepare(ctx context.Context, s *Site, cfg Config) (*Stage, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Stage{cfg: cfg, site: s, world: w, read: map[string]uint64{}}, nil
+	stage := &Stage{cfg: cfg, site: s, world: w, read: map[string]uint64{}}
+	if err := stage.tidy(ctx); err != nil {
+		return nil, errors.Join(err, w.close(ctx))
+	}
+	return stage, nil
 }
 
 // Close takes away what Prepare gave. The installation itself goes on.

@@ -103,7 +103,10 @@ func (w *world) person(ctx context.Context, name string) (load.Person, error) {
 	s := w.site
 	p := load.Person{Name: name, Host: s.Host}
 	_, err := s.Admin.Directory.CreateUser(ctx, &adminv1.CreateUserRequest{Tenant: s.Tenant, Name: name, DisplayName: "Drill"})
-	if err != nil && !admin.IsConflict(err) {
+	if admin.IsConflict(err) { // An earlier run has left them, switched off.
+		_, err = s.Admin.Directory.SetUserDisabled(ctx, &adminv1.SetUserDisabledRequest{Tenant: s.Tenant, Name: name})
+	}
+	if err != nil {
 		return p, fmt.Errorf("make %s: %w", name, admin.Problem(err, s.Admin.URL))
 	}
 	for _, tool := range []string{w.tools.Read, w.tools.Write} {

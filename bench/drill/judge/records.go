@@ -34,7 +34,7 @@ type Audited struct {
 const maxExamples = 20
 
 // Audit compares what was answered with what is on record: each answer must have exactly one record, and one with effects the record
-// of its intent and one of its outcome.
+// of its intent and one of its outcome. A call that was refused when its intent could not be made durable may have both.
 func (j *Judge) Audit(records []Record) Audited {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -76,6 +76,8 @@ func (j *Judge) Audit(records []Record) Audited {
 		case t == nil:
 			out.Lost++
 			out.example("%s has no record", id)
+		case t.own == 1 && t.intents == 1 && t.outcomes == 0 && j.refused[id]:
+			// Its intent could not be made durable in time, and the call was refused for that: both are on record.
 		case t.own+t.intents > 1 || t.outcomes > 1:
 			out.Doubled++
 			out.example("%s has %d records and %d outcomes: %s", id, t.own+t.intents, t.outcomes, strings.Join(t.where, "; "))

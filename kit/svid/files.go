@@ -141,6 +141,32 @@ func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), nil
 }
 
+// parseCerts reads at least one certificate, and nothing else, from PEM.
+func parseCerts(certPEM []byte) ([]*x509.Certificate, error) {
+	if len(certPEM) > maxPEM {
+		return nil, fmt.Errorf("over %d bytes", maxPEM)
+	}
+	var all []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, certPEM = pem.Decode(certPEM); block == nil {
+			break
+		}
+		if block.Type != pemCert {
+			return nil, fmt.Errorf("holds a %.40q", block.Type)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("parse certificate: %w", err)
+		}
+		all = append(all, cert)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("holds no certificate")
+	}
+	return all, nil
+}
+
 func firstCert(certPEM []byte) (*x509.Certificate, error) {
 	if len(certPEM) > maxPEM {
 		return nil, fmt.Errorf("%s is over %d bytes", svidFile, maxPEM)

@@ -19,7 +19,7 @@ const (
 	// guardEvery is how often connections are looked at; two rounds fit well into the five seconds that are promised.
 	guardEvery = time.Second
 	// guardGrace is how long a connection goes on after its peer was refused: whoever was turned away is told why.
-	guardGrace = 3 * time.Second
+	guardGrace = 2500 * time.Millisecond
 )
 
 // ErrStanding is in the chain of the reason why a live connection was ended.
@@ -55,7 +55,7 @@ type guarded struct {
 	// What follows is guarded by g.mu; it is set when the handshake has ended well.
 	peer    ID
 	chain   []*x509.Certificate
-	allow   Authorizer
+	stay    Authorizer
 	until   time.Time
 	bundle  *x509bundle.Bundle
 	refused time.Time // when the authorizer said no, at first
@@ -87,8 +87,9 @@ func (l guardedListener) Accept() (net.Conn, error) {
 	return &guarded{Conn: conn, g: l.g}, nil
 }
 
-// ServerTLS is the package's ServerTLS for a listener that Listen has wrapped: what it lets in is watched.
-func (g *Guard) ServerTLS(allow Authorizer, protocols ...string) *tls.Config {
+// ServerTLS is the package's ServerTLS for a listener that Listen has wrapped. It lets in whom allow admits, and watches that
+// stay admits them, too, from then on.
+func (g *Guard) ServerTLS(allow, stay Authorizer, protocols ...string) *tls.Config {
 	cfg := ServerTLS(g.id, allow, protocols...)
 	each := cfg.Clone()
 	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -101,7 +102,7 @@ func (g *Guard) ServerTLS(allow Authorizer, protocols ...string) *tls.Config {
 			if err := each.VerifyConnection(cs); err != nil {
 				return err
 			}
-			return g.watch(raw, cs.PeerCertificates, allow)
+			return g.watch(raw, cs.PeerCertificates, stay)
 		}
 		return c, nil
 	}
@@ -127,14 +128,14 @@ func (g *Guard) Dial(ctx context.Context, network, address string, allow Authori
 	return tc, nil
 }
 
-func (g *Guard) watch(raw *guarded, chain []*x509.Certificate, allow Authorizer) error {
+func (g *Guard) watch(raw *guarded, chain []*x509.Certificate, stay Authorizer) error {
 	peer, until, bundle, err := Standing(g.id, chain, g.now())
 	if err != nil {
 		return err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	raw.peer, raw.chain, raw.allow, raw.until, raw.bundle = peer, chain, allow, until, bundle
+	raw.peer, raw.chain, raw.stay, raw.until, raw.bundle = peer, chain, stay, until, bundle
 	g.conns[raw] = struct{}{}
 	return nil
 }
@@ -214,7 +215,7 @@ func (g *Guard) judge(c *guarded, now time.Time) error {
 		c.until, c.bundle = later, newer
 		g.mu.Unlock()
 	}
-	err = c.allow(c.peer)
+	err = c.stay(c.peer)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {

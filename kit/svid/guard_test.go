@@ -65,7 +65,7 @@ func connect(t *testing.T, ttl time.Duration) *link {
 	}
 	tcp, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must(t, err)
-	ln := tls.NewListener(l.guards[0].Listen(tcp), l.guards[0].ServerTLS(allow, "x"))
+	ln := tls.NewListener(l.guards[0].Listen(tcp), l.guards[0].ServerTLS(allow, allow, "x"))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -199,7 +199,7 @@ func TestAGuardedListenerResumesNothing(t *testing.T) {
 	l := connect(t, time.Hour)
 	tcp, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	must(t, err)
-	ln := tls.NewListener(l.guards[0].Listen(tcp), l.guards[0].ServerTLS(svid.AnyCellNode(domain), "x"))
+	ln := tls.NewListener(l.guards[0].Listen(tcp), l.guards[0].ServerTLS(svid.AnyCellNode(domain), svid.AnyCellNode(domain), "x"))
 	t.Cleanup(func() { _ = ln.Close() })
 	go func() {
 		for {

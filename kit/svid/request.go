@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -176,4 +177,14 @@ func WorkloadID(trustDomain, cell, org, name string) (ID, error) {
 		return ID{}, fmt.Errorf("trust domain of the workloads of cell %q: %w", cell, err)
 	}
 	return makeID(td.Name(), "org", org, name)
+}
+
+// Thumbprint is the x5t#S256 (RFC 8705) of the first certificate in PEM, as audit records of its calls have it; "" for none.
+func Thumbprint(chainPEM []byte) string {
+	block, _ := pem.Decode(chainPEM)
+	if block == nil {
+		return ""
+	}
+	sum := sha256.Sum256(block.Bytes)
+	return base64.RawURLEncoding.EncodeToString(sum[:])
 }

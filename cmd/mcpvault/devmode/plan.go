@@ -90,6 +90,14 @@ func (p *plan) linkPort() int     { return p.cfg.PortBase + 5 }
 
 func (p *plan) adminURL() string { return "http://" + addr(p.adminPort()) }
 
+// cellURL is where nodes find the control plane: behind the delayed link, when there is one.
+func (p *plan) cellURL() string {
+	if p.cfg.LinkDelay > 0 {
+		return "https://" + addr(p.linkPort())
+	}
+	return "https://" + addr(p.cellapiPort())
+}
+
 // addr is a port on loopback.
 func addr(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 

@@ -111,6 +111,7 @@ func (p *plan) controlPlaneConfig(databaseURL string) server.Config {
 	}
 	return server.Config{
 		Listen: addr(p.adminPort()), CellListen: addr(p.cellapiPort()), DatabaseURL: databaseURL,
+		CADir: p.caDir(), CellURL: p.cellURL(),
 		KeysDir: p.keys(), IdentityDir: p.identity(controlPlane), TrustDomain: trustDomain, PublicURL: p.adminURL(),
 		Cells: cells, EgressAllow: loopback(),
 		BootstrapTokenFile: p.bootstrapToken(), BootstrapTenant: tenant, BootstrapHosts: []string{tenant + hostSuffix},
@@ -120,7 +121,7 @@ func (p *plan) controlPlaneConfig(databaseURL string) server.Config {
 func (p *plan) cellConfig(n node) cell.Config {
 	c := cell.Config{
 		Cell: n.cell, Node: n.name, DataDir: p.data(n.file()),
-		ControlPlane: "https://" + addr(p.cellapiPort()),
+		ControlPlane: p.cellURL(),
 		Listen: cell.Listen{
 			HTTP: addr(n.http), TLS: addr(n.tls), Raft: addr(n.raft), Peer: addr(n.peer), Metrics: addr(n.metrics),
 		},
@@ -129,9 +130,6 @@ func (p *plan) cellConfig(n node) cell.Config {
 		PublicURLs:    []string{mcpURL(n), mcpTLSURL(n)},
 		DefaultTenant: tenant, Region: n.cell, EgressAllow: loopback(), Dev: true,
 		WorkloadBundles: []cell.WorkloadBundle{{TrustDomain: workloadDomain(n.cell), Bundle: svid.CACert(p.workloadCA(n.cell))}},
-	}
-	if p.cfg.LinkDelay > 0 {
-		c.ControlPlane = "https://" + addr(p.linkPort())
 	}
 	for _, m := range p.nodes {
 		if m.cell == n.cell {

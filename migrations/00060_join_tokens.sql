@@ -9,7 +9,7 @@ CREATE TABLE join_tokens (
     secret     bytea       NOT NULL UNIQUE CHECK (length(secret) = 32),
     cell       text        NOT NULL,
     node       text        NOT NULL,
-    tenant_id  uuid        NOT NULL,
+    ledger     uuid        NOT NULL,
     created_by text        NOT NULL,
     created_at timestamptz NOT NULL,
     expires_at timestamptz NOT NULL,

@@ -310,7 +310,7 @@ func (s *Service) members(ctx context.Context, cell string) ([]*cellv1.CellMembe
 		}
 		for _, n := range all {
 			var status cellv1.NodeStatus
-			if n.Cell != cell || proto.Unmarshal(n.Status, &status) != nil || status.GetAddress().GetRaft() == "" {
+			if n.Cell != cell || proto.Unmarshal(n.Status, &status) != nil || status.GetRaftAddr() == "" {
 				continue
 			}
 			if killed, err := tx.NodeKilled(ctx, n.Cell+"/"+n.Node); err != nil || killed {
@@ -319,7 +319,7 @@ func (s *Service) members(ctx context.Context, cell string) ([]*cellv1.CellMembe
 				}
 				continue
 			}
-			out = append(out, &cellv1.CellMember{Node: n.Node, Raft: status.GetAddress().GetRaft(), Peer: status.GetAddress().GetPeer()})
+			out = append(out, &cellv1.CellMember{Node: n.Node, Raft: status.GetRaftAddr(), Peer: status.GetPeerAddr()})
 		}
 		return nil
 	})

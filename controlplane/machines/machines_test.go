@@ -195,7 +195,7 @@ func TestATokenMakesAMachineANode(t *testing.T) {
 // reported has a node say how it is.
 func (b *bundle) reported(t *testing.T, cell, node string, at *cellv1.CellMember) {
 	t.Helper()
-	raw, err := proto.Marshal(&cellv1.NodeStatus{Cell: cell, Node: node, Address: at})
+	raw, err := proto.Marshal(&cellv1.NodeStatus{Cell: cell, Node: node, RaftAddr: at.GetRaft(), PeerAddr: at.GetPeer()})
 	must(t, err)
 	must(t, b.st.Platform(t.Context(), func(tx *store.Tx) error {
 		if err := tx.EnsureCell(t.Context(), cell); err != nil {

@@ -23,8 +23,8 @@ type JoinToken struct {
 }
 
 const (
-	joinTokenColumns   = `id, cell, node, tenant_id::text, created_by, created_at, expires_at, used_at, revoked_at`
-	sqlInsertJoinToken = `INSERT INTO join_tokens (id, secret, cell, node, tenant_id, created_by, created_at, expires_at)
+	joinTokenColumns   = `id, cell, node, ledger::text, created_by, created_at, expires_at, used_at, revoked_at`
+	sqlInsertJoinToken = `INSERT INTO join_tokens (id, secret, cell, node, ledger, created_by, created_at, expires_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`
 	sqlJoinTokens    = `SELECT ` + joinTokenColumns + ` FROM join_tokens WHERE created_at >= $1 ORDER BY id DESC LIMIT 1000`
 	sqlJoinToken     = `SELECT ` + joinTokenColumns + ` FROM join_tokens WHERE secret = $1`

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -176,4 +177,34 @@ func firstCert(certPEM []byte) (*x509.Certificate, error) {
 		return nil, fmt.Errorf("%s holds no certificate", svidFile)
 	}
 	return x509.ParseCertificate(block.Bytes)
+}
+
+// WorkloadsFile holds, in a node's identity directory, the authorities of the workloads that may call it.
+const WorkloadsFile = "workloads.pem"
+
+// WriteWorkloads replaces the authorities of workloads in an identity directory.
+func WriteWorkloads(dir string, bundlePEM []byte) error {
+	if _, err := parseCerts(bundlePEM); err != nil {
+		return fmt.Errorf("authorities of workloads: %w", err)
+	}
+	if old, err := os.ReadFile(filepath.Join(dir, WorkloadsFile)); err == nil && bytes.Equal(old, bundlePEM) {
+		return nil
+	}
+	return writeFile(dir, WorkloadsFile, bundlePEM)
+}
+
+// OpenKey reads the key in an identity directory that has no SVID yet, and makes it, mode 0600, when there is none: a machine
+// that asks for its SVID again asks with the same key.
+func OpenKey(dir string) (keyPEM []byte, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create identity directory: %w", err)
+	}
+	keyPEM, err = readPrivate(filepath.Join(dir, keyFile))
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return keyPEM, err
+	}
+	if keyPEM, err = NewKey(); err != nil {
+		return nil, err
+	}
+	return keyPEM, writeFile(dir, keyFile, keyPEM)
 }

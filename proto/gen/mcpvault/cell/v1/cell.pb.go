@@ -368,7 +368,7 @@ func (x *RenewIdentityResponse) GetIdentity() *MachineIdentity {
 	return nil
 }
 
-// CellMember is where a node of a cell is for the others, host:port.
+// CellMember is one node of a cell.
 type CellMember struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1314,8 +1314,9 @@ type NodeStatus struct {
 	ManifestRoot     []byte `protobuf:"bytes,18,opt,name=manifest_root,json=manifestRoot,proto3" json:"manifest_root,omitempty"`
 	// Version of the roots that it believes.
 	RootsVersion uint64 `protobuf:"varint,19,opt,name=roots_version,json=rootsVersion,proto3" json:"roots_version,omitempty"`
-	// Where the node itself is.
-	Address       *CellMember `protobuf:"bytes,32,opt,name=address,proto3" json:"address,omitempty"`
+	// Where the other nodes reach it: host:port of its log, and of what nodes say beside it.
+	RaftAddr      string `protobuf:"bytes,20,opt,name=raft_addr,json=raftAddr,proto3" json:"raft_addr,omitempty"`
+	PeerAddr      string `protobuf:"bytes,21,opt,name=peer_addr,json=peerAddr,proto3" json:"peer_addr,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1483,11 +1484,18 @@ func (x *NodeStatus) GetRootsVersion() uint64 {
 	return 0
 }
 
-func (x *NodeStatus) GetAddress() *CellMember {
+func (x *NodeStatus) GetRaftAddr() string {
 	if x != nil {
-		return x.Address
+		return x.RaftAddr
 	}
-	return nil
+	return ""
+}
+
+func (x *NodeStatus) GetPeerAddr() string {
+	if x != nil {
+		return x.PeerAddr
+	}
+	return ""
 }
 
 type ReportStatusRequest struct {
@@ -1760,8 +1768,8 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
 	"CellMember\x12\x1b\n" +
 	"\x04node\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12\x1c\n" +
-	"\x04raft\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x04raft\x12\x1c\n" +
-	"\x04peer\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x04peer\"R\n" +
+	"\x04raft\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04raft\x12\x1c\n" +
+	"\x04peer\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04peer\"R\n" +
 	"\fWatchRequest\x12B\n" +
 	"\aapplied\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.AppliedHeadB\t\xbaH\x06\x92\x01\x03\x10\x90NR\aapplied\"\xd5\x01\n" +
 	"\vAppliedHead\x12$\n" +
@@ -1825,7 +1833,7 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reason\x12\x1a\n" +
 	"\brevision\x18\x06 \x01(\x04R\brevision\x12 \n" +
 	"\akill_id\x18\a \x01(\tB\a\xbaH\x04r\x02\x18@R\x06killId\"\x15\n" +
-	"\x13AcknowledgeResponse\"\xf3\x05\n" +
+	"\x13AcknowledgeResponse\"\x89\x06\n" +
 	"\n" +
 	"NodeStatus\x12\x1b\n" +
 	"\x04cell\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04cell\x12\x1b\n" +
@@ -1850,8 +1858,9 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\bproblems\x18\x10 \x03(\tR\bproblems\x12+\n" +
 	"\x11manifest_sequence\x18\x11 \x01(\x04R\x10manifestSequence\x12,\n" +
 	"\rmanifest_root\x18\x12 \x01(\fB\a\xbaH\x04z\x02\x18 R\fmanifestRoot\x12#\n" +
-	"\rroots_version\x18\x13 \x01(\x04R\frootsVersion\x126\n" +
-	"\aaddress\x18  \x01(\v2\x1c.mcpvault.cell.v1.CellMemberR\aaddress\"S\n" +
+	"\rroots_version\x18\x13 \x01(\x04R\frootsVersion\x12%\n" +
+	"\traft_addr\x18\x14 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\braftAddr\x12%\n" +
+	"\tpeer_addr\x18\x15 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\bpeerAddr\"S\n" +
 	"\x13ReportStatusRequest\x12<\n" +
 	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusB\x06\xbaH\x03\xc8\x01\x01R\x06status\"4\n" +
 	"\x14ReportStatusResponse\x12\x1c\n" +
@@ -1940,29 +1949,28 @@ var file_mcpvault_cell_v1_cell_proto_depIdxs = []int32{
 	24, // 8: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
 	0,  // 9: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
 	8,  // 10: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	6,  // 11: mcpvault.cell.v1.NodeStatus.address:type_name -> mcpvault.cell.v1.CellMember
-	19, // 12: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
-	7,  // 13: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
-	15, // 14: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
-	17, // 15: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
-	20, // 16: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
-	11, // 17: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
-	22, // 18: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
-	1,  // 19: mcpvault.cell.v1.CellService.Enroll:input_type -> mcpvault.cell.v1.EnrollRequest
-	4,  // 20: mcpvault.cell.v1.CellService.RenewIdentity:input_type -> mcpvault.cell.v1.RenewIdentityRequest
-	9,  // 21: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
-	16, // 22: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
-	18, // 23: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
-	21, // 24: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
-	12, // 25: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
-	23, // 26: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
-	2,  // 27: mcpvault.cell.v1.CellService.Enroll:output_type -> mcpvault.cell.v1.EnrollResponse
-	5,  // 28: mcpvault.cell.v1.CellService.RenewIdentity:output_type -> mcpvault.cell.v1.RenewIdentityResponse
-	21, // [21:29] is the sub-list for method output_type
-	13, // [13:21] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	19, // 11: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
+	7,  // 12: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
+	15, // 13: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
+	17, // 14: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
+	20, // 15: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
+	11, // 16: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
+	22, // 17: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
+	1,  // 18: mcpvault.cell.v1.CellService.Enroll:input_type -> mcpvault.cell.v1.EnrollRequest
+	4,  // 19: mcpvault.cell.v1.CellService.RenewIdentity:input_type -> mcpvault.cell.v1.RenewIdentityRequest
+	9,  // 20: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
+	16, // 21: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
+	18, // 22: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
+	21, // 23: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
+	12, // 24: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
+	23, // 25: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
+	2,  // 26: mcpvault.cell.v1.CellService.Enroll:output_type -> mcpvault.cell.v1.EnrollResponse
+	5,  // 27: mcpvault.cell.v1.CellService.RenewIdentity:output_type -> mcpvault.cell.v1.RenewIdentityResponse
+	20, // [20:28] is the sub-list for method output_type
+	12, // [12:20] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_cell_proto_init() }

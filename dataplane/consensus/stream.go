@@ -178,11 +178,8 @@ func (s *stream) name(c *tracked, node string) {
 	}
 }
 
-// recheck closes the connections of members that are not admitted any more.
+// recheck closes the connections of members that are not admitted any more, or whose SVIDs are worth nothing any more.
 func (s *stream) recheck() {
-	if s.cfg.Admit == nil {
-		return
-	}
 	s.mu.Lock()
 	open := maps.Clone(s.conns)
 	s.mu.Unlock()
@@ -190,7 +187,11 @@ func (s *stream) recheck() {
 		if node == "" {
 			continue
 		}
-		if err := s.cfg.Admit(node); err != nil {
+		err := s.admit(node)
+		if err == nil {
+			_, _, _, err = svid.Standing(s.cfg.Identity, c.ConnectionState().PeerCertificates, time.Now())
+		}
+		if err != nil {
 			s.log.Warn("a member is no longer admitted to the log", "peer", node, "error", err)
 			c.abandon()
 		}

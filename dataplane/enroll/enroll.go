@@ -173,10 +173,13 @@ func explain(err error, t jointoken.Token) error {
 	case errors.As(err, &ce) && ce.IsRemote():
 		code := problem.FromRPC(ce.Code().String())
 		fix := "make another token: mcpvault cell token create " + t.Node + " --cell " + t.Cell
+		if code == problem.Conflict {
+			fix = "if that was not you, kill the node at once: mcpvault kill node " + t.Cell + "/" + t.Node + "; else make another token"
+		}
 		if code == problem.Unavailable || code == problem.Exhausted || code == problem.Internal {
 			fix = "type the same command again: until " + t.Expires.Format(time.RFC3339) + " the token is good for this machine"
 		}
-		return problem.New(code, "the control plane says: "+ce.Message(), fix).Because(err)
+		return problem.New(code, "the control plane says: "+ce.Message(), fix)
 	}
 	return problem.Newf(problem.Unavailable,
 		"nodes join only while it is there (those of the cell go on without it); type the same command again, until "+t.Expires.Format(time.RFC3339)+" the token is good for this machine",

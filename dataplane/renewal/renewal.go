@@ -28,7 +28,7 @@ const (
 	firstRetry, lastRetry = 30 * time.Second, 15 * time.Minute
 	// toldPause is the least time between two renewals because another authority signs: two control planes that are not of one
 	// mind must not have a node renew for ever.
-	toldPause = 5 * time.Minute
+	toldPause = 30 * time.Second
 	// spread is the part of the time until renewal that is added at random, so that nodes made together renew apart.
 	spread = 0.1
 )

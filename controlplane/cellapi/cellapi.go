@@ -67,6 +67,11 @@ type Machines interface {
 	Authority() []byte
 }
 
+// Cells says where all cells are reached, and with the channel when there is something else to say.
+type Cells interface {
+	Cells() (*cellv1.CellDirectory, <-chan struct{})
+}
+
 // Config is what the API stands on.
 type Config struct {
 	Store     *store.Store
@@ -75,7 +80,9 @@ type Config struct {
 	Fleet     *Fleet
 	// Machines is nil where nobody can enrol.
 	Machines Machines
-	Logger   *slog.Logger
+	// Cells says where all cells are; nil tells nodes nothing of it.
+	Cells  Cells
+	Logger *slog.Logger
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }

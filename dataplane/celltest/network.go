@@ -18,7 +18,7 @@ type network struct {
 	stop  chan struct{}
 	wg    sync.WaitGroup
 
-	mu    sync.Mutex // guards conns
+	mu    sync.Mutex // guards all but addr and stop
 	conns map[net.Conn]struct{}
 }
 
@@ -82,13 +82,46 @@ func newNetwork(t testing.TB, names []string, addr func(string) string) *network
 	return n
 }
 
-func (n *network) link(from, to string) *link { return n.links[pair{from, to}] }
+// anybody stands for whoever has no way of its own to a node.
+const anybody = "*"
+
+// extend makes the ways to and from a further node, and one for all who have not heard of it, whose address it returns.
+func (n *network) extend(t testing.TB, names []string, name string) string {
+	t.Helper()
+	more := map[pair]net.Listener{}
+	for _, other := range names {
+		more[pair{name, other}], more[pair{other, name}] = nil, nil
+	}
+	more[pair{anybody, name}], more[pair{name, anybody}] = nil, nil
+	for p := range more {
+		ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		more[p] = ln
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for p, ln := range more {
+		n.links[p], n.ways[p] = newLink(), ln
+		n.wg.Go(func() { n.relay(p, ln) })
+	}
+	return more[pair{anybody, name}].Addr().String()
+}
+
+func (n *network) link(from, to string) *link {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.links[pair{from, to}]
+}
 
 // peersOf is the member list as one node sees it.
 func (n *network) peersOf(name string) []consensus.Peer {
 	peers := []consensus.Peer{{Node: name}}
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	for p, ln := range n.ways {
-		if p.from == name {
+		if p.from == name && p.to != anybody {
 			peers = append(peers, consensus.Peer{Node: p.to, Addr: ln.Addr().String()})
 		}
 	}
@@ -111,7 +144,7 @@ func (n *network) relay(p pair, ln net.Listener) {
 // carry connects one accepted connection to its destination, when the link is open.
 func (n *network) carry(p pair, from net.Conn) {
 	defer n.drop(from)
-	if !n.pass(n.links[p]) {
+	if !n.pass(n.link(p.from, p.to)) {
 		return
 	}
 	addr := n.addr(p.to)
@@ -124,8 +157,8 @@ func (n *network) carry(p pair, from net.Conn) {
 	}
 	defer n.drop(to)
 	var both sync.WaitGroup
-	both.Go(func() { n.pump(to, from, n.links[p]) })
-	both.Go(func() { n.pump(from, to, n.links[pair{p.to, p.from}]) })
+	both.Go(func() { n.pump(to, from, n.link(p.from, p.to)) })
+	both.Go(func() { n.pump(from, to, n.link(p.to, p.from)) })
 	both.Wait()
 }
 
@@ -181,10 +214,10 @@ func (n *network) drop(conn net.Conn) {
 
 func (n *network) close() {
 	close(n.stop)
+	n.mu.Lock()
 	for _, ln := range n.ways {
 		_ = ln.Close()
 	}
-	n.mu.Lock()
 	for conn := range n.conns {
 		_ = conn.Close()
 	}

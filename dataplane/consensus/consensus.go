@@ -49,8 +49,9 @@ type Applied struct {
 // Peer is a member of the cell as this node reaches it.
 type Peer struct {
 	Node string
-	// Addr is host:port. It may differ from node to node: members are known to the log by name.
-	Addr string
+	// Addr is host:port of its log, Beside of what nodes say beside it. They may differ from node to node: members are known to
+	// the log by name.
+	Addr, Beside string
 }
 
 // Config is what a node's log needs. Peers, Identity, Store and Trust are required.
@@ -61,8 +62,11 @@ type Config struct {
 	Dir string
 	// Bind is the host:port to listen on.
 	Bind string
-	// Peers are all members, this node included.
-	Peers    []Peer
+	// Peers are the members that the cell starts with, this node included; once the cell has agreed on a list of its own they
+	// are no more than addresses.
+	Peers []Peer
+	// Join has a node with an empty log wait until the cell has taken it in, instead of starting the cell with the others.
+	Join     bool
 	Identity svid.Identity
 	Key      store.Key
 	Store    *store.Store
@@ -83,6 +87,10 @@ type Config struct {
 	RetryAfter time.Duration
 	// SnapshotEvery is how many entries are applied between two snapshots; 1024 when 0.
 	SnapshotEvery uint64
+	// PromoteAfter is how long a new node must have been up to date before it gets a vote; 10 s when 0.
+	PromoteAfter time.Duration
+	// DeadAfter is how long a node may be silent before it is removed, where the others keep a quorum; never when 0.
+	DeadAfter time.Duration
 	// BeforeWrite runs before each write to the log; drills make it slow or let it fail. Nil in production.
 	BeforeWrite func() error
 }
@@ -99,9 +107,11 @@ type Node struct {
 	log       *slog.Logger
 	refused   atomic.Uint64
 	elections atomic.Uint64
+	tendNow   chan struct{} // wakes the leader's look at the members
 
 	mu      sync.RWMutex    // guards what follows
 	raft    *raft.Raft      // nil while the log is not in service
+	heard   *answers        // what followers answer in this life
 	addr    string          // where it listens
 	failure error           // why it is not
 	callers *sync.WaitGroup // who waits for an answer of raft; added to only while raft is not nil
@@ -119,6 +129,7 @@ func New(cfg Config) (*Node, error) {
 	setDefault(&cfg.WriteLimit, 500*time.Millisecond)
 	setDefault(&cfg.RetryAfter, 250*time.Millisecond)
 	setDefault(&cfg.SnapshotEvery, 1024)
+	setDefault(&cfg.PromoteAfter, 10*time.Second)
 	cfg.Peers = slices.Clone(cfg.Peers)
 	slices.SortFunc(cfg.Peers, func(a, b Peer) int {
 		switch {
@@ -145,7 +156,7 @@ func New(cfg Config) (*Node, error) {
 	if !member {
 		return nil, fmt.Errorf("node %q is not among the members", cfg.Node)
 	}
-	return &Node{cfg: cfg, log: cfg.Logger.With("cell", cfg.Cell, "node", cfg.Node)}, nil
+	return &Node{cfg: cfg, log: cfg.Logger.With("cell", cfg.Cell, "node", cfg.Node), tendNow: make(chan struct{}, 1)}, nil
 }
 
 func setDefault[T comparable](v *T, def T) {
@@ -174,10 +185,16 @@ func (n *Node) enter() (r *raft.Raft, leave func()) {
 }
 
 // begin puts a new life of the log into service.
-func (n *Node) begin(r *raft.Raft, addr string) {
+func (n *Node) begin(r *raft.Raft, addr string, heard *answers) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.raft, n.addr, n.failure, n.callers = r, addr, nil, &sync.WaitGroup{}
+	n.raft, n.addr, n.failure, n.callers, n.heard = r, addr, nil, &sync.WaitGroup{}, heard
+}
+
+func (n *Node) answers() *answers {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.heard
 }
 
 // end takes the log out of service and returns the group of those who still wait.

@@ -79,7 +79,7 @@ func (n *Node) Barrier(ctx context.Context) error {
 
 // TransferLeadership hands leadership to the member that is furthest along. It is no error when this node does not lead.
 func (n *Node) TransferLeadership(ctx context.Context) error {
-	if !n.Leads() || len(n.cfg.Peers) == 1 {
+	if !n.Leads() || n.votersBeside() == 0 {
 		return nil
 	}
 	return n.lead(ctx, func(r *raft.Raft) raft.Future { return r.LeadershipTransfer() })

@@ -2,7 +2,6 @@ package consensus
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"github.com/hashicorp/raft"
 	"github.com/mcpvault/mcpvault/dataplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
-	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 )
 
 const (
@@ -82,27 +80,28 @@ func (n *Node) serve(ctx context.Context) (err error) {
 	if err := n.bootstrap(logs, snaps); err != nil {
 		return fmt.Errorf("open the cell's log: %w", err)
 	}
-	layer, err := listen(&n.cfg, n.log)
+	layer, err := listen(n)
 	if err != nil {
 		return fmt.Errorf("listen for the cell's log: %w", err)
 	}
 	logger := newRaftLogger(n.log)
-	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	transport := &answers{NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: layer, MaxPool: 3, Logger: logger,
 		// No pipeline: it can leave a follower behind for good while heartbeats hide it.
 		MaxRPCsInFlight: 1,
 		Timeout:         4 * n.cfg.Heartbeat,
-	})
+	}), from: map[string]answer{}}
 	conf := n.raftConfig()
 	conf.Logger = logger
-	machine := &fsm{n: n, fail: func(err error) { _ = w.fail(fmt.Errorf("%w: %w", errStore, err)) }}
+	machine := &fsm{n: n, turn: make(chan struct{}, 1), fail: func(err error) { _ = w.fail(fmt.Errorf("%w: %w", errStore, err)) }}
 	if machine.old, err = logs.LastIndex(); err == nil {
 		var r *raft.Raft
 		if r, err = newRaft(conf, machine, guard{logs}, snaps, transport); err == nil {
 			n.watchElections(r)
-			n.begin(r, layer.ln.Addr().String())
+			n.begin(r, layer.ln.Addr().String(), transport)
 			n.attend(life, r, layer)
-			n.stop(ctx, r, w, layer, transport)
+			n.stop(ctx, r, w, layer, transport.NetworkTransport)
+			machine.settle(ctx)
 			return w.err()
 		}
 	}
@@ -141,6 +140,8 @@ func (n *Node) raftConfig() *raft.Config {
 	// Replaying committed entries before the start can hang for ever in this version; the store has them anyway.
 	conf.RestoreCommittedLogs = false
 	conf.NoLegacyTelemetry = true
+	// A node that was removed stays and says so; it has no vote and calls no elections.
+	conf.ShutdownOnRemove = false
 	return conf
 }
 
@@ -161,7 +162,8 @@ func newRaft(conf *raft.Config, f raft.FSM, g guard, snaps raft.SnapshotStore, t
 	return r, err
 }
 
-// bootstrap writes the first entry, the member list, into an empty log. Every node writes the same one.
+// bootstrap writes the first entry, the member list, into an empty log. Every node of a new cell writes the same one; a node that
+// joins one writes none, and hears it from the leader.
 func (n *Node) bootstrap(logs *logStore, snaps *snapshotStore) error {
 	list, err := snaps.List()
 	if err != nil {
@@ -184,13 +186,17 @@ func (n *Node) bootstrap(logs *logStore, snaps *snapshotStore) error {
 			return err
 		}
 	}
-	if last > 0 || len(list) > 0 {
+	known := n.cfg.Store.Members()
+	if last > 0 || len(list) > 0 || known == nil && n.cfg.Join || n.Removed() {
 		return nil
 	}
+	if known == nil {
+		known = n.configured()
+	}
 	var members raft.Configuration
-	for _, p := range n.cfg.Peers {
+	for _, m := range known.GetMembers() {
 		members.Servers = append(members.Servers, raft.Server{
-			Suffrage: raft.Voter, ID: raft.ServerID(p.Node), Address: raft.ServerAddress(p.Node),
+			Suffrage: raft.Voter, ID: raft.ServerID(m.GetNode()), Address: raft.ServerAddress(m.GetNode()),
 		})
 	}
 	term, err := logs.GetUint64(keyCurrentTerm)
@@ -206,42 +212,24 @@ func (n *Node) bootstrap(logs *logStore, snaps *snapshotStore) error {
 }
 
 // attend waits for the end of this life, closes connections of members that are no longer admitted, and while this node
-// leads sees to it that there is a session key.
+// leads looks after the members.
 func (n *Node) attend(life context.Context, r *raft.Raft, layer *stream) {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
+	var t tended
 	for {
 		select {
 		case <-life.Done():
 			return
 		case <-r.LeaderCh():
+		case <-n.tendNow:
 		case <-ticker.C:
 			layer.recheck()
 		}
-		if r.State() != raft.Leader || len(n.cfg.Store.SessionKeys()) > 0 {
-			continue
-		}
-		if err := n.firstSessionKey(life); err != nil && life.Err() == nil {
-			n.log.Warn("no session key yet", "error", err)
+		if r.State() == raft.Leader {
+			n.tend(life, r, &t)
 		}
 	}
-}
-
-func (n *Node) firstSessionKey(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, enqueueLimit)
-	defer cancel()
-	// An earlier leader's key may be committed and not applied here yet.
-	if err := n.Barrier(ctx); err != nil || len(n.cfg.Store.SessionKeys()) > 0 {
-		return err
-	}
-	key := make([]byte, 32)
-	if _, err := rand.Read(key); err != nil {
-		return err
-	}
-	_, err := n.Propose(ctx, &cellv1.RaftEntry{Command: &cellv1.RaftEntry_SessionKey{SessionKey: &cellv1.SessionKey{
-		Id: 1, Key: key, CreatedMs: time.Now().UnixMilli(),
-	}}})
-	return err
 }
 
 // stop hands over and ends Raft. A disk that hangs may keep one of its goroutines: it is left behind, with a warning.

@@ -29,6 +29,7 @@ const (
 // found is this node's own business, and who answers there must prove the name.
 type stream struct {
 	cfg    *Config
+	n      *Node
 	log    *slog.Logger
 	ln     net.Listener
 	server *tls.Config
@@ -45,35 +46,35 @@ type stream struct {
 	conns map[*tracked]string
 }
 
-func listen(cfg *Config, log *slog.Logger) (*stream, error) {
+func listen(n *Node) (*stream, error) {
+	cfg, log := &n.cfg, n.log
 	life, end := context.WithCancel(context.Background())
 	ln, err := (&net.ListenConfig{}).Listen(life, "tcp", cfg.Bind)
 	if err != nil {
 		end()
 		return nil, err
 	}
-	names := make([]string, len(cfg.Peers))
-	for i, p := range cfg.Peers {
-		names[i] = p.Node
-	}
-	member := svid.CellMembers(cfg.TrustDomain, cfg.Cell, names...)
 	s := &stream{
-		cfg: cfg, log: log, ln: ln,
+		cfg: cfg, n: n, log: log, ln: ln,
 		accepted: make(chan net.Conn), slots: make(chan struct{}, maxHandshakes),
 		conns: map[*tracked]string{}, life: life, end: end,
 	}
 	s.server = svid.ServerTLS(cfg.Identity, func(peer svid.ID) error {
-		if err := member(peer); err != nil {
+		_, node, _ := svid.ParseNode(peer.String())
+		if err := svid.CellMembers(cfg.TrustDomain, cfg.Cell, node)(peer); err != nil {
 			return err
 		}
-		_, node, _ := svid.ParseNode(peer.String())
 		return s.admit(node)
 	}, alpn)
 	s.wg.Go(s.acceptLoop)
 	return s, nil
 }
 
+// admit holds a name to the list of members as it is now, and to what the caller says of it.
 func (s *stream) admit(node string) error {
+	if err := s.n.IsMember(node); err != nil {
+		return err
+	}
 	if s.cfg.Admit == nil {
 		return nil
 	}
@@ -211,17 +212,12 @@ func (s *stream) Accept() (net.Conn, error) {
 // Dial connects to the member that a name in the log means. Whoever answers at its address must be that member.
 func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	node := string(address)
-	addr := ""
-	for _, p := range s.cfg.Peers {
-		if p.Node == node {
-			addr = p.Addr
-		}
-	}
-	if addr == "" {
-		return nil, fmt.Errorf("node %q is no member of cell %s", node, s.cfg.Cell)
-	}
 	if err := s.admit(node); err != nil {
 		return nil, err
+	}
+	addr := s.n.addressOf(node)
+	if addr == "" {
+		return nil, fmt.Errorf("nobody knows where node %q of cell %s is", node, s.cfg.Cell)
 	}
 	id, err := svid.NodeID(s.cfg.TrustDomain, s.cfg.Cell, node)
 	if err != nil {

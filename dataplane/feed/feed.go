@@ -55,6 +55,8 @@ type Config struct {
 	OnConnect func()
 	// OnSessionQuery hears what the control plane asks about sessions; it must not block. It may be nil.
 	OnSessionQuery func(*cellv1.SessionQuery)
+	// OnCells hears where the cells are; it must not block. It may be nil.
+	OnCells func(*cellv1.CellDirectory)
 	// Now is the time that the node believes; the wall clock when nil.
 	Now func() time.Time
 	// Registerer takes the metrics; it may be nil.
@@ -74,7 +76,7 @@ type Feed struct {
 	wake     chan struct{}
 
 	activate chan struct{}
-	acks     chan *cellv1.AcknowledgeRequest
+	answers  *answers
 	// kills wait for the cell's log.
 	kills chan []byte
 
@@ -104,7 +106,7 @@ func New(cfg Config) *Feed {
 		pending:  make(map[snapshot.TenantID]*pending),
 		wake:     make(chan struct{}, 1),
 		activate: make(chan struct{}, 1),
-		acks:     make(chan *cellv1.AcknowledgeRequest, 1024),
+		answers:  newAnswers(),
 		kills:    make(chan []byte, 1024),
 		refused:  make(map[snapshot.Digest]bool),
 	}
@@ -226,6 +228,11 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 	case *cellv1.WatchResponse_Sessions:
 		if f.cfg.OnSessionQuery != nil {
 			f.cfg.OnSessionQuery(e.Sessions)
+		}
+		return
+	case *cellv1.WatchResponse_Cells:
+		if f.cfg.OnCells != nil {
+			f.cfg.OnCells(e.Cells)
 		}
 		return
 	}

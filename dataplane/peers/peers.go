@@ -153,6 +153,29 @@ func (s *Set) Statuses(ctx context.Context, brief bool) []*cellv1.GetStatusRespo
 	return all
 }
 
+// Clocks asks all peers for their time, and returns how far each wall clock is ahead of now; negative for behind. Peers that do not
+// answer before ctx ends are left out. What a peer says is taken for the time in the middle between question and answer.
+func (s *Set) Clocks(ctx context.Context, now func() time.Time) []time.Duration {
+	var mu sync.Mutex
+	var all []time.Duration
+	var wg sync.WaitGroup
+	for _, c := range s.clients {
+		wg.Go(func() {
+			asked, begin := now(), time.Now()
+			r, err := c.GetStatus(ctx, &cellv1.GetStatusRequest{Brief: true})
+			if err != nil || r.GetWallMs() <= 0 {
+				return
+			}
+			ahead := time.UnixMilli(r.GetWallMs()).Sub(asked.Add(time.Since(begin) / 2))
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, ahead)
+		})
+	}
+	wg.Wait()
+	return all
+}
+
 // Node is what the service needs of the node it runs in.
 type Node interface {
 	Propose(ctx context.Context, entry *cellv1.RaftEntry) (uint64, error)

@@ -53,7 +53,7 @@ func (s *Store) prepare() error {
 			if b := tx.Bucket(bucketMeta); b != nil {
 				sealed = bytes.Clone(b.Get(current))
 			}
-			whole = tx.Bucket(bucketDeltas) != nil
+			whole = tx.Bucket(bucketDeltas) != nil && tx.Bucket(bucketMembers) != nil
 			return nil
 		})
 	})
@@ -70,8 +70,8 @@ func (s *Store) prepare() error {
 	}
 	wanted := buckets()
 	if sealed != nil {
-		// A database of before there were deltas gets their bucket; any other that is missing is damage.
-		wanted = [][]byte{bucketDeltas}
+		// A database of before there were deltas, or lists of members, gets their bucket; any other that is missing is damage.
+		wanted = [][]byte{bucketDeltas, bucketMembers}
 	}
 	return s.update(func(tx *bbolt.Tx) error {
 		for _, name := range wanted {
@@ -89,6 +89,7 @@ func (s *Store) prepare() error {
 func buckets() [][]byte {
 	return [][]byte{
 		bucketMeta, bucketRoots, bucketManifest, bucketHeads, bucketDeltas, bucketFloor, bucketHeartbeat, bucketKills, bucketKeys, bucketClock,
+		bucketMembers,
 	}
 }
 
@@ -129,6 +130,14 @@ func (s *Store) loadRecords(tx *bbolt.Tx) error {
 			}
 			s.mem.keys[key.GetId()] = key
 			return checkSessionKey(key)
+		}},
+		{bucketMembers, func(_, v []byte) error {
+			m := &cellv1.Members{}
+			if err := proto.Unmarshal(v, m); err != nil {
+				return err
+			}
+			s.mem.members = m
+			return checkMembers(m)
 		}},
 		{bucketClock, func(_, v []byte) error {
 			if len(v) != 8 {
@@ -257,5 +266,8 @@ func (s *Store) put(tx *bbolt.Tx, bucket, key, value []byte) error {
 
 // update runs one transaction; a damaged page is an error instead of a crash.
 func (s *Store) update(f func(tx *bbolt.Tx) error) error {
+	if err := s.cfg.BeforeWrite(); err != nil {
+		return err
+	}
 	return Guard(func() error { return s.db.Update(f) })
 }

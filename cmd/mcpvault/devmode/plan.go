@@ -86,17 +86,11 @@ func (p *plan) adminPort() int    { return p.cfg.PortBase }
 func (p *plan) demoPort() int     { return p.cfg.PortBase + 2 }
 func (p *plan) paymentsPort() int { return p.cfg.PortBase + 3 }
 func (p *plan) cellapiPort() int  { return p.cfg.PortBase + 4 }
-func (p *plan) linkPort() int     { return p.cfg.PortBase + 5 }
 
 func (p *plan) adminURL() string { return "http://" + addr(p.adminPort()) }
 
-// cellURL is where nodes find the control plane: behind the delayed link, when there is one.
-func (p *plan) cellURL() string {
-	if p.cfg.LinkDelay > 0 {
-		return "https://" + addr(p.linkPort())
-	}
-	return "https://" + addr(p.cellapiPort())
-}
+// cellURL is where machines that join find the control plane.
+func (p *plan) cellURL() string { return "https://" + addr(p.cellapiPort()) }
 
 // addr is a port on loopback.
 func addr(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
@@ -122,9 +116,6 @@ func (p *plan) ports() []int {
 	ports := []int{p.adminPort(), p.cellapiPort()}
 	if !p.cfg.NoDemo {
 		ports = append(ports, p.demoPort(), p.paymentsPort())
-	}
-	if p.cfg.LinkDelay > 0 {
-		ports = append(ports, p.linkPort())
 	}
 	for _, n := range p.nodes {
 		ports = append(ports, n.http, n.tls, n.raft, n.peer, n.metrics)

@@ -570,6 +570,7 @@ type WatchResponse struct {
 	//	*WatchResponse_Kill
 	//	*WatchResponse_Delta
 	//	*WatchResponse_Sessions
+	//	*WatchResponse_Cells
 	Event         isWatchResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -657,6 +658,15 @@ func (x *WatchResponse) GetSessions() *SessionQuery {
 	return nil
 }
 
+func (x *WatchResponse) GetCells() *CellDirectory {
+	if x != nil {
+		if x, ok := x.Event.(*WatchResponse_Cells); ok {
+			return x.Cells
+		}
+	}
+	return nil
+}
+
 type isWatchResponse_Event interface {
 	isWatchResponse_Event()
 }
@@ -685,6 +695,11 @@ type WatchResponse_Sessions struct {
 	Sessions *SessionQuery `protobuf:"bytes,5,opt,name=sessions,proto3,oneof"`
 }
 
+type WatchResponse_Cells struct {
+	// All cells, when something about them has changed and now and then.
+	Cells *CellDirectory `protobuf:"bytes,10,opt,name=cells,proto3,oneof"`
+}
+
 func (*WatchResponse_Update) isWatchResponse_Event() {}
 
 func (*WatchResponse_Heartbeat) isWatchResponse_Event() {}
@@ -694,6 +709,8 @@ func (*WatchResponse_Kill) isWatchResponse_Event() {}
 func (*WatchResponse_Delta) isWatchResponse_Event() {}
 
 func (*WatchResponse_Sessions) isWatchResponse_Event() {}
+
+func (*WatchResponse_Cells) isWatchResponse_Event() {}
 
 // SessionQuery asks for the sessions of one tenant, last used first.
 type SessionQuery struct {
@@ -1317,6 +1334,7 @@ type NodeStatus struct {
 	// Where the other nodes reach it: host:port of its log, and of what nodes say beside it.
 	RaftAddr      string `protobuf:"bytes,20,opt,name=raft_addr,json=raftAddr,proto3" json:"raft_addr,omitempty"`
 	PeerAddr      string `protobuf:"bytes,21,opt,name=peer_addr,json=peerAddr,proto3" json:"peer_addr,omitempty"`
+	Reach         *Reach `protobuf:"bytes,30,opt,name=reach,proto3" json:"reach,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1496,6 +1514,13 @@ func (x *NodeStatus) GetPeerAddr() string {
 		return x.PeerAddr
 	}
 	return ""
+}
+
+func (x *NodeStatus) GetReach() *Reach {
+	if x != nil {
+		return x.Reach
+	}
+	return nil
 }
 
 type ReportStatusRequest struct {
@@ -1744,7 +1769,7 @@ var File_mcpvault_cell_v1_cell_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
-	"\x1bmcpvault/cell/v1/cell.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\xba\x01\n" +
+	"\x1bmcpvault/cell/v1/cell.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a mcpvault/cell/v1/directory.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\xba\x01\n" +
 	"\rEnrollRequest\x12\x1f\n" +
 	"\x06secret\x18\x01 \x01(\fB\a\xbaH\x04z\x02h R\x06secret\x124\n" +
 	"\x04cell\x18\x02 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04cell\x124\n" +
@@ -1781,13 +1806,15 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
 	"state_hash\x18\x04 \x01(\fB\a\xbaH\x04z\x02\x18 R\tstateHash\x12\x1f\n" +
 	"\x06digest\x18\x05 \x01(\fB\a\xbaH\x04z\x02\x18 R\x06digest\x12!\n" +
-	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xfb\x01\n" +
+	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xb4\x02\n" +
 	"\rWatchResponse\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x1e\n" +
 	"\theartbeat\x18\x02 \x01(\fH\x00R\theartbeat\x12\x14\n" +
 	"\x04kill\x18\x03 \x01(\fH\x00R\x04kill\x129\n" +
 	"\x05delta\x18\x04 \x01(\v2!.mcpvault.snapshot.v1.SignedDeltaH\x00R\x05delta\x12<\n" +
-	"\bsessions\x18\x05 \x01(\v2\x1e.mcpvault.cell.v1.SessionQueryH\x00R\bsessionsB\a\n" +
+	"\bsessions\x18\x05 \x01(\v2\x1e.mcpvault.cell.v1.SessionQueryH\x00R\bsessions\x127\n" +
+	"\x05cells\x18\n" +
+	" \x01(\v2\x1f.mcpvault.cell.v1.CellDirectoryH\x00R\x05cellsB\a\n" +
 	"\x05event\"\xa1\x01\n" +
 	"\fSessionQuery\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1b\n" +
@@ -1833,7 +1860,7 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reason\x12\x1a\n" +
 	"\brevision\x18\x06 \x01(\x04R\brevision\x12 \n" +
 	"\akill_id\x18\a \x01(\tB\a\xbaH\x04r\x02\x18@R\x06killId\"\x15\n" +
-	"\x13AcknowledgeResponse\"\x89\x06\n" +
+	"\x13AcknowledgeResponse\"\xb8\x06\n" +
 	"\n" +
 	"NodeStatus\x12\x1b\n" +
 	"\x04cell\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04cell\x12\x1b\n" +
@@ -1860,7 +1887,8 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\rmanifest_root\x18\x12 \x01(\fB\a\xbaH\x04z\x02\x18 R\fmanifestRoot\x12#\n" +
 	"\rroots_version\x18\x13 \x01(\x04R\frootsVersion\x12%\n" +
 	"\traft_addr\x18\x14 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\braftAddr\x12%\n" +
-	"\tpeer_addr\x18\x15 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\bpeerAddr\"S\n" +
+	"\tpeer_addr\x18\x15 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\bpeerAddr\x12-\n" +
+	"\x05reach\x18\x1e \x01(\v2\x17.mcpvault.cell.v1.ReachR\x05reach\"S\n" +
 	"\x13ReportStatusRequest\x12<\n" +
 	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusB\x06\xbaH\x03\xc8\x01\x01R\x06status\"4\n" +
 	"\x14ReportStatusResponse\x12\x1c\n" +
@@ -1936,6 +1964,8 @@ var file_mcpvault_cell_v1_cell_proto_goTypes = []any{
 	(*DeliverAuditRequest)(nil),    // 22: mcpvault.cell.v1.DeliverAuditRequest
 	(*DeliverAuditResponse)(nil),   // 23: mcpvault.cell.v1.DeliverAuditResponse
 	(*v1.SignedDelta)(nil),         // 24: mcpvault.snapshot.v1.SignedDelta
+	(*CellDirectory)(nil),          // 25: mcpvault.cell.v1.CellDirectory
+	(*Reach)(nil),                  // 26: mcpvault.cell.v1.Reach
 }
 var file_mcpvault_cell_v1_cell_proto_depIdxs = []int32{
 	3,  // 0: mcpvault.cell.v1.EnrollResponse.identity:type_name -> mcpvault.cell.v1.MachineIdentity
@@ -1945,32 +1975,34 @@ var file_mcpvault_cell_v1_cell_proto_depIdxs = []int32{
 	14, // 4: mcpvault.cell.v1.WatchResponse.update:type_name -> mcpvault.cell.v1.Update
 	24, // 5: mcpvault.cell.v1.WatchResponse.delta:type_name -> mcpvault.snapshot.v1.SignedDelta
 	10, // 6: mcpvault.cell.v1.WatchResponse.sessions:type_name -> mcpvault.cell.v1.SessionQuery
-	13, // 7: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
-	24, // 8: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	0,  // 9: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
-	8,  // 10: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	19, // 11: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
-	7,  // 12: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
-	15, // 13: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
-	17, // 14: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
-	20, // 15: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
-	11, // 16: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
-	22, // 17: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
-	1,  // 18: mcpvault.cell.v1.CellService.Enroll:input_type -> mcpvault.cell.v1.EnrollRequest
-	4,  // 19: mcpvault.cell.v1.CellService.RenewIdentity:input_type -> mcpvault.cell.v1.RenewIdentityRequest
-	9,  // 20: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
-	16, // 21: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
-	18, // 22: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
-	21, // 23: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
-	12, // 24: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
-	23, // 25: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
-	2,  // 26: mcpvault.cell.v1.CellService.Enroll:output_type -> mcpvault.cell.v1.EnrollResponse
-	5,  // 27: mcpvault.cell.v1.CellService.RenewIdentity:output_type -> mcpvault.cell.v1.RenewIdentityResponse
-	20, // [20:28] is the sub-list for method output_type
-	12, // [12:20] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	25, // 7: mcpvault.cell.v1.WatchResponse.cells:type_name -> mcpvault.cell.v1.CellDirectory
+	13, // 8: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
+	24, // 9: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	0,  // 10: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
+	8,  // 11: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
+	26, // 12: mcpvault.cell.v1.NodeStatus.reach:type_name -> mcpvault.cell.v1.Reach
+	19, // 13: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
+	7,  // 14: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
+	15, // 15: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
+	17, // 16: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
+	20, // 17: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
+	11, // 18: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
+	22, // 19: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
+	1,  // 20: mcpvault.cell.v1.CellService.Enroll:input_type -> mcpvault.cell.v1.EnrollRequest
+	4,  // 21: mcpvault.cell.v1.CellService.RenewIdentity:input_type -> mcpvault.cell.v1.RenewIdentityRequest
+	9,  // 22: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
+	16, // 23: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
+	18, // 24: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
+	21, // 25: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
+	12, // 26: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
+	23, // 27: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
+	2,  // 28: mcpvault.cell.v1.CellService.Enroll:output_type -> mcpvault.cell.v1.EnrollResponse
+	5,  // 29: mcpvault.cell.v1.CellService.RenewIdentity:output_type -> mcpvault.cell.v1.RenewIdentityResponse
+	22, // [22:30] is the sub-list for method output_type
+	14, // [14:22] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_cell_proto_init() }
@@ -1978,12 +2010,14 @@ func file_mcpvault_cell_v1_cell_proto_init() {
 	if File_mcpvault_cell_v1_cell_proto != nil {
 		return
 	}
+	file_mcpvault_cell_v1_directory_proto_init()
 	file_mcpvault_cell_v1_cell_proto_msgTypes[8].OneofWrappers = []any{
 		(*WatchResponse_Update)(nil),
 		(*WatchResponse_Heartbeat)(nil),
 		(*WatchResponse_Kill)(nil),
 		(*WatchResponse_Delta)(nil),
 		(*WatchResponse_Sessions)(nil),
+		(*WatchResponse_Cells)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -89,6 +89,7 @@ type RaftEntry struct {
 	//	*RaftEntry_Deltas
 	//	*RaftEntry_Sessions
 	//	*RaftEntry_SessionState
+	//	*RaftEntry_Members
 	Command       isRaftEntry_Command `protobuf_oneof:"command"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -185,6 +186,15 @@ func (x *RaftEntry) GetSessionState() *SessionState {
 	return nil
 }
 
+func (x *RaftEntry) GetMembers() *Members {
+	if x != nil {
+		if x, ok := x.Command.(*RaftEntry_Members); ok {
+			return x.Members
+		}
+	}
+	return nil
+}
+
 type isRaftEntry_Command interface {
 	isRaftEntry_Command()
 }
@@ -216,6 +226,10 @@ type RaftEntry_SessionState struct {
 	SessionState *SessionState `protobuf:"bytes,6,opt,name=session_state,json=sessionState,proto3,oneof"`
 }
 
+type RaftEntry_Members struct {
+	Members *Members `protobuf:"bytes,7,opt,name=members,proto3,oneof"`
+}
+
 func (*RaftEntry_Update) isRaftEntry_Command() {}
 
 func (*RaftEntry_Kill) isRaftEntry_Command() {}
@@ -227,6 +241,142 @@ func (*RaftEntry_Deltas) isRaftEntry_Command() {}
 func (*RaftEntry_Sessions) isRaftEntry_Command() {}
 
 func (*RaftEntry_SessionState) isRaftEntry_Command() {}
+
+func (*RaftEntry_Members) isRaftEntry_Command() {}
+
+// Members says who belongs to the cell: the whole list, each time that it changes. The leader makes Raft's own list follow.
+type Members struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One more than that of the list before; an older list changes nothing.
+	Version uint64    `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	Members []*Member `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	// Names that were members once and never are again: whoever holds such a name's key stays out.
+	Removed []string `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"`
+	// The least id that the cell's newest session key must have: it is raised when a node is removed, which knows the keys before.
+	KeysFrom      uint32 `protobuf:"varint,4,opt,name=keys_from,json=keysFrom,proto3" json:"keys_from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Members) Reset() {
+	*x = Members{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Members) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Members) ProtoMessage() {}
+
+func (x *Members) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Members.ProtoReflect.Descriptor instead.
+func (*Members) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Members) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Members) GetMembers() []*Member {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *Members) GetRemoved() []string {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
+func (x *Members) GetKeysFrom() uint32 {
+	if x != nil {
+		return x.KeysFrom
+	}
+	return 0
+}
+
+// Member is one node as the others reach it, unless their own configuration says otherwise.
+type Member struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// host:port of the cell's log and of what nodes say beside it.
+	Raft          string `protobuf:"bytes,2,opt,name=raft,proto3" json:"raft,omitempty"`
+	Peer          string `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Member) Reset() {
+	*x = Member{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Member) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Member) ProtoMessage() {}
+
+func (x *Member) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Member.ProtoReflect.Descriptor instead.
+func (*Member) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Member) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Member) GetRaft() string {
+	if x != nil {
+		return x.Raft
+	}
+	return ""
+}
+
+func (x *Member) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
 
 // SessionBatch changes the leases of sessions, in the order of its fields. A lease is named by 24 bytes: the time at which the
 // session was opened (milliseconds, big endian) and the first 16 bytes of the SHA-256 of its id.
@@ -251,7 +401,7 @@ type SessionBatch struct {
 
 func (x *SessionBatch) Reset() {
 	*x = SessionBatch{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[1]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -263,7 +413,7 @@ func (x *SessionBatch) String() string {
 func (*SessionBatch) ProtoMessage() {}
 
 func (x *SessionBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[1]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -276,7 +426,7 @@ func (x *SessionBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionBatch.ProtoReflect.Descriptor instead.
 func (*SessionBatch) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{1}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SessionBatch) GetAtMs() int64 {
@@ -360,7 +510,7 @@ type SessionLease struct {
 
 func (x *SessionLease) Reset() {
 	*x = SessionLease{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[2]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +522,7 @@ func (x *SessionLease) String() string {
 func (*SessionLease) ProtoMessage() {}
 
 func (x *SessionLease) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[2]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +535,7 @@ func (x *SessionLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionLease.ProtoReflect.Descriptor instead.
 func (*SessionLease) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{2}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SessionLease) GetId() []byte {
@@ -470,7 +620,7 @@ type SessionOpening struct {
 
 func (x *SessionOpening) Reset() {
 	*x = SessionOpening{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[3]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -482,7 +632,7 @@ func (x *SessionOpening) String() string {
 func (*SessionOpening) ProtoMessage() {}
 
 func (x *SessionOpening) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[3]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -495,7 +645,7 @@ func (x *SessionOpening) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionOpening.ProtoReflect.Descriptor instead.
 func (*SessionOpening) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{3}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SessionOpening) GetLease() *SessionLease {
@@ -530,7 +680,7 @@ type SessionExpiry struct {
 
 func (x *SessionExpiry) Reset() {
 	*x = SessionExpiry{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[4]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -542,7 +692,7 @@ func (x *SessionExpiry) String() string {
 func (*SessionExpiry) ProtoMessage() {}
 
 func (x *SessionExpiry) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[4]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -555,7 +705,7 @@ func (x *SessionExpiry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionExpiry.ProtoReflect.Descriptor instead.
 func (*SessionExpiry) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{4}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SessionExpiry) GetUnusedSinceMs() int64 {
@@ -590,7 +740,7 @@ type SessionState struct {
 
 func (x *SessionState) Reset() {
 	*x = SessionState{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[5]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -602,7 +752,7 @@ func (x *SessionState) String() string {
 func (*SessionState) ProtoMessage() {}
 
 func (x *SessionState) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[5]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -615,7 +765,7 @@ func (x *SessionState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionState.ProtoReflect.Descriptor instead.
 func (*SessionState) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{5}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SessionState) GetIndex() uint64 {
@@ -670,7 +820,7 @@ type Deltas struct {
 
 func (x *Deltas) Reset() {
 	*x = Deltas{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +832,7 @@ func (x *Deltas) String() string {
 func (*Deltas) ProtoMessage() {}
 
 func (x *Deltas) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +845,7 @@ func (x *Deltas) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deltas.ProtoReflect.Descriptor instead.
 func (*Deltas) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{6}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Deltas) GetDeltas() []*v1.SignedDelta {
@@ -717,7 +867,7 @@ type SessionKey struct {
 
 func (x *SessionKey) Reset() {
 	*x = SessionKey{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +879,7 @@ func (x *SessionKey) String() string {
 func (*SessionKey) ProtoMessage() {}
 
 func (x *SessionKey) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +892,7 @@ func (x *SessionKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionKey.ProtoReflect.Descriptor instead.
 func (*SessionKey) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{7}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SessionKey) GetId() uint32 {
@@ -775,7 +925,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[8]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +937,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[8]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +950,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{8}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ProposeRequest) GetEntry() *RaftEntry {
@@ -819,7 +969,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[9]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +981,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[9]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +994,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{9}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ProposeResponse) GetIndex() uint64 {
@@ -863,7 +1013,7 @@ type ProposeSessionsRequest struct {
 
 func (x *ProposeSessionsRequest) Reset() {
 	*x = ProposeSessionsRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -875,7 +1025,7 @@ func (x *ProposeSessionsRequest) String() string {
 func (*ProposeSessionsRequest) ProtoMessage() {}
 
 func (x *ProposeSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -888,7 +1038,7 @@ func (x *ProposeSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ProposeSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ProposeSessionsRequest) GetBatch() *SessionBatch {
@@ -908,7 +1058,7 @@ type ProposeSessionsResponse struct {
 
 func (x *ProposeSessionsResponse) Reset() {
 	*x = ProposeSessionsResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +1070,7 @@ func (x *ProposeSessionsResponse) String() string {
 func (*ProposeSessionsResponse) ProtoMessage() {}
 
 func (x *ProposeSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +1083,7 @@ func (x *ProposeSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ProposeSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ProposeSessionsResponse) GetVerdicts() []SessionVerdict {
@@ -952,7 +1102,7 @@ type ReadBlobRequest struct {
 
 func (x *ReadBlobRequest) Reset() {
 	*x = ReadBlobRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1114,7 @@ func (x *ReadBlobRequest) String() string {
 func (*ReadBlobRequest) ProtoMessage() {}
 
 func (x *ReadBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1127,7 @@ func (x *ReadBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBlobRequest.ProtoReflect.Descriptor instead.
 func (*ReadBlobRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ReadBlobRequest) GetSha256() []byte {
@@ -996,7 +1146,7 @@ type ReadBlobResponse struct {
 
 func (x *ReadBlobResponse) Reset() {
 	*x = ReadBlobResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1158,7 @@ func (x *ReadBlobResponse) String() string {
 func (*ReadBlobResponse) ProtoMessage() {}
 
 func (x *ReadBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1171,7 @@ func (x *ReadBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBlobResponse.ProtoReflect.Descriptor instead.
 func (*ReadBlobResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ReadBlobResponse) GetChunk() []byte {
@@ -1041,7 +1191,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1203,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1216,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetStatusRequest) GetBrief() bool {
@@ -1083,14 +1233,18 @@ type GetStatusResponse struct {
 	Update    *Update `protobuf:"bytes,2,opt,name=update,proto3" json:"update,omitempty"`
 	Heartbeat []byte  `protobuf:"bytes,3,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	// DSSE envelopes of the newest snapshot.v1.Kills that this node knows, oldest first; at most 1 MiB of them.
-	Kills         [][]byte `protobuf:"bytes,4,rep,name=kills,proto3" json:"kills,omitempty"`
+	Kills [][]byte `protobuf:"bytes,4,rep,name=kills,proto3" json:"kills,omitempty"`
+	// The newest directory of cells that this node has from the control plane.
+	Cells *CellDirectory `protobuf:"bytes,10,opt,name=cells,proto3" json:"cells,omitempty"`
+	// The node's wall clock in milliseconds, whatever the node thinks of it; 0 where it is not told.
+	WallMs        int64 `protobuf:"varint,30,opt,name=wall_ms,json=wallMs,proto3" json:"wall_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +1256,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +1269,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetStatusResponse) GetStatus() *NodeStatus {
@@ -1146,6 +1300,20 @@ func (x *GetStatusResponse) GetKills() [][]byte {
 	return nil
 }
 
+func (x *GetStatusResponse) GetCells() *CellDirectory {
+	if x != nil {
+		return x.Cells
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetWallMs() int64 {
+	if x != nil {
+		return x.WallMs
+	}
+	return 0
+}
+
 type ShareBudgetsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Shares        []*BudgetShare         `protobuf:"bytes,1,rep,name=shares,proto3" json:"shares,omitempty"`
@@ -1155,7 +1323,7 @@ type ShareBudgetsRequest struct {
 
 func (x *ShareBudgetsRequest) Reset() {
 	*x = ShareBudgetsRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1335,7 @@ func (x *ShareBudgetsRequest) String() string {
 func (*ShareBudgetsRequest) ProtoMessage() {}
 
 func (x *ShareBudgetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1348,7 @@ func (x *ShareBudgetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareBudgetsRequest.ProtoReflect.Descriptor instead.
 func (*ShareBudgetsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ShareBudgetsRequest) GetShares() []*BudgetShare {
@@ -1199,7 +1367,7 @@ type ShareBudgetsResponse struct {
 
 func (x *ShareBudgetsResponse) Reset() {
 	*x = ShareBudgetsResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1379,7 @@ func (x *ShareBudgetsResponse) String() string {
 func (*ShareBudgetsResponse) ProtoMessage() {}
 
 func (x *ShareBudgetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1392,7 @@ func (x *ShareBudgetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareBudgetsResponse.ProtoReflect.Descriptor instead.
 func (*ShareBudgetsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ShareBudgetsResponse) GetShares() []*BudgetShare {
@@ -1262,7 +1430,7 @@ type BudgetShare struct {
 
 func (x *BudgetShare) Reset() {
 	*x = BudgetShare{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1442,7 @@ func (x *BudgetShare) String() string {
 func (*BudgetShare) ProtoMessage() {}
 
 func (x *BudgetShare) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +1455,7 @@ func (x *BudgetShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BudgetShare.ProtoReflect.Descriptor instead.
 func (*BudgetShare) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *BudgetShare) GetTenantId() string {
@@ -1385,7 +1553,7 @@ var File_mcpvault_cell_v1_peer_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1bmcpvault/cell/v1/peer.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bmcpvault/cell/v1/cell.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\xda\x02\n" +
+	"\x1bmcpvault/cell/v1/peer.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bmcpvault/cell/v1/cell.proto\x1a mcpvault/cell/v1/directory.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\x91\x03\n" +
 	"\tRaftEntry\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x14\n" +
 	"\x04kill\x18\x02 \x01(\fH\x00R\x04kill\x12?\n" +
@@ -1393,8 +1561,18 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"sessionKey\x122\n" +
 	"\x06deltas\x18\x04 \x01(\v2\x18.mcpvault.cell.v1.DeltasH\x00R\x06deltas\x12<\n" +
 	"\bsessions\x18\x05 \x01(\v2\x1e.mcpvault.cell.v1.SessionBatchH\x00R\bsessions\x12E\n" +
-	"\rsession_state\x18\x06 \x01(\v2\x1e.mcpvault.cell.v1.SessionStateH\x00R\fsessionStateB\t\n" +
-	"\acommand\"\xab\x02\n" +
+	"\rsession_state\x18\x06 \x01(\v2\x1e.mcpvault.cell.v1.SessionStateH\x00R\fsessionState\x125\n" +
+	"\amembers\x18\a \x01(\v2\x19.mcpvault.cell.v1.MembersH\x00R\amembersB\t\n" +
+	"\acommand\"\x8e\x01\n" +
+	"\aMembers\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x04R\aversion\x122\n" +
+	"\amembers\x18\x02 \x03(\v2\x18.mcpvault.cell.v1.MemberR\amembers\x12\x18\n" +
+	"\aremoved\x18\x03 \x03(\tR\aremoved\x12\x1b\n" +
+	"\tkeys_from\x18\x04 \x01(\rR\bkeysFrom\"D\n" +
+	"\x06Member\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x12\n" +
+	"\x04raft\x18\x02 \x01(\tR\x04raft\x12\x12\n" +
+	"\x04peer\x18\x03 \x01(\tR\x04peer\"\xab\x02\n" +
 	"\fSessionBatch\x12\x13\n" +
 	"\x05at_ms\x18\x01 \x01(\x03R\x04atMs\x128\n" +
 	"\x06opened\x18\x02 \x03(\v2 .mcpvault.cell.v1.SessionOpeningR\x06opened\x12\x18\n" +
@@ -1453,12 +1631,15 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\x10ReadBlobResponse\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"(\n" +
 	"\x10GetStatusRequest\x12\x14\n" +
-	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xaf\x01\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xff\x01\n" +
 	"\x11GetStatusResponse\x124\n" +
 	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusR\x06status\x120\n" +
 	"\x06update\x18\x02 \x01(\v2\x18.mcpvault.cell.v1.UpdateR\x06update\x12\x1c\n" +
 	"\theartbeat\x18\x03 \x01(\fR\theartbeat\x12\x14\n" +
-	"\x05kills\x18\x04 \x03(\fR\x05kills\"W\n" +
+	"\x05kills\x18\x04 \x03(\fR\x05kills\x125\n" +
+	"\x05cells\x18\n" +
+	" \x01(\v2\x1f.mcpvault.cell.v1.CellDirectoryR\x05cells\x12\x17\n" +
+	"\awall_ms\x18\x1e \x01(\x03R\x06wallMs\"W\n" +
 	"\x13ShareBudgetsRequest\x12@\n" +
 	"\x06shares\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.BudgetShareB\t\xbaH\x06\x92\x01\x03\x10\x80\x04R\x06shares\"M\n" +
 	"\x14ShareBudgetsResponse\x125\n" +
@@ -1504,65 +1685,71 @@ func file_mcpvault_cell_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_cell_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mcpvault_cell_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_mcpvault_cell_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_mcpvault_cell_v1_peer_proto_goTypes = []any{
 	(SessionVerdict)(0),             // 0: mcpvault.cell.v1.SessionVerdict
 	(*RaftEntry)(nil),               // 1: mcpvault.cell.v1.RaftEntry
-	(*SessionBatch)(nil),            // 2: mcpvault.cell.v1.SessionBatch
-	(*SessionLease)(nil),            // 3: mcpvault.cell.v1.SessionLease
-	(*SessionOpening)(nil),          // 4: mcpvault.cell.v1.SessionOpening
-	(*SessionExpiry)(nil),           // 5: mcpvault.cell.v1.SessionExpiry
-	(*SessionState)(nil),            // 6: mcpvault.cell.v1.SessionState
-	(*Deltas)(nil),                  // 7: mcpvault.cell.v1.Deltas
-	(*SessionKey)(nil),              // 8: mcpvault.cell.v1.SessionKey
-	(*ProposeRequest)(nil),          // 9: mcpvault.cell.v1.ProposeRequest
-	(*ProposeResponse)(nil),         // 10: mcpvault.cell.v1.ProposeResponse
-	(*ProposeSessionsRequest)(nil),  // 11: mcpvault.cell.v1.ProposeSessionsRequest
-	(*ProposeSessionsResponse)(nil), // 12: mcpvault.cell.v1.ProposeSessionsResponse
-	(*ReadBlobRequest)(nil),         // 13: mcpvault.cell.v1.ReadBlobRequest
-	(*ReadBlobResponse)(nil),        // 14: mcpvault.cell.v1.ReadBlobResponse
-	(*GetStatusRequest)(nil),        // 15: mcpvault.cell.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 16: mcpvault.cell.v1.GetStatusResponse
-	(*ShareBudgetsRequest)(nil),     // 17: mcpvault.cell.v1.ShareBudgetsRequest
-	(*ShareBudgetsResponse)(nil),    // 18: mcpvault.cell.v1.ShareBudgetsResponse
-	(*BudgetShare)(nil),             // 19: mcpvault.cell.v1.BudgetShare
-	(*Update)(nil),                  // 20: mcpvault.cell.v1.Update
-	(*v1.SignedDelta)(nil),          // 21: mcpvault.snapshot.v1.SignedDelta
-	(*NodeStatus)(nil),              // 22: mcpvault.cell.v1.NodeStatus
+	(*Members)(nil),                 // 2: mcpvault.cell.v1.Members
+	(*Member)(nil),                  // 3: mcpvault.cell.v1.Member
+	(*SessionBatch)(nil),            // 4: mcpvault.cell.v1.SessionBatch
+	(*SessionLease)(nil),            // 5: mcpvault.cell.v1.SessionLease
+	(*SessionOpening)(nil),          // 6: mcpvault.cell.v1.SessionOpening
+	(*SessionExpiry)(nil),           // 7: mcpvault.cell.v1.SessionExpiry
+	(*SessionState)(nil),            // 8: mcpvault.cell.v1.SessionState
+	(*Deltas)(nil),                  // 9: mcpvault.cell.v1.Deltas
+	(*SessionKey)(nil),              // 10: mcpvault.cell.v1.SessionKey
+	(*ProposeRequest)(nil),          // 11: mcpvault.cell.v1.ProposeRequest
+	(*ProposeResponse)(nil),         // 12: mcpvault.cell.v1.ProposeResponse
+	(*ProposeSessionsRequest)(nil),  // 13: mcpvault.cell.v1.ProposeSessionsRequest
+	(*ProposeSessionsResponse)(nil), // 14: mcpvault.cell.v1.ProposeSessionsResponse
+	(*ReadBlobRequest)(nil),         // 15: mcpvault.cell.v1.ReadBlobRequest
+	(*ReadBlobResponse)(nil),        // 16: mcpvault.cell.v1.ReadBlobResponse
+	(*GetStatusRequest)(nil),        // 17: mcpvault.cell.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 18: mcpvault.cell.v1.GetStatusResponse
+	(*ShareBudgetsRequest)(nil),     // 19: mcpvault.cell.v1.ShareBudgetsRequest
+	(*ShareBudgetsResponse)(nil),    // 20: mcpvault.cell.v1.ShareBudgetsResponse
+	(*BudgetShare)(nil),             // 21: mcpvault.cell.v1.BudgetShare
+	(*Update)(nil),                  // 22: mcpvault.cell.v1.Update
+	(*v1.SignedDelta)(nil),          // 23: mcpvault.snapshot.v1.SignedDelta
+	(*NodeStatus)(nil),              // 24: mcpvault.cell.v1.NodeStatus
+	(*CellDirectory)(nil),           // 25: mcpvault.cell.v1.CellDirectory
 }
 var file_mcpvault_cell_v1_peer_proto_depIdxs = []int32{
-	20, // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
-	8,  // 1: mcpvault.cell.v1.RaftEntry.session_key:type_name -> mcpvault.cell.v1.SessionKey
-	7,  // 2: mcpvault.cell.v1.RaftEntry.deltas:type_name -> mcpvault.cell.v1.Deltas
-	2,  // 3: mcpvault.cell.v1.RaftEntry.sessions:type_name -> mcpvault.cell.v1.SessionBatch
-	6,  // 4: mcpvault.cell.v1.RaftEntry.session_state:type_name -> mcpvault.cell.v1.SessionState
-	4,  // 5: mcpvault.cell.v1.SessionBatch.opened:type_name -> mcpvault.cell.v1.SessionOpening
-	5,  // 6: mcpvault.cell.v1.SessionBatch.expired:type_name -> mcpvault.cell.v1.SessionExpiry
-	3,  // 7: mcpvault.cell.v1.SessionOpening.lease:type_name -> mcpvault.cell.v1.SessionLease
-	3,  // 8: mcpvault.cell.v1.SessionState.leases:type_name -> mcpvault.cell.v1.SessionLease
-	21, // 9: mcpvault.cell.v1.Deltas.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	1,  // 10: mcpvault.cell.v1.ProposeRequest.entry:type_name -> mcpvault.cell.v1.RaftEntry
-	2,  // 11: mcpvault.cell.v1.ProposeSessionsRequest.batch:type_name -> mcpvault.cell.v1.SessionBatch
-	0,  // 12: mcpvault.cell.v1.ProposeSessionsResponse.verdicts:type_name -> mcpvault.cell.v1.SessionVerdict
-	22, // 13: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
-	20, // 14: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
-	19, // 15: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
-	19, // 16: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
-	9,  // 17: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
-	11, // 18: mcpvault.cell.v1.PeerService.ProposeSessions:input_type -> mcpvault.cell.v1.ProposeSessionsRequest
-	13, // 19: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
-	15, // 20: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
-	17, // 21: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
-	10, // 22: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
-	12, // 23: mcpvault.cell.v1.PeerService.ProposeSessions:output_type -> mcpvault.cell.v1.ProposeSessionsResponse
-	14, // 24: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
-	16, // 25: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
-	18, // 26: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
-	22, // [22:27] is the sub-list for method output_type
-	17, // [17:22] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	22, // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
+	10, // 1: mcpvault.cell.v1.RaftEntry.session_key:type_name -> mcpvault.cell.v1.SessionKey
+	9,  // 2: mcpvault.cell.v1.RaftEntry.deltas:type_name -> mcpvault.cell.v1.Deltas
+	4,  // 3: mcpvault.cell.v1.RaftEntry.sessions:type_name -> mcpvault.cell.v1.SessionBatch
+	8,  // 4: mcpvault.cell.v1.RaftEntry.session_state:type_name -> mcpvault.cell.v1.SessionState
+	2,  // 5: mcpvault.cell.v1.RaftEntry.members:type_name -> mcpvault.cell.v1.Members
+	3,  // 6: mcpvault.cell.v1.Members.members:type_name -> mcpvault.cell.v1.Member
+	6,  // 7: mcpvault.cell.v1.SessionBatch.opened:type_name -> mcpvault.cell.v1.SessionOpening
+	7,  // 8: mcpvault.cell.v1.SessionBatch.expired:type_name -> mcpvault.cell.v1.SessionExpiry
+	5,  // 9: mcpvault.cell.v1.SessionOpening.lease:type_name -> mcpvault.cell.v1.SessionLease
+	5,  // 10: mcpvault.cell.v1.SessionState.leases:type_name -> mcpvault.cell.v1.SessionLease
+	23, // 11: mcpvault.cell.v1.Deltas.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	1,  // 12: mcpvault.cell.v1.ProposeRequest.entry:type_name -> mcpvault.cell.v1.RaftEntry
+	4,  // 13: mcpvault.cell.v1.ProposeSessionsRequest.batch:type_name -> mcpvault.cell.v1.SessionBatch
+	0,  // 14: mcpvault.cell.v1.ProposeSessionsResponse.verdicts:type_name -> mcpvault.cell.v1.SessionVerdict
+	24, // 15: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
+	22, // 16: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
+	25, // 17: mcpvault.cell.v1.GetStatusResponse.cells:type_name -> mcpvault.cell.v1.CellDirectory
+	21, // 18: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	21, // 19: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	11, // 20: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
+	13, // 21: mcpvault.cell.v1.PeerService.ProposeSessions:input_type -> mcpvault.cell.v1.ProposeSessionsRequest
+	15, // 22: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
+	17, // 23: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
+	19, // 24: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
+	12, // 25: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
+	14, // 26: mcpvault.cell.v1.PeerService.ProposeSessions:output_type -> mcpvault.cell.v1.ProposeSessionsResponse
+	16, // 27: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
+	18, // 28: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
+	20, // 29: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
+	25, // [25:30] is the sub-list for method output_type
+	20, // [20:25] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_peer_proto_init() }
@@ -1571,6 +1758,7 @@ func file_mcpvault_cell_v1_peer_proto_init() {
 		return
 	}
 	file_mcpvault_cell_v1_cell_proto_init()
+	file_mcpvault_cell_v1_directory_proto_init()
 	file_mcpvault_cell_v1_peer_proto_msgTypes[0].OneofWrappers = []any{
 		(*RaftEntry_Update)(nil),
 		(*RaftEntry_Kill)(nil),
@@ -1578,6 +1766,7 @@ func file_mcpvault_cell_v1_peer_proto_init() {
 		(*RaftEntry_Deltas)(nil),
 		(*RaftEntry_Sessions)(nil),
 		(*RaftEntry_SessionState)(nil),
+		(*RaftEntry_Members)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1585,7 +1774,7 @@ func file_mcpvault_cell_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_cell_v1_peer_proto_rawDesc), len(file_mcpvault_cell_v1_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

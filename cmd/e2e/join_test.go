@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -58,7 +59,8 @@ func (m machine) join(t *testing.T, token string) (out string, status int) {
 	cmd := exec.CommandContext(t.Context(), m.bin, append([]string{"join", "-token", "-", "-data-dir", m.dir}, m.args...)...)
 	cmd.Stdin = strings.NewReader(token + "\n")
 	b, err := cmd.CombinedOutput()
-	if _, exited := err.(*exec.ExitError); err != nil && !exited {
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
 	if bytes.Contains(b, []byte(token)) {

@@ -157,7 +157,7 @@ func TestWithoutAnSVIDThereIsNothingButEnrolling(t *testing.T) {
 		t.Error("64 KiB are read from a stranger")
 	}
 	// Who does not ask by the name for it gets in with an SVID or not at all.
-	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true} //nolint:gosec // a stranger
+	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}, ForceAttemptHTTP2: true}
 	defer tr.CloseIdleConnections()
 	if r, err := (&http.Client{Transport: tr}).Post(b.url+cellv1connect.CellServiceEnrollProcedure, "application/json", strings.NewReader("{}")); err == nil {
 		_ = r.Body.Close()

@@ -47,6 +47,7 @@ type Judge struct {
 	generations map[string][]seen
 	calls       map[string]Outcome // of calls that reach a server, by their ids
 	decisions   map[string]bool    // answered decisions, by the id that the answer showed; true for a call with effects
+	refused     map[string]bool    // those that were refused for another reason than policy
 	wrong       []Wrong
 	count       int
 }
@@ -84,7 +85,7 @@ type Change struct {
 func New(tools []string, rights ...Right) *Judge {
 	j := &Judge{
 		rights: map[Right]*history{}, tools: slices.Clone(tools), generations: map[string][]seen{},
-		calls: map[string]Outcome{}, decisions: map[string]bool{},
+		calls: map[string]Outcome{}, decisions: map[string]bool{}, refused: map[string]bool{},
 	}
 	for _, r := range rights {
 		j.rights[r] = &history{initial: true}
@@ -209,6 +210,7 @@ func (j *Judge) Closed(a Answer, id string) {
 	defer j.mu.Unlock()
 	if id != "" {
 		j.calls[id] = Refused
+		j.refused[a.Decision] = true
 	}
 	j.answered(a)
 }

@@ -14,6 +14,8 @@ type Record struct {
 	// one's id.
 	Intent, Outcome bool
 	Of              string
+	// Refused says that the call was not made.
+	Refused bool
 	// Where it stands, for people: log and index.
 	Where string
 }
@@ -32,13 +34,13 @@ type Audited struct {
 const maxExamples = 20
 
 // Audit compares what was answered with what is on record: each answer must have exactly one record, and one with effects the record
-// of its intent and one of its outcome.
+// of its intent and one of its outcome. A call that was refused when its intent could not be made durable may have both.
 func (j *Judge) Audit(records []Record) Audited {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	type trace struct {
-		own, intents, outcomes int
-		where                  []string
+		own, refused, intents, outcomes int
+		where                           []string
 	}
 	found := map[string]*trace{}
 	of := func(id string) *trace {
@@ -60,15 +62,22 @@ func (j *Judge) Audit(records []Record) Audited {
 			of(r.ID).intents++
 		default:
 			of(r.ID).own++
+			if r.Refused {
+				of(r.ID).refused++
+			}
 		}
 	}
 	out := Audited{Answers: len(j.decisions), Records: len(records)}
 	for id := range j.decisions {
 		t := found[id]
 		switch {
+		case t != nil && t.intents == 1 && t.own == 1 && t.refused == 1 && t.outcomes <= 1:
+			// An intent that could not be made durable in time, and the refusal that came of it.
 		case t == nil:
 			out.Lost++
 			out.example("%s has no record", id)
+		case t.own == 1 && t.intents == 1 && t.outcomes == 0 && j.refused[id]:
+			// Its intent could not be made durable in time, and the call was refused for that: both are on record.
 		case t.own+t.intents > 1 || t.outcomes > 1:
 			out.Doubled++
 			out.example("%s has %d records and %d outcomes: %s", id, t.own+t.intents, t.outcomes, strings.Join(t.where, "; "))

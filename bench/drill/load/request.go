@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -126,13 +127,18 @@ type message struct {
 		Code    int    `json:"code"`
 		Message string `json:"message"`
 		Data    struct {
-			Reason string `json:"reason"`
+			Reason    string `json:"reason"`
+			Retryable bool   `json:"retryable"`
 		} `json:"data"`
 	} `json:"error"`
 }
 
 func (l *Load) send(r request, node string) (got reply, err error) {
-	req, err := http.NewRequest(http.MethodPost, node, strings.NewReader(r.body())) //nolint:noctx // The client has a time limit.
+	return l.sendBody(context.Background(), r, node, r.body()) // The client has a time limit.
+}
+
+func (l *Load) sendBody(ctx context.Context, r request, node, body string) (got reply, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, node, strings.NewReader(body))
 	if err != nil {
 		return got, err
 	}
@@ -178,16 +184,18 @@ func lastEvent(raw []byte) []byte {
 	return last
 }
 
-// settle judges an answer, or the lack of one.
-func (l *Load) settle(r request, got reply, err error) {
-	s := Sample{At: got.from, Took: got.until.Sub(got.from), Call: r.call}
+// settle judges an answer, or the lack of one, and counts it.
+func (l *Load) settle(r request, got reply, err error) { l.note(l.verdict(r, got, err)) }
+
+// verdict judges an answer, or the lack of one, and says why it was not right.
+func (l *Load) verdict(r request, got reply, err error) (s Sample, why string) {
+	s = Sample{At: got.from, Took: got.until.Sub(got.from), Call: r.call}
 	if err != nil {
 		s.Class = Unknown
 		if r.id != "" {
 			l.cfg.Judge.Called(judge.Answer{}, r.id, r.tool, judge.Unknown)
 		}
-		l.note(s, "no answer: "+inWords(err))
-		return
+		return s, "no answer: " + inWords(err)
 	}
 	a := r.answer(got)
 	switch reason := got.reason(); {
@@ -198,23 +206,24 @@ func (l *Load) settle(r request, got reply, err error) {
 	case got.msg.Error != nil && got.msg.Error.Code == -32602 && r.id != "":
 		l.cfg.Judge.Called(a, r.id, r.tool, judge.Refused)
 	case slices.Contains(l.cfg.Tolerated, reason):
-		l.closed(r, a, reason)
+		l.closed(r, a, got, reason)
 		s.Class = Closed
 	default:
-		l.closed(r, a, reason)
+		l.closed(r, a, got, reason)
 		s.Class = Failed
-		l.note(s, fmt.Sprintf("%d %s", got.status, reason))
-		return
+		return s, fmt.Sprintf("%d %s", got.status, reason)
 	}
-	l.note(s, "")
+	return s, ""
 }
 
 // mayHaveRun are the reasons of answers to calls that may have reached the server.
 var mayHaveRun = []string{"upstream_timeout", "timeout", "upstream_broken", "outcome_unknown", "node_stopping", "upstream_unavailable", "canceled"}
 
 // closed notes an answer that is a refusal for another reason than policy.
-func (l *Load) closed(r request, a judge.Answer, reason string) {
-	if r.id != "" && slices.Contains(mayHaveRun, reason) {
+func (l *Load) closed(r request, a judge.Answer, got reply, reason string) {
+	// Where the outcome cannot be recorded the answer is withheld, and the caller told not to try again.
+	withheld := reason == "audit_unavailable" && got.msg.Error != nil && !got.msg.Error.Data.Retryable
+	if r.id != "" && (withheld || slices.Contains(mayHaveRun, reason)) {
 		l.cfg.Judge.Called(a, r.id, r.tool, judge.Unknown)
 		l.cfg.Judge.Closed(a, "")
 		return

@@ -11,6 +11,7 @@ import (
 func All() []*rehearse.Drill {
 	return []*rehearse.Drill{
 		controlPlaneLoss(), postgresLoss(), leaderKill(), nodeLoss(), quorumLoss(), cellLoss(), badSnapshot(), rollbackAttack(), coldBoot(),
+		partition(), oneWayPartition(), diskHang(), diskFull(), auditUnwritable(), slowUpstream(), clockSkew(), expiredSVID(),
 	}
 }
 

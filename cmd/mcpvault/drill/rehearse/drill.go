@@ -70,7 +70,7 @@ const (
 	// Disks of nodes can be read and changed.
 	Disks Need = "its nodes' data must be ours to change"
 	// Faults are the faults that `mcpvault dev fault` makes.
-	Faults Need = "it must be one that `mcpvault dev` runs, which can make faults"
+	Faults Need = "it must be one that `mcpvault dev --faults` runs"
 	// TwoCells serve the tenant.
 	TwoCells Need = "it must have two cells"
 	// ThreeNodes make a cell whose leader may be lost.

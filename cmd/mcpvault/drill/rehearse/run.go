@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mcpvault/mcpvault/bench/drill/canary"
@@ -29,6 +30,8 @@ type Run struct {
 	policy *policy
 	tell   func(format string, args ...any)
 	began  time.Time
+	// others counts the calls of other servers.
+	others atomic.Uint64
 
 	mu        sync.Mutex // Guards what is below.
 	faultAt   time.Time

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/mcpvault/mcpvault/bench/devrun"
+	"github.com/mcpvault/mcpvault/bench/drill/load"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/contexts"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/devmode"
@@ -46,7 +47,11 @@ type Site struct {
 
 	bin string
 	dir string // data directory of the dev that runs it; "" for a real one
-	own *devrun.Dev
+	// faults says that this dev was started with --faults.
+	faults bool
+	// other is somebody who may use the demo servers of a dev.
+	other load.Person
+	own   *devrun.Dev
 }
 
 // Node is one node of a cell.
@@ -123,6 +128,7 @@ func dev(ctx context.Context, bin, dir string) (*Site, error) {
 		return nil, err
 	}
 	s := &Site{Admin: client, Tenant: "acme", bin: bin, dir: dir}
+	s.faults, s.other = s.breakable(ctx), load.Person{Name: "alice", Token: info.Tokens["alice"]}
 	for _, p := range processes {
 		cell, name, ok := strings.Cut(p.Name, "/")
 		if at := len(s.Nodes); ok && at < len(info.MCPURLs) && at < len(info.Metrics) {
@@ -185,7 +191,9 @@ func (s *Site) Lacks(d *Drill, cell string) string {
 			lacks = len(s.Cells()) < 2
 		case ThreeNodes:
 			lacks = len(s.Cell(cell)) < 3
-		case Processes, Disks, Faults:
+		case Faults:
+			lacks = !s.faults
+		case Processes, Disks:
 		}
 		if lacks {
 			return string(need)

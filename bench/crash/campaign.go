@@ -3,6 +3,7 @@
 // shares no code with what decides in the product: it knows JSON over HTTP and the bytes of the audit log.
 //
 //	go run ./bench/crash kills -n 200 -seed 1 -o report.json
+//	go run ./bench/crash flips -n 100      # bits flipped and files cut off on the disk of a node
 //	go run ./bench/crash broken            # the checker itself: builds that are broken on purpose must all be caught
 package main
 

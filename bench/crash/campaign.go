@@ -111,7 +111,7 @@ func run(ctx context.Context, cfg Config) (*Report, error) {
 		return nil, err
 	}
 	c := &campaign{
-		cfg: cfg, dev: dev, rng: rand.New(rand.NewPCG(cfg.Seed, 1)), //nolint:gosec // what is random here is to be had again
+		cfg: cfg, dev: dev, rng: rand.New(rand.NewPCG(cfg.Seed, 1)),
 		admin: &admin{url: dev.AdminURL, token: dev.AdminToken}, grants: map[string]*register{},
 		report: Report{Seed: cfg.Seed, Victims: map[string]int{}, Found: []string{}},
 	}

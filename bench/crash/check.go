@@ -189,6 +189,7 @@ func (b *book) take(leaf string) error {
 		b.ids[r.GetId()]++
 	case auditv1.RecordKind_RECORD_KIND_OUTCOME, auditv1.RecordKind_RECORD_KIND_UNKNOWN_OUTCOME:
 		b.ends[r.GetIntentId()] = append(b.ends[r.GetIntentId()], r)
+	default: // the others have no effect to tell of
 	}
 	return nil
 }

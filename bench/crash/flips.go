@@ -51,7 +51,7 @@ func flips(ctx context.Context, bin string, each int, seed uint64, say func(stri
 	}
 	c := &campaign{
 		dev: dev, admin: &admin{url: dev.AdminURL, token: dev.AdminToken}, grants: map[string]*register{}, canary: newCanary(),
-		rng:    rand.New(rand.NewPCG(seed, 2)), //nolint:gosec // what is random here is to be had again
+		rng:    rand.New(rand.NewPCG(seed, 2)),
 		report: Report{Victims: map[string]int{}, Found: []string{}}, cfg: Config{Kills: 2},
 	}
 	defer c.canary.close()
@@ -114,7 +114,7 @@ func (f *flipper) state(ctx context.Context) error {
 		a := ask(ctx, http.MethodPost, f.node(0)+"/canary", f.dev.Tokens["alice"],
 			`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"`+legacy+`","capabilities":{},"clientInfo":{"name":"crash","version":"1"}}}`)
 		if a.status != http.StatusOK {
-			return fmt.Errorf("no session: %d %v", a.status, a.err)
+			return fmt.Errorf("no session: status %d: %w", a.status, a.err)
 		}
 		*s = &session{id: a.header.Get("Mcp-Session-Id")}
 	}
@@ -271,33 +271,28 @@ func (f *flipper) kill() error {
 	return fmt.Errorf("process %d does not end", pid)
 }
 
-// pick chooses a file of a kind, the larger the more likely.
+// pick chooses a file of a kind.
 func (f *flipper) pick(kind string) (path string, size int64) {
 	type file struct {
 		path string
 		size int64
 	}
 	var all []file
-	total := int64(0)
 	_ = filepath.WalkDir(f.dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasPrefix(strings.TrimPrefix(p, f.dir+"/"), kind) {
 			return nil //nolint:nilerr // a file that has just gone
 		}
 		if info, err := d.Info(); err == nil && info.Size() > 0 {
 			all = append(all, file{p, info.Size()})
-			total += info.Size()
 		}
 		return nil
 	})
-	if total == 0 {
+	if len(all) == 0 {
 		return "", 0
 	}
 	slices.SortFunc(all, func(a, b file) int { return strings.Compare(a.path, b.path) })
-	for at := f.rng.Int64N(total); ; all = all[1:] {
-		if at -= all[0].size; at < 0 {
-			return all[0].path, all[0].size
-		}
-	}
+	chosen := all[f.rng.IntN(len(all))]
+	return chosen.path, chosen.size
 }
 
 func flip(path string, at int64, bit byte) error {

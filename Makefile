@@ -76,6 +76,10 @@ DRILLFLAGS ?= --long
 drill: postgres build ## rehearse every failure in its long form, in private installations; DRILL=leader-kill for one
 	@bin/mcpvault drill run $(DRILL) $(DRILLFLAGS)
 
+.PHONY: drill-table
+drill-table: ## write the degradation table of docs/operations.md from the report in bench/results/drills
+	$(GO) test ./bench/drill/report -run TestTheDocumentedTable -update
+
 # Users of the measured world: 10000, 100000 or 1000000.
 USERS ?= 10000
 

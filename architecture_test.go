@@ -140,7 +140,7 @@ func TestEachHeavyLibraryHasOneDoor(t *testing.T) {
 		"github.com/jackc/pgx":             {"controlplane/store"},
 		"github.com/pressly/goose":         {"controlplane/store"},
 		"github.com/hashicorp/raft":        {"dataplane/consensus"},
-		"github.com/santhosh-tekuri":      {"kit/schema"},
+		"github.com/santhosh-tekuri":       {"kit/schema"},
 		"go.etcd.io/bbolt":                 {"dataplane/store", "dataplane/consensus"},
 		"github.com/dgraph-io/ristretto":   {"dataplane/authn", "dataplane/inject"},
 		"github.com/mark3labs/mcp-go":      {"dataplane/mcp", "controlplane/registry", "cmd/mcpvault"},

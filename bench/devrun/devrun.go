@@ -21,15 +21,15 @@ import (
 
 // Dev is one running `mcpvault dev`; the exported fields are dev.json.
 type Dev struct {
-	AdminURL    string   `json:"admin_url"`
-	AdminToken  string   `json:"admin_token"`
-	MCPURLs     []string `json:"mcp_urls"`
-	MCPTLSURLs  []string `json:"mcp_tls_urls"`
-	DatabaseURL string   `json:"database_url"`
-	CAFile      string   `json:"ca_file"`
-	// Metrics are the nodes' pages for /readyz and /metrics.
-	Metrics []string          `json:"metrics_urls"`
-	Tokens  map[string]string `json:"tokens"`
+	AdminURL    string            `json:"admin_url"`
+	AdminToken  string            `json:"admin_token"`
+	MCPURLs     []string          `json:"mcp_urls"`
+	MCPTLSURLs  []string          `json:"mcp_tls_urls"`
+	DatabaseURL string            `json:"database_url"`
+	CAFile      string            `json:"ca_file"`
+	Tokens      map[string]string `json:"tokens"`
+	// Metrics are the nodes' pages for /livez, /readyz and /metrics.
+	Metrics []string `json:"metrics_urls"`
 	PIDs    struct {
 		ControlPlane int   `json:"controlplane"`
 		Nodes        []int `json:"nodes"`

@@ -101,8 +101,10 @@ type Principal struct {
 	ClientID string
 	// Type is user, service_account or workload.
 	Type string
-	// Actor is who acts for the principal, "" when nobody does.
+	// Actor is who acts for the principal, "" when nobody does; Actors counts those that the token names, one behind the
+	// other.
 	Actor     string
+	Actors    int
 	ExpiresAt time.Time
 	// Exact means that ExpiresAt is without leeway.
 	Exact bool

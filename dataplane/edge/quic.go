@@ -65,7 +65,7 @@ func NewQUIC(cfg Config, socket *net.UDPConn, h http.Handler, log *slog.Logger) 
 	s := &QUIC{cfg: cfg, log: log, socket: socket, base: base, drain: drain, from: newPlaces(cfg.MaxConns)}
 	s.growBuffers()
 	s.transport = &quic.Transport{
-		Conn:                socket,
+		Conn: socket,
 		VerifySourceAddress: func(net.Addr) bool {
 			if s.opening.Load() < retryAbove {
 				return false
@@ -73,7 +73,7 @@ func NewQUIC(cfg Config, socket *net.UDPConn, h http.Handler, log *slog.Logger) 
 			cfg.dropped(nil, mustProve)
 			return true
 		},
-		ConnContext:         s.open,
+		ConnContext: s.open,
 	}
 	t := http3.ConfigureTLSConfig(cfg.tls("h3"))
 	ln, err := s.transport.Listen(t, &quic.Config{

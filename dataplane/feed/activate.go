@@ -61,6 +61,10 @@ func (f *Feed) Boot(ctx context.Context) {
 			f.connMu.Unlock()
 		}
 	}
+	// What was confirmed before this start still is: the generation on the disk is that one or came after it.
+	for id, ms := range f.cfg.Store.Confirmed() {
+		f.cfg.PDP.RenewLease(id, ms)
+	}
 	limited, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
 	if !f.Activate(limited) {

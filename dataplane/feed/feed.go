@@ -396,10 +396,30 @@ func (f *Feed) renewLeases() {
 		return
 	}
 	state := f.cfg.PDP.Current()
+	confirmed := map[snapshot.TenantID]int64{}
 	for _, ref := range refs {
 		t := state.Tenant(snapshot.TenantID(ref.GetTenantId()))
 		if t != nil && string(t.Digest[:]) == string(ref.GetHeadSha256()) {
 			f.cfg.PDP.RenewLease(t.ID, hb.GetTimeMs())
+			confirmed[t.ID] = hb.GetTimeMs()
+		}
+	}
+	f.keepConfirmed(confirmed)
+}
+
+// confirmedEvery is how far behind the disk may be about confirmations: small beside any bound, and rare enough to cost nothing.
+const confirmedEvery = 10 * time.Second
+
+// keepConfirmed writes confirmations down now and then, and the first of a tenant at once: a node that is started while the
+// control plane is away serves by them when generations have come since the last heartbeat.
+func (f *Feed) keepConfirmed(confirmed map[snapshot.TenantID]int64) {
+	kept := f.cfg.Store.Confirmed()
+	for id, ms := range confirmed {
+		if last, ok := kept[id]; !ok || ms-last >= confirmedEvery.Milliseconds() {
+			if err := f.cfg.Store.PutConfirmed(confirmed); err != nil {
+				f.log.Warn("confirmations are not kept on this disk", "err", err)
+			}
+			return
 		}
 	}
 }

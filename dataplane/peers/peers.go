@@ -29,6 +29,9 @@ const (
 	maxStatus = 64 << 20
 	// maxRequest bounds what a peer may send: entries of the log, or a message about budgets.
 	maxRequest = 1 << 20
+	// compressFrom is where compressing begins to pay between machines that stand side by side: a compressor takes 800 KB, and a
+	// peer asks how this node is every second.
+	compressFrom = 64 << 10
 )
 
 // Set is this node's view of the others.
@@ -190,7 +193,7 @@ func NewHandler(n Node, interceptors ...connect.ServerInterceptor) http.Handler 
 	server := connect.NewServer(interceptors...)
 	cellv1connect.RegisterPeerServiceHandler(server, &service{n})
 	mux := http.NewServeMux()
-	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(maxRequest))
+	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(maxRequest), connecthttp.WithCompressMinBytes(compressFrom))
 	return named(mux)
 }
 

@@ -20,6 +20,7 @@ func (x *exchange) bridge() *answer {
 	case !bridge.Crosses(x.msg.Method) && x.task == nil:
 		return x.unknownMethod("unknown_method")
 	case x.sessionID != "":
+		x.outlive()
 		defer x.dialogue().Run(x.msg.ID, x.life.end)()
 	}
 	if x.speaksModern(x.server) {

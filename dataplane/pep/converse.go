@@ -392,6 +392,7 @@ func (x *exchange) idle() *answer {
 func (x *exchange) say(event []byte) bool {
 	if x.out == nil {
 		x.out = x.openStream()
+		x.lasts()
 	}
 	return x.out.send(event)
 }

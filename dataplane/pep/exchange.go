@@ -29,7 +29,7 @@ type exchange struct {
 	began time.Time
 
 	rec      *auditv1.Record
-	parts    parts
+	parts    *parts
 	intended bool // the intent is durable
 	recorded bool // the record is closed
 	started  bool // the answer's head is sent
@@ -71,6 +71,9 @@ type exchange struct {
 	relaying bool
 	// renamed is the upstream's own name of what the request is about, where the gateway leads the dialogue.
 	renamed bridge.Rename
+	// lasting is set for a request that the caller can come back for, back when they come back to a stream.
+	lasting *lasting
+	back    *comeback
 	// out is the caller's stream, once one was opened on the way of a request that is bridged.
 	out *sseWriter
 	// after is done when the answer is sent; it may be nil.
@@ -115,7 +118,14 @@ type answer struct {
 }
 
 // exchanges are those whose requests are over and were plain: they are large, and nearly all of them.
-var exchanges = sync.Pool{New: func() any { return &exchange{set: http.Header{}} }}
+var exchanges = sync.Pool{New: func() any {
+	both := new(struct {
+		x     exchange
+		parts parts
+	})
+	both.x.set, both.x.parts = http.Header{}, &both.parts
+	return &both.x
+}}
 
 func (p *PEP) open(w http.ResponseWriter, r *http.Request) *exchange {
 	now := p.cfg.Now()
@@ -146,9 +156,11 @@ func (x *exchange) close() {
 			x.finish(x.fail(mcp.CodeInternal, "internal", "internal error, request "+x.rec.GetId(), false))
 		}
 	}
-	if !x.left {
-		x.release()
+	if x.left {
+		x.recycle()
+		return
 	}
+	x.release()
 }
 
 // release gives back what the request held.
@@ -160,6 +172,7 @@ func (x *exchange) release() {
 		_ = http.NewResponseController(x.w).Flush()
 		x.after()
 	}
+	x.lasting.over()
 	x.life.forever()
 	x.life.end(nil)
 	if x.free != nil {
@@ -174,9 +187,10 @@ func (x *exchange) release() {
 
 // recycle forgets everything of the request but the memory.
 func (x *exchange) recycle() {
-	set := x.set
+	set, p := x.set, x.parts
 	clear(set)
-	*x = exchange{set: set}
+	*p = parts{}
+	*x = exchange{set: set, parts: p}
 	exchanges.Put(x)
 }
 

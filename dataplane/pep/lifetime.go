@@ -13,6 +13,8 @@ type endable interface {
 	// EndAfter replaces the time that was set before; 0 or less is never.
 	EndAfter(d time.Duration, cause error)
 	Cause() error
+	// AfterFunc is that of package context, which uses it too but takes a context and a channel more.
+	AfterFunc(f func()) (stop func() bool)
 }
 
 // lifetime is how long a request may take.
@@ -61,6 +63,14 @@ func (l *lifetime) end(cause error) {
 		return
 	}
 	l.stop(cause)
+}
+
+// after has f called, in a goroutine of its own, when the request has ended.
+func (l *lifetime) after(f func()) (stop func() bool) {
+	if l.front != nil {
+		return l.front.AfterFunc(f)
+	}
+	return context.AfterFunc(l.ctx, f)
 }
 
 // cause is why the request has ended, nil while it has not.

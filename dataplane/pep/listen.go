@@ -33,6 +33,9 @@ func (x *exchange) listen() *answer {
 			return x.listenRelayed()
 		}
 	}
+	if a := x.comesBack(); a != nil || x.done {
+		return a
+	}
 	return x.listenOwn()
 }
 
@@ -393,6 +396,8 @@ func (x *exchange) listenOwn() *answer {
 		return x.unaudited()
 	}
 	out := x.openStream()
+	x.keepOwn(out, uris)
+	defer x.leaveOwn(out)
 	if x.era == mcp.EraModern {
 		agreed := ss.agreed(x.wanted)
 		if !out.send(mcp.AppendEvent(nil, bridge.AppendAcknowledged(nil, x.msg.ID, &agreed))) {
@@ -404,6 +409,8 @@ func (x *exchange) listenOwn() *answer {
 	for {
 		open := true
 		select {
+		case <-out.taken():
+			return nil
 		case h := <-ss.heard:
 			open = x.passOn(out, h)
 		case <-changed:

@@ -1,7 +1,6 @@
 package pep
 
 import (
-	"context"
 	"maps"
 	"net/http"
 	"runtime"
@@ -11,6 +10,8 @@ import (
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
+	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
+	"google.golang.org/protobuf/proto"
 )
 
 // listener is a stream on which a legacy server speaks unasked, for as long as a session may last. There are thousands of
@@ -30,6 +31,7 @@ type listener struct {
 	over    bool        //
 	alive   *time.Timer // a comment is due
 	unbind  func() bool // of the context
+	packed  []byte      // what the exchange has for a record while nobody needs it; nil when it was not handed over
 }
 
 // listenTo relays a stream that has no answer. It ends the exchange itself, at once or later.
@@ -40,34 +42,67 @@ func (x *exchange) listenTo(resp *upstream.Response) *answer {
 		return x.unaudited()
 	}
 	l := &listener{x: x, resp: resp, out: x.openStream()}
-	var ended chan struct{}
-	if finish, left := x.leaveOpen(); left {
+	if finish := x.detach(); finish != nil {
+		l.x, l.packed = x.handOver()
 		l.end = func() {
-			x.release()
+			l.x.release()
 			finish()
 		}
-	} else {
-		ended = make(chan struct{})
-		l.end = func() { close(ended) }
+		l.begin()
+		return nil
 	}
+	ended := make(chan struct{})
+	l.end = func() { close(ended) }
 	l.begin()
-	if ended != nil {
-		<-ended
-	}
+	<-ended
 	return nil
 }
 
-// leaveOpen lets the handler return while the answer goes on, where the front can do that. A request that is traced is
-// followed to its end by its handler.
-func (x *exchange) leaveOpen() (finish func(), left bool) {
-	front, can := x.w.(interface{ Detach() (func(), bool) })
-	if !can || x.traced != nil {
-		return nil, false
+// detach lets the handler return while the answer goes on, where the front can do that. A request that is traced is followed
+// to its end by its handler.
+func (x *exchange) detach() (finish func()) {
+	if front, can := x.w.(interface{ Detach() (func(), bool) }); can && x.traced == nil {
+		finish, _ = front.Detach()
 	}
-	if finish, left = front.Detach(); left {
-		x.left = true
+	return finish
+}
+
+// handOver gives the request to somebody else than its handler: as a copy, so that the large piece of memory in which requests
+// begin serves the next one. Without its record, which is packed, and headers for an upstream it takes little more than half.
+func (x *exchange) handOver() (_ *exchange, packed []byte) {
+	theirs := *x
+	theirs.rec, theirs.parts, theirs.set = nil, nil, nil
+	if packed = packRecord(x.rec); packed == nil {
+		theirs.rec = proto.CloneOf(x.rec)
 	}
-	return finish, left
+	x.left = true
+	return &theirs, packed
+}
+
+// packRecord returns nil when the record cannot be packed.
+func packRecord(rec *auditv1.Record) []byte {
+	b, err := proto.Marshal(rec)
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// unpack gives the exchange a record. It is called with mu held, like pack, which takes it away.
+func (l *listener) unpack() {
+	if l.x.rec != nil {
+		return
+	}
+	l.x.rec = &auditv1.Record{}
+	if err := proto.Unmarshal(l.packed, l.x.rec); err != nil {
+		l.x.p.log.Error("the record of a stream is lost", "error", err)
+	}
+}
+
+func (l *listener) pack() {
+	if l.packed != nil {
+		l.x.rec = nil
+	}
 }
 
 func (l *listener) begin() {
@@ -75,13 +110,16 @@ func (l *listener) begin() {
 	defer l.mu.Unlock()
 	x := l.x
 	l.alive = time.AfterFunc(x.p.cfg.KeepAlive, l.comment)
-	l.unbind = context.AfterFunc(x.ctx, l.cut)
+	l.unbind = x.life.after(l.cut)
 	x.p.listeners.add(x.p, l)
 	if !l.resp.Park(l.wake) {
 		l.reading = true
 		go l.read()
 	}
 	l.tell(l.look()) // the policy may have been replaced before the listeners had this one
+	if !l.reading {
+		l.pack()
+	}
 }
 
 // wake is called by the upstream's stream when it has something to read.
@@ -123,6 +161,7 @@ func (l *listener) readOne() bool {
 	l.alive.Reset(l.x.p.cfg.KeepAlive)
 	if l.resp.Park(l.wake) {
 		l.reading = false
+		l.pack()
 		return false
 	}
 	return true
@@ -131,6 +170,7 @@ func (l *listener) readOne() bool {
 // event relays one event. It reports whether more can come. It is called with mu held.
 func (l *listener) event(ev mcp.Event) bool {
 	x := l.x
+	l.unpack()
 	ev = x.cleanEvent(ev)
 	if len(ev.Data) > 0 {
 		m, refusal := x.p.framer.FrameAnswer(ev.Data)
@@ -140,12 +180,29 @@ func (l *listener) event(ev mcp.Event) bool {
 		}
 		if m.Kind == mcp.KindRequest {
 			if reason := x.forbids(m.Method, m.Raw(m.Params)); reason != "" {
-				x.refuseQuestion(&m, reason)
+				l.refuse(&m, reason)
 				return true
 			}
 		}
+		if ev.Raw = x.taskNotice(&m, ev); ev.Raw == nil {
+			return true
+		}
 	}
 	return l.out.send(ev.Raw)
+}
+
+// refuse tells the server that its question is not put, with its credential of now.
+func (l *listener) refuse(m *mcp.Message, reason string) {
+	x := l.x
+	x.set = http.Header{}
+	leaks, err := x.p.credentials(x.ctx, x.state, x.tenant, x.server, x.set)
+	if err != nil {
+		x.p.log.Warn("a server was not told that its question is refused", "error", err, "request_id", x.rec.GetId())
+		return
+	}
+	x.mustNotLeak(leaks)
+	x.refuseQuestion(m, reason)
+	x.set = nil
 }
 
 // stop ends the stream. It is called with mu held.
@@ -218,12 +275,19 @@ func (l *listener) look() (notices [][]byte) {
 		default:
 			return notices
 		}
+		l.unpack()
 		if x.recheck() != nil {
 			x.life.end(errRevoked)
 			l.stop()
 			return nil
 		}
 		notices = append(notices, x.changes()...)
+		if l.packed != nil {
+			l.packed = packRecord(x.rec)
+		}
+		if !l.reading {
+			l.pack()
+		}
 	}
 	return nil
 }

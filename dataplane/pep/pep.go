@@ -27,6 +27,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/remote"
+	"github.com/mcpvault/mcpvault/dataplane/resume"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
@@ -154,15 +155,17 @@ type PEP struct {
 	dialogues *bridge.Dialogues
 	parked    *bridge.Parked[*conversation]
 	ears      *ears
-	metrics   *metrics
-	pins      pins
-	seed      maphash.Seed      // of hashes that stay on this node
-	here      []string          // the header value that names this node
-	bases     map[string]string // public URL without path, by host
-	tracer    trace.Tracer      // nil while nothing is traced
-	draining  chan struct{}     // closed by Drain
-	drained   sync.Once
-	steps     []step
+	// kept is what was said on streams, for those who come back to them.
+	kept     *resume.Streams
+	metrics  *metrics
+	pins     pins
+	seed     maphash.Seed      // of hashes that stay on this node
+	here     []string          // the header value that names this node
+	bases    map[string]string // public URL without path, by host
+	tracer   trace.Tracer      // nil while nothing is traced
+	draining chan struct{}     // closed by Drain
+	drained  sync.Once
+	steps    []step
 }
 
 // Parts are what a PEP stands on. Injector may be nil, and Workloads where callers are known by their tokens alone.
@@ -214,6 +217,7 @@ func New(cfg Config, parts Parts) *PEP {
 		parked:    bridge.NewParked[*conversation](cfg.MaxParked, maxParkedEach, cfg.Now),
 		streams:   limit.NewStreams(cfg.MaxStreams),
 		listeners: newListeners(),
+		kept:      resume.New(resume.Config{MaxStreams: cfg.MaxUpstreamSessions}),
 		limits:    parts.Limits,
 		slots:     limit.NewSlots(),
 		flood:     limit.NewFlood[*auditv1.Record](time.Second, maxFloods),
@@ -295,7 +299,12 @@ func (p *PEP) Run(ctx context.Context) error {
 const maxParkedEach = 64
 
 // Drain ends the long streams, which would outlast any grace; calls go on to their answers.
-func (p *PEP) Drain() { p.drained.Do(func() { close(p.draining) }) }
+func (p *PEP) Drain() {
+	p.drained.Do(func() {
+		close(p.draining)
+		p.kept.Close() // nobody comes back to a node that stops
+	})
+}
 
 // Streams counts the streams that are open.
 func (p *PEP) Streams() int { return p.streams.Open() }

@@ -265,5 +265,6 @@ func ownerKey(era mcp.Era, tenant snapshot.TenantID, owner session.Owner) [16]by
 func (x *exchange) endOwned() *answer {
 	x.p.leases.End(x.ctx, x.leaseID(), true)
 	x.p.dialogues.End(session.Hash(x.sessionID))
+	x.p.kept.End(session.Hash(x.sessionID))
 	return &answer{status: http.StatusNoContent, outcome: "ok"}
 }

@@ -217,6 +217,7 @@ type sseWriter struct {
 	w         http.ResponseWriter
 	rc        *http.ResponseController
 	resumable bool // an event with an id was sent
+	tape      *tape
 }
 
 func (x *exchange) openStream() *sseWriter {
@@ -230,7 +231,16 @@ func (x *exchange) openStream() *sseWriter {
 	return out
 }
 
+// send sends an event, or a comment; false means that there is nobody any more to send to.
 func (s *sseWriter) send(raw []byte) bool {
+	if s.tape != nil {
+		return s.tape.send(s, raw)
+	}
+	return s.write(raw)
+}
+
+// write puts an event on the wire.
+func (s *sseWriter) write(raw []byte) bool {
 	_ = s.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
 	if !s.resumable && (bytes.HasPrefix(raw, []byte("id:")) || bytes.Contains(raw, []byte("\nid:"))) {
 		s.resumable = true

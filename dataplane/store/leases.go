@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/mcpvault/mcpvault/kit/broken"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	"go.etcd.io/bbolt"
 	"google.golang.org/protobuf/proto"
@@ -315,6 +316,9 @@ func (t *leaseTx) touch(id []byte, usedMS int64) error {
 
 // end takes a lease out, unless it was used after unusedSince, and remembers that it ended.
 func (t *leaseTx) end(id []byte, unusedSince *int64, closed bool, done *LeaseChange) error {
+	if broken.Is("stale-session") && unusedSince == nil {
+		return nil
+	}
 	lease, err := t.get(id)
 	if err != nil || lease != nil && unusedSince != nil && lease.GetUsedMs() > *unusedSince {
 		return err

@@ -166,6 +166,7 @@ func (s *Store) loadRecords(tx *bbolt.Tx) error {
 			return err
 		}
 	}
+	s.loadConfirmed(tx)
 	for id, history := range s.mem.generations {
 		slices.SortFunc(history, newestFirst)
 		sound, lost := provable(history)

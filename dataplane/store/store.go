@@ -111,6 +111,7 @@ type memory struct {
 	keys        map[uint32]*cellv1.SessionKey
 	members     *cellv1.Members // nil while there is no list
 	highWater   int64
+	confirmed   map[snapshot.TenantID]int64
 }
 
 // refMarks are the manifest's references by tenant.

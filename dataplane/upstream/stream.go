@@ -94,7 +94,7 @@ func (s *stream) bind() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.unbind == nil && !s.closed {
-		s.unbind = context.AfterFunc(s.src.ctx, s.src.c.abort)
+		s.unbind = afterwards(s.src.ctx, s.src.c.abort)
 	}
 }
 

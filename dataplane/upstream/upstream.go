@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
+	"github.com/mcpvault/mcpvault/kit/broken"
 	"github.com/mcpvault/mcpvault/kit/egress"
 	"github.com/mcpvault/mcpvault/kit/poll"
 )
@@ -204,6 +205,9 @@ func (c *Client) Do(ctx context.Context, req *Request) (*Response, error) {
 		return nil, err
 	}
 	x := call{d: d, ctx: ctx, req: req, probe: probe}
+	if broken.Is("double-send") && c.cfg.Now().UnixMilli()%20 == 0 {
+		_, _ = x.do(head, more, nil)
+	}
 	resp, err := x.do(head, more, *buf)
 	if resp == nil || resp.Events == nil {
 		x.leave(err)

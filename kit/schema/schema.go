@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"regexp"
 	"regexp/syntax"
+	"slices"
 	"strings"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -154,12 +155,10 @@ func beyondRE2(err error) bool {
 	if !errors.As(err, &e) {
 		return false
 	}
-	switch e.Code {
-	case syntax.ErrInvalidPerlOp, syntax.ErrInvalidEscape, syntax.ErrInvalidRepeatSize, syntax.ErrInvalidCharRange, syntax.ErrInvalidNamedCapture,
-		syntax.ErrLarge, syntax.ErrNestingDepth:
-		return true
-	}
-	return false
+	return slices.Contains([]syntax.ErrorCode{
+		syntax.ErrInvalidPerlOp, syntax.ErrInvalidEscape, syntax.ErrInvalidRepeatSize, syntax.ErrInvalidCharRange, syntax.ErrInvalidNamedCapture,
+		syntax.ErrLarge, syntax.ErrNestingDepth,
+	}, e.Code)
 }
 
 func read(raw []byte) (*document, error) {

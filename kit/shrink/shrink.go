@@ -3,11 +3,12 @@
 // The collector lets the heap grow to about twice of what is in use before it runs, which is what makes it cheap under load, and
 // when the load ends, the last garbage stays: nothing is allocated, so nothing is collected. For a process that holds
 // thousands of idle sessions that is as much again as all of them take. Setting GOGC lower would have every call pay for it;
-// collecting once after a burst costs one cycle, and nothing while there is load.
+// collecting after a burst costs two cycles, and nothing while there is load.
 package shrink
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -31,7 +32,8 @@ func Run(ctx context.Context) error {
 	return run.Every(ctx, every, func(context.Context) {
 		now := s.read()
 		if now.due(before) {
-			debug.FreeOSMemory()
+			runtime.GC()         // takes what lies in pools aside
+			debug.FreeOSMemory() // and drops it
 			now = s.read()
 		}
 		before = now

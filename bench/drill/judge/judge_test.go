@@ -184,6 +184,10 @@ func TestEveryAnswerMustBeOnRecordOnce(t *testing.T) {
 		j.Closed(judge.Answer{Decision: id, Effects: effects}, "")
 	}
 	all := []judge.Record{{ID: "list"}, {ID: "write", Intent: true}, {ID: "o1", Outcome: true, Of: "write"}, {ID: "refusal"}, {ID: "of somebody else"}}
+	withdrawn := append(slices.Clone(all[:2]), judge.Record{ID: "write", Refused: true}, judge.Record{ID: "refusal"})
+	if got := j.Audit(withdrawn); got.Lost != 0 || got.Doubled != 0 {
+		t.Errorf("a call was refused because its intent came too late: %+v", got)
+	}
 	if got := j.Audit(all); got.Lost != 0 || got.Doubled != 0 || got.Answers != 3 || got.Records != 5 {
 		t.Errorf("all are there: %+v", got)
 	}

@@ -14,6 +14,8 @@ type Record struct {
 	// one's id.
 	Intent, Outcome bool
 	Of              string
+	// Refused says that the call was not made.
+	Refused bool
 	// Where it stands, for people: log and index.
 	Where string
 }
@@ -37,8 +39,8 @@ func (j *Judge) Audit(records []Record) Audited {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	type trace struct {
-		own, intents, outcomes int
-		where                  []string
+		own, refused, intents, outcomes int
+		where                           []string
 	}
 	found := map[string]*trace{}
 	of := func(id string) *trace {
@@ -60,12 +62,17 @@ func (j *Judge) Audit(records []Record) Audited {
 			of(r.ID).intents++
 		default:
 			of(r.ID).own++
+			if r.Refused {
+				of(r.ID).refused++
+			}
 		}
 	}
 	out := Audited{Answers: len(j.decisions), Records: len(records)}
 	for id := range j.decisions {
 		t := found[id]
 		switch {
+		case t != nil && t.intents == 1 && t.own == 1 && t.refused == 1 && t.outcomes <= 1:
+			// An intent that could not be made durable in time, and the refusal that came of it.
 		case t == nil:
 			out.Lost++
 			out.example("%s has no record", id)

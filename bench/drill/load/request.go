@@ -127,7 +127,8 @@ type message struct {
 		Code    int    `json:"code"`
 		Message string `json:"message"`
 		Data    struct {
-			Reason string `json:"reason"`
+			Reason    string `json:"reason"`
+			Retryable bool   `json:"retryable"`
 		} `json:"data"`
 	} `json:"error"`
 }
@@ -205,10 +206,10 @@ func (l *Load) verdict(r request, got reply, err error) (s Sample, why string) {
 	case got.msg.Error != nil && got.msg.Error.Code == -32602 && r.id != "":
 		l.cfg.Judge.Called(a, r.id, r.tool, judge.Refused)
 	case slices.Contains(l.cfg.Tolerated, reason):
-		l.closed(r, a, reason)
+		l.closed(r, a, got, reason)
 		s.Class = Closed
 	default:
-		l.closed(r, a, reason)
+		l.closed(r, a, got, reason)
 		s.Class = Failed
 		return s, fmt.Sprintf("%d %s", got.status, reason)
 	}
@@ -219,8 +220,10 @@ func (l *Load) verdict(r request, got reply, err error) (s Sample, why string) {
 var mayHaveRun = []string{"upstream_timeout", "timeout", "upstream_broken", "outcome_unknown", "node_stopping", "upstream_unavailable", "canceled"}
 
 // closed notes an answer that is a refusal for another reason than policy.
-func (l *Load) closed(r request, a judge.Answer, reason string) {
-	if r.id != "" && slices.Contains(mayHaveRun, reason) {
+func (l *Load) closed(r request, a judge.Answer, got reply, reason string) {
+	// Where the outcome cannot be recorded the answer is withheld, and the caller told not to try again.
+	withheld := reason == "audit_unavailable" && got.msg.Error != nil && !got.msg.Error.Data.Retryable
+	if r.id != "" && (withheld || slices.Contains(mayHaveRun, reason)) {
 		l.cfg.Judge.Called(a, r.id, r.tool, judge.Unknown)
 		l.cfg.Judge.Closed(a, "")
 		return

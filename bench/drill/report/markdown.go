@@ -55,7 +55,7 @@ func (d *Drill) markdown(say func(string, ...any)) {
 		d.Failed, most(d.Limits.Failed), d.Unknown, most(d.Limits.Unknown), d.Counts.Next)
 	say("- %d wrong decisions. Longest time without a right answer: %.0f ms.", d.Wrong, d.Gap)
 	say("- %d executions at the server. %d answers held against the audit log: %d without a record, %d with more than one.", d.Executions, d.Answers, d.Lost, d.Doubled)
-	say("- %d policy changes, %d of them not acknowledged by all%s; the slowest took %.0f ms to the last node in reach.", d.Counts.Changes, d.Counts.FailedChanges,
+	say("- %d policy changes, %d of them not acknowledged by all%s; the slowest took %.0f ms to the last node that was waited for, some of which were away.", d.Counts.Changes, d.Counts.FailedChanges,
 		most(d.Limits.Changes), d.Stale)
 	for _, name := range slices.Sorted(maps.Keys(d.Facts)) {
 		say("- %s: %.0f", strings.ReplaceAll(name, "_", " "), d.Facts[name])

@@ -213,7 +213,19 @@ func perform(ctx context.Context, site *rehearse.Site, drills []*rehearse.Drill,
 			break
 		}
 	}
+	if err == nil && ctx.Err() == nil {
+		err = audit(ctx, stage, &out.Drills[len(out.Drills)-1])
+	}
 	return errors.Join(err, stage.Close(context.WithoutCancel(ctx)))
+}
+
+// audit verifies the logs that the drills have left; what is wrong with them the last drill has not passed for.
+func audit(ctx context.Context, stage *rehearse.Stage, last *report.Drill) error {
+	wrong, err := stage.Audit(ctx)
+	for _, w := range wrong {
+		last.Findings, last.Passed = append(last.Findings, "the audit logs do not verify after all drills: "+w), false
+	}
+	return err
 }
 
 // drills are those that were asked for.

@@ -66,6 +66,7 @@ func (n *Node) keepHouse(ctx context.Context) error {
 		case <-look.C:
 		case <-minute.C:
 			n.sweep()
+			n.retireKeys()
 			if err := n.store.PutHighWater(n.clock.Now().UnixMilli()); err != nil {
 				n.log.ErrorContext(ctx, "remember the time", "err", err)
 			}

@@ -3,6 +3,7 @@ package cell
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -129,6 +130,8 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("pep", n.pep, time.Second)
 	g.Add("sessions", n.leases, time.Second)
 	g.Add("session answers", run.Func(n.answerSessions), time.Second)
+	g.Add("orders", run.Func(n.answerOrders), time.Second)
+	g.Add("drain", run.Func(n.drainWhenTold), time.Second)
 	if n.cfg.Listen.Metrics != "" {
 		ln, err := net.Listen("tcp", n.cfg.Listen.Metrics)
 		if err != nil {
@@ -170,7 +173,7 @@ func (n *Node) addFronts(g *run.Group) error {
 		if err != nil {
 			return fmt.Errorf("%s listener: %w", f.name, err)
 		}
-		h := n.whenAlive(n.whenWhole(n.pep))
+		h := n.counted(n.whenAlive(n.whenMember(n.whenWhole(n.pep))))
 		if f.tls {
 			if h, err = n.addQUIC(g, cfg, ln.Addr(), h); err != nil {
 				return err
@@ -206,15 +209,12 @@ func (n *Node) peerServer() (run.Runner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("peer listener: %w", err)
 	}
-	names := make([]string, 0, len(n.cfg.Members))
-	for _, m := range n.cfg.Members {
-		names = append(names, m.Node)
-	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
 	srv := &http.Server{
 		Handler: n.fromAlive(peers.NewHandler(n)), Protocols: protocols, ReadHeaderTimeout: 5 * time.Second,
-		TLSConfig: svid.ServerTLS(n.identity, svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, names...), "h2"),
+		ErrorLog:  slog.NewLogLogger(n.log.Handler(), slog.LevelWarn),
+		TLSConfig: svid.ServerTLS(n.identity, n.isMember, "h2"),
 	}
 	return &plainServer{ln, srv}, nil
 }

@@ -25,7 +25,7 @@ type check struct {
 // records; it does not need the control plane, a leader or a peer.
 func (n *Node) checks() []check {
 	var all []check
-	all = append(all, check{"killed", true, n.killedProblem()}, check{"policy", true, n.policyProblem()})
+	all = append(all, check{"killed", true, n.killedProblem()}, check{"member", true, n.removedProblem()}, check{"draining", true, n.drainProblem()}, check{"policy", true, n.policyProblem()})
 	all = append(all, check{"audit", true, n.audit.Problem()}, check{"audit_witness", false, n.deliverer.Problem()})
 	all = append(all, check{"identity", true, n.identityProblem()}, check{"clock", true, n.clockProblem()}, check{"store", true, n.storeProblem()})
 	all = append(all, check{"session_keys", true, n.sessionProblem()})
@@ -157,6 +157,7 @@ func (n *Node) nodeStatus() *cellv1.NodeStatus {
 		AuditSize: uint64(n.tlog.Size()), AuditDelivered: uint64(n.deliverer.Delivered()),
 		Sessions: uint64(n.store.Leases().Len()), McpUrl: n.mcpURL(),
 	}
+	s.RaftAddr, s.PeerAddr = n.own().Raft, n.own().Peer
 	s.RootsVersion = n.trust.Current().Version()
 	if m, err := n.trust.Current().OpenManifest(n.store.Manifest(), n.cfg.Cell); err == nil {
 		s.ManifestSequence, s.ManifestRoot = m.GetSequence(), m.GetRoot()

@@ -66,6 +66,10 @@ func (s shards) Fetch(ctx context.Context, d snapshot.Digest, size int64) ([]byt
 
 // Propose makes the node, with Blob and Status, a peer of the others.
 func (n *Node) Propose(ctx context.Context, e *cellv1.RaftEntry) (uint64, error) {
+	switch e.GetCommand().(type) {
+	case *cellv1.RaftEntry_Members, *cellv1.RaftEntry_SessionKey, *cellv1.RaftEntry_Sessions:
+		return 0, problem.New(problem.Denied, "this entry is the leader's own to propose", "")
+	}
 	if n.consensus.Leads() && n.inLog(e) {
 		return n.consensus.AppliedIndex(), nil
 	}
@@ -99,6 +103,8 @@ func (n *Node) applied(a consensus.Applied) {
 		}
 	case *cellv1.RaftEntry_SessionKey:
 		n.takeSessionKeys()
+	case *cellv1.RaftEntry_Members:
+		n.membersChanged()
 	case *cellv1.RaftEntry_Sessions, *cellv1.RaftEntry_SessionState:
 		n.sessionsApplied(a)
 	default:
@@ -143,7 +149,7 @@ func (n *Node) catchUp(ctx context.Context) {
 	}
 	n.feed.Activate(ctx)
 	// What was committed is on a majority; the damaged disk itself does not count.
-	if whole > len(n.cfg.Members)/2 && n.damaged.Swap(false) {
+	if whole > len(n.consensus.Members())/2 && n.damaged.Swap(false) {
 		n.log.WarnContext(ctx, "the peers have brought what this disk had lost", "peers", whole)
 	}
 }

@@ -55,6 +55,8 @@ type Config struct {
 	OnConnect func()
 	// OnSessionQuery hears what the control plane asks about sessions; it must not block. It may be nil.
 	OnSessionQuery func(*cellv1.SessionQuery)
+	// OnOrder hears what the control plane wants done; it must not block. It may be nil.
+	OnOrder func(*cellv1.NodeOrder)
 	// Now is the time that the node believes; the wall clock when nil.
 	Now func() time.Time
 	// Registerer takes the metrics; it may be nil.
@@ -226,6 +228,11 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 	case *cellv1.WatchResponse_Sessions:
 		if f.cfg.OnSessionQuery != nil {
 			f.cfg.OnSessionQuery(e.Sessions)
+		}
+		return
+	case *cellv1.WatchResponse_Order:
+		if f.cfg.OnOrder != nil {
+			f.cfg.OnOrder(e.Order)
 		}
 		return
 	}

@@ -130,7 +130,8 @@ func cellCommand(a *cli.App) *cobra.Command {
 			}
 			return cli.PrintList(a, nodes, nodeColumns()...)
 		})
-	return a.Group("cell", "Cells: the places where calls are decided.", "  mcpvault cell status", list, status)
+	return a.Group("cell", "Cells: the places where calls are decided.", "  mcpvault cell status", list, status,
+		membersCommand(a), addMember(a), removeMember(a), stepDown(a), drainNode(a))
 }
 
 // states are the beginnings of the state hashes: nodes that serve one generation have the same.

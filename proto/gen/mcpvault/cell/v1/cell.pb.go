@@ -26,6 +26,72 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type OrderKind int32
+
+const (
+	OrderKind_ORDER_KIND_UNSPECIFIED OrderKind = 0
+	// Say who the members are, as the leader knows them.
+	OrderKind_ORDER_KIND_LIST OrderKind = 1
+	// Take a node in, remove one for good: carried out by the leader, wherever it is.
+	OrderKind_ORDER_KIND_ADD    OrderKind = 2
+	OrderKind_ORDER_KIND_REMOVE OrderKind = 3
+	// Let another node lead.
+	OrderKind_ORDER_KIND_STEP_DOWN OrderKind = 4
+	// Serve nobody any more and stop: carried out by the node that is named.
+	OrderKind_ORDER_KIND_DRAIN OrderKind = 5
+	// Say whether the cell can go on while a node is down; asked of the leader.
+	OrderKind_ORDER_KIND_SPARE OrderKind = 6
+)
+
+// Enum value maps for OrderKind.
+var (
+	OrderKind_name = map[int32]string{
+		0: "ORDER_KIND_UNSPECIFIED",
+		1: "ORDER_KIND_LIST",
+		2: "ORDER_KIND_ADD",
+		3: "ORDER_KIND_REMOVE",
+		4: "ORDER_KIND_STEP_DOWN",
+		5: "ORDER_KIND_DRAIN",
+		6: "ORDER_KIND_SPARE",
+	}
+	OrderKind_value = map[string]int32{
+		"ORDER_KIND_UNSPECIFIED": 0,
+		"ORDER_KIND_LIST":        1,
+		"ORDER_KIND_ADD":         2,
+		"ORDER_KIND_REMOVE":      3,
+		"ORDER_KIND_STEP_DOWN":   4,
+		"ORDER_KIND_DRAIN":       5,
+		"ORDER_KIND_SPARE":       6,
+	}
+)
+
+func (x OrderKind) Enum() *OrderKind {
+	p := new(OrderKind)
+	*p = x
+	return p
+}
+
+func (x OrderKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OrderKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_mcpvault_cell_v1_cell_proto_enumTypes[0].Descriptor()
+}
+
+func (OrderKind) Type() protoreflect.EnumType {
+	return &file_mcpvault_cell_v1_cell_proto_enumTypes[0]
+}
+
+func (x OrderKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OrderKind.Descriptor instead.
+func (OrderKind) EnumDescriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{0}
+}
+
 type AckStatus int32
 
 const (
@@ -59,11 +125,11 @@ func (x AckStatus) String() string {
 }
 
 func (AckStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_mcpvault_cell_v1_cell_proto_enumTypes[0].Descriptor()
+	return file_mcpvault_cell_v1_cell_proto_enumTypes[1].Descriptor()
 }
 
 func (AckStatus) Type() protoreflect.EnumType {
-	return &file_mcpvault_cell_v1_cell_proto_enumTypes[0]
+	return &file_mcpvault_cell_v1_cell_proto_enumTypes[1]
 }
 
 func (x AckStatus) Number() protoreflect.EnumNumber {
@@ -72,7 +138,7 @@ func (x AckStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AckStatus.Descriptor instead.
 func (AckStatus) EnumDescriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{0}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{1}
 }
 
 type WatchRequest struct {
@@ -216,6 +282,7 @@ type WatchResponse struct {
 	//	*WatchResponse_Kill
 	//	*WatchResponse_Delta
 	//	*WatchResponse_Sessions
+	//	*WatchResponse_Order
 	Event         isWatchResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -303,6 +370,15 @@ func (x *WatchResponse) GetSessions() *SessionQuery {
 	return nil
 }
 
+func (x *WatchResponse) GetOrder() *NodeOrder {
+	if x != nil {
+		if x, ok := x.Event.(*WatchResponse_Order); ok {
+			return x.Order
+		}
+	}
+	return nil
+}
+
 type isWatchResponse_Event interface {
 	isWatchResponse_Event()
 }
@@ -331,6 +407,11 @@ type WatchResponse_Sessions struct {
 	Sessions *SessionQuery `protobuf:"bytes,5,opt,name=sessions,proto3,oneof"`
 }
 
+type WatchResponse_Order struct {
+	// To be answered by AnswerOrder.
+	Order *NodeOrder `protobuf:"bytes,6,opt,name=order,proto3,oneof"`
+}
+
 func (*WatchResponse_Update) isWatchResponse_Event() {}
 
 func (*WatchResponse_Heartbeat) isWatchResponse_Event() {}
@@ -340,6 +421,346 @@ func (*WatchResponse_Kill) isWatchResponse_Event() {}
 func (*WatchResponse_Delta) isWatchResponse_Event() {}
 
 func (*WatchResponse_Sessions) isWatchResponse_Event() {}
+
+func (*WatchResponse_Order) isWatchResponse_Event() {}
+
+// NodeOrder has a node do something for whoever runs the cell.
+type NodeOrder struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind  OrderKind              `protobuf:"varint,2,opt,name=kind,proto3,enum=mcpvault.cell.v1.OrderKind" json:"kind,omitempty"`
+	Node  string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// For ADD: host:port of its log, and of what nodes say beside it.
+	Raft string `protobuf:"bytes,4,opt,name=raft,proto3" json:"raft,omitempty"`
+	Peer string `protobuf:"bytes,5,opt,name=peer,proto3" json:"peer,omitempty"`
+	// For DRAIN: how long calls may take to finish; and to stop even where the quorum is lost by it.
+	GraceMs int64 `protobuf:"varint,6,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
+	Force   bool  `protobuf:"varint,7,opt,name=force,proto3" json:"force,omitempty"`
+	// Who wants it, for the record.
+	By            string `protobuf:"bytes,8,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeOrder) Reset() {
+	*x = NodeOrder{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeOrder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeOrder) ProtoMessage() {}
+
+func (x *NodeOrder) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeOrder.ProtoReflect.Descriptor instead.
+func (*NodeOrder) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *NodeOrder) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *NodeOrder) GetKind() OrderKind {
+	if x != nil {
+		return x.Kind
+	}
+	return OrderKind_ORDER_KIND_UNSPECIFIED
+}
+
+func (x *NodeOrder) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeOrder) GetRaft() string {
+	if x != nil {
+		return x.Raft
+	}
+	return ""
+}
+
+func (x *NodeOrder) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *NodeOrder) GetGraceMs() int64 {
+	if x != nil {
+		return x.GraceMs
+	}
+	return 0
+}
+
+func (x *NodeOrder) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *NodeOrder) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+type AnswerOrderRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That of the order.
+	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What stood in the way; empty when it was carried out, or, for DRAIN, begun.
+	Code          string        `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
+	What          string        `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	Fix           string        `protobuf:"bytes,4,opt,name=fix,proto3" json:"fix,omitempty"`
+	Leader        string        `protobuf:"bytes,5,opt,name=leader,proto3" json:"leader,omitempty"`
+	Members       []*CellMember `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`
+	Removed       []string      `protobuf:"bytes,7,rep,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerOrderRequest) Reset() {
+	*x = AnswerOrderRequest{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerOrderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerOrderRequest) ProtoMessage() {}
+
+func (x *AnswerOrderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerOrderRequest.ProtoReflect.Descriptor instead.
+func (*AnswerOrderRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AnswerOrderRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *AnswerOrderRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *AnswerOrderRequest) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *AnswerOrderRequest) GetFix() string {
+	if x != nil {
+		return x.Fix
+	}
+	return ""
+}
+
+func (x *AnswerOrderRequest) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *AnswerOrderRequest) GetMembers() []*CellMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *AnswerOrderRequest) GetRemoved() []string {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
+type AnswerOrderResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerOrderResponse) Reset() {
+	*x = AnswerOrderResponse{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerOrderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerOrderResponse) ProtoMessage() {}
+
+func (x *AnswerOrderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerOrderResponse.ProtoReflect.Descriptor instead.
+func (*AnswerOrderResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{5}
+}
+
+// CellMember is one node of a cell.
+type CellMember struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Raft  string                 `protobuf:"bytes,2,opt,name=raft,proto3" json:"raft,omitempty"`
+	Peer  string                 `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
+	// False while it catches up.
+	Votes bool `protobuf:"varint,4,opt,name=votes,proto3" json:"votes,omitempty"`
+	// Only the leader knows how long ago it answered, and how many entries it lacks.
+	Known   bool   `protobuf:"varint,5,opt,name=known,proto3" json:"known,omitempty"`
+	HeardMs int64  `protobuf:"varint,6,opt,name=heard_ms,json=heardMs,proto3" json:"heard_ms,omitempty"`
+	Behind  uint64 `protobuf:"varint,7,opt,name=behind,proto3" json:"behind,omitempty"`
+	// Version of its program; empty when it does not say.
+	Version       string `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CellMember) Reset() {
+	*x = CellMember{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CellMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CellMember) ProtoMessage() {}
+
+func (x *CellMember) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CellMember.ProtoReflect.Descriptor instead.
+func (*CellMember) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CellMember) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *CellMember) GetRaft() string {
+	if x != nil {
+		return x.Raft
+	}
+	return ""
+}
+
+func (x *CellMember) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *CellMember) GetVotes() bool {
+	if x != nil {
+		return x.Votes
+	}
+	return false
+}
+
+func (x *CellMember) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *CellMember) GetHeardMs() int64 {
+	if x != nil {
+		return x.HeardMs
+	}
+	return 0
+}
+
+func (x *CellMember) GetBehind() uint64 {
+	if x != nil {
+		return x.Behind
+	}
+	return 0
+}
+
+func (x *CellMember) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
 
 // SessionQuery asks for the sessions of one tenant, last used first.
 type SessionQuery struct {
@@ -357,7 +778,7 @@ type SessionQuery struct {
 
 func (x *SessionQuery) Reset() {
 	*x = SessionQuery{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[3]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -369,7 +790,7 @@ func (x *SessionQuery) String() string {
 func (*SessionQuery) ProtoMessage() {}
 
 func (x *SessionQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[3]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -382,7 +803,7 @@ func (x *SessionQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionQuery.ProtoReflect.Descriptor instead.
 func (*SessionQuery) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{3}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SessionQuery) GetId() uint64 {
@@ -439,7 +860,7 @@ type AnswerSessionsRequest struct {
 
 func (x *AnswerSessionsRequest) Reset() {
 	*x = AnswerSessionsRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[4]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +872,7 @@ func (x *AnswerSessionsRequest) String() string {
 func (*AnswerSessionsRequest) ProtoMessage() {}
 
 func (x *AnswerSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[4]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +885,7 @@ func (x *AnswerSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerSessionsRequest.ProtoReflect.Descriptor instead.
 func (*AnswerSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{4}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AnswerSessionsRequest) GetId() uint64 {
@@ -496,7 +917,7 @@ type AnswerSessionsResponse struct {
 
 func (x *AnswerSessionsResponse) Reset() {
 	*x = AnswerSessionsResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +929,7 @@ func (x *AnswerSessionsResponse) String() string {
 func (*AnswerSessionsResponse) ProtoMessage() {}
 
 func (x *AnswerSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +942,7 @@ func (x *AnswerSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerSessionsResponse.ProtoReflect.Descriptor instead.
 func (*AnswerSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{5}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{9}
 }
 
 // SessionInfo is what is shown of a session: nothing that would open it.
@@ -542,7 +963,7 @@ type SessionInfo struct {
 
 func (x *SessionInfo) Reset() {
 	*x = SessionInfo{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -554,7 +975,7 @@ func (x *SessionInfo) String() string {
 func (*SessionInfo) ProtoMessage() {}
 
 func (x *SessionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -567,7 +988,7 @@ func (x *SessionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionInfo.ProtoReflect.Descriptor instead.
 func (*SessionInfo) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{6}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SessionInfo) GetSession() []byte {
@@ -653,7 +1074,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +1086,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +1099,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{7}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Update) GetManifest() []byte {
@@ -725,7 +1146,7 @@ type FetchBlobRequest struct {
 
 func (x *FetchBlobRequest) Reset() {
 	*x = FetchBlobRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -737,7 +1158,7 @@ func (x *FetchBlobRequest) String() string {
 func (*FetchBlobRequest) ProtoMessage() {}
 
 func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -750,7 +1171,7 @@ func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobRequest.ProtoReflect.Descriptor instead.
 func (*FetchBlobRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{8}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FetchBlobRequest) GetSha256() []byte {
@@ -769,7 +1190,7 @@ type FetchBlobResponse struct {
 
 func (x *FetchBlobResponse) Reset() {
 	*x = FetchBlobResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +1202,7 @@ func (x *FetchBlobResponse) String() string {
 func (*FetchBlobResponse) ProtoMessage() {}
 
 func (x *FetchBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +1215,7 @@ func (x *FetchBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobResponse.ProtoReflect.Descriptor instead.
 func (*FetchBlobResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{9}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FetchBlobResponse) GetChunk() []byte {
@@ -821,7 +1242,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +1254,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +1267,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AcknowledgeRequest) GetTenantId() string {
@@ -906,7 +1327,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1339,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1352,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{15}
 }
 
 type NodeStatus struct {
@@ -959,14 +1380,17 @@ type NodeStatus struct {
 	ManifestSequence uint64 `protobuf:"varint,17,opt,name=manifest_sequence,json=manifestSequence,proto3" json:"manifest_sequence,omitempty"`
 	ManifestRoot     []byte `protobuf:"bytes,18,opt,name=manifest_root,json=manifestRoot,proto3" json:"manifest_root,omitempty"`
 	// Version of the roots that it believes.
-	RootsVersion  uint64 `protobuf:"varint,19,opt,name=roots_version,json=rootsVersion,proto3" json:"roots_version,omitempty"`
+	RootsVersion uint64 `protobuf:"varint,19,opt,name=roots_version,json=rootsVersion,proto3" json:"roots_version,omitempty"`
+	// Where the other nodes reach it: host:port of its log, and of what nodes say beside it.
+	RaftAddr      string `protobuf:"bytes,20,opt,name=raft_addr,json=raftAddr,proto3" json:"raft_addr,omitempty"`
+	PeerAddr      string `protobuf:"bytes,21,opt,name=peer_addr,json=peerAddr,proto3" json:"peer_addr,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1402,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1415,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodeStatus) GetCell() string {
@@ -1127,6 +1551,20 @@ func (x *NodeStatus) GetRootsVersion() uint64 {
 	return 0
 }
 
+func (x *NodeStatus) GetRaftAddr() string {
+	if x != nil {
+		return x.RaftAddr
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetPeerAddr() string {
+	if x != nil {
+		return x.PeerAddr
+	}
+	return ""
+}
+
 type ReportStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        *NodeStatus            `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
@@ -1136,7 +1574,7 @@ type ReportStatusRequest struct {
 
 func (x *ReportStatusRequest) Reset() {
 	*x = ReportStatusRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1586,7 @@ func (x *ReportStatusRequest) String() string {
 func (*ReportStatusRequest) ProtoMessage() {}
 
 func (x *ReportStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1599,7 @@ func (x *ReportStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStatusRequest.ProtoReflect.Descriptor instead.
 func (*ReportStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReportStatusRequest) GetStatus() *NodeStatus {
@@ -1179,7 +1617,7 @@ type ReportStatusResponse struct {
 
 func (x *ReportStatusResponse) Reset() {
 	*x = ReportStatusResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1629,7 @@ func (x *ReportStatusResponse) String() string {
 func (*ReportStatusResponse) ProtoMessage() {}
 
 func (x *ReportStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1642,7 @@ func (x *ReportStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStatusResponse.ProtoReflect.Descriptor instead.
 func (*ReportStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{18}
 }
 
 type DeliverAuditRequest struct {
@@ -1228,7 +1666,7 @@ type DeliverAuditRequest struct {
 
 func (x *DeliverAuditRequest) Reset() {
 	*x = DeliverAuditRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +1678,7 @@ func (x *DeliverAuditRequest) String() string {
 func (*DeliverAuditRequest) ProtoMessage() {}
 
 func (x *DeliverAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +1691,7 @@ func (x *DeliverAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverAuditRequest.ProtoReflect.Descriptor instead.
 func (*DeliverAuditRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeliverAuditRequest) GetLogId() string {
@@ -1317,7 +1755,7 @@ type DeliverAuditResponse struct {
 
 func (x *DeliverAuditResponse) Reset() {
 	*x = DeliverAuditResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1767,7 @@ func (x *DeliverAuditResponse) String() string {
 func (*DeliverAuditResponse) ProtoMessage() {}
 
 func (x *DeliverAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1780,7 @@ func (x *DeliverAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverAuditResponse.ProtoReflect.Descriptor instead.
 func (*DeliverAuditResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeliverAuditResponse) GetNextIndex() uint64 {
@@ -1375,14 +1813,44 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
 	"state_hash\x18\x04 \x01(\fB\a\xbaH\x04z\x02\x18 R\tstateHash\x12\x1f\n" +
 	"\x06digest\x18\x05 \x01(\fB\a\xbaH\x04z\x02\x18 R\x06digest\x12!\n" +
-	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xfb\x01\n" +
+	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xb0\x02\n" +
 	"\rWatchResponse\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x1e\n" +
 	"\theartbeat\x18\x02 \x01(\fH\x00R\theartbeat\x12\x14\n" +
 	"\x04kill\x18\x03 \x01(\fH\x00R\x04kill\x129\n" +
 	"\x05delta\x18\x04 \x01(\v2!.mcpvault.snapshot.v1.SignedDeltaH\x00R\x05delta\x12<\n" +
-	"\bsessions\x18\x05 \x01(\v2\x1e.mcpvault.cell.v1.SessionQueryH\x00R\bsessionsB\a\n" +
-	"\x05event\"\xa1\x01\n" +
+	"\bsessions\x18\x05 \x01(\v2\x1e.mcpvault.cell.v1.SessionQueryH\x00R\bsessions\x123\n" +
+	"\x05order\x18\x06 \x01(\v2\x1b.mcpvault.cell.v1.NodeOrderH\x00R\x05orderB\a\n" +
+	"\x05event\"\x89\x02\n" +
+	"\tNodeOrder\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12;\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1b.mcpvault.cell.v1.OrderKindB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04kind\x12\x1b\n" +
+	"\x04node\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12\x1c\n" +
+	"\x04raft\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04raft\x12\x1c\n" +
+	"\x04peer\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04peer\x12&\n" +
+	"\bgrace_ms\x18\x06 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\xcf$(\x00R\agraceMs\x12\x14\n" +
+	"\x05force\x18\a \x01(\bR\x05force\x12\x18\n" +
+	"\x02by\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x02by\"\x89\x02\n" +
+	"\x12AnswerOrderRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1b\n" +
+	"\x04code\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18 R\x04code\x12\x1c\n" +
+	"\x04what\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x04what\x12\x1a\n" +
+	"\x03fix\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x03fix\x12\x1f\n" +
+	"\x06leader\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06leader\x12@\n" +
+	"\amembers\x18\x06 \x03(\v2\x1c.mcpvault.cell.v1.CellMemberB\b\xbaH\x05\x92\x01\x02\x10@R\amembers\x12)\n" +
+	"\aremoved\x18\a \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\x80\b\"\x04r\x02\x18@R\aremoved\"\x15\n" +
+	"\x13AnswerOrderResponse\"\xe7\x01\n" +
+	"\n" +
+	"CellMember\x12\x1b\n" +
+	"\x04node\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12\x1c\n" +
+	"\x04raft\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04raft\x12\x1c\n" +
+	"\x04peer\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04peer\x12\x14\n" +
+	"\x05votes\x18\x04 \x01(\bR\x05votes\x12\x14\n" +
+	"\x05known\x18\x05 \x01(\bR\x05known\x12\x19\n" +
+	"\bheard_ms\x18\x06 \x01(\x03R\aheardMs\x12\x16\n" +
+	"\x06behind\x18\a \x01(\x04R\x06behind\x12!\n" +
+	"\aversion\x18\b \x01(\tB\a\xbaH\x04r\x02\x18@R\aversion\"\xa1\x01\n" +
 	"\fSessionQuery\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1b\n" +
 	"\ttenant_id\x18\x02 \x01(\tR\btenantId\x12\x1c\n" +
@@ -1427,7 +1895,7 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reason\x12\x1a\n" +
 	"\brevision\x18\x06 \x01(\x04R\brevision\x12 \n" +
 	"\akill_id\x18\a \x01(\tB\a\xbaH\x04r\x02\x18@R\x06killId\"\x15\n" +
-	"\x13AcknowledgeResponse\"\xbb\x05\n" +
+	"\x13AcknowledgeResponse\"\x89\x06\n" +
 	"\n" +
 	"NodeStatus\x12\x1b\n" +
 	"\x04cell\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04cell\x12\x1b\n" +
@@ -1452,7 +1920,9 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\bproblems\x18\x10 \x03(\tR\bproblems\x12+\n" +
 	"\x11manifest_sequence\x18\x11 \x01(\x04R\x10manifestSequence\x12,\n" +
 	"\rmanifest_root\x18\x12 \x01(\fB\a\xbaH\x04z\x02\x18 R\fmanifestRoot\x12#\n" +
-	"\rroots_version\x18\x13 \x01(\x04R\frootsVersion\"S\n" +
+	"\rroots_version\x18\x13 \x01(\x04R\frootsVersion\x12%\n" +
+	"\traft_addr\x18\x14 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\braftAddr\x12%\n" +
+	"\tpeer_addr\x18\x15 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\bpeerAddr\"S\n" +
 	"\x13ReportStatusRequest\x12<\n" +
 	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusB\x06\xbaH\x03\xc8\x01\x01R\x06status\"\x16\n" +
 	"\x14ReportStatusResponse\"\xad\x02\n" +
@@ -1471,17 +1941,26 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\x14DeliverAuditResponse\x12\x1d\n" +
 	"\n" +
 	"next_index\x18\x01 \x01(\x04R\tnextIndex\x12%\n" +
-	"\x0ewitnessed_size\x18\x02 \x01(\x04R\rwitnessedSize*X\n" +
+	"\x0ewitnessed_size\x18\x02 \x01(\x04R\rwitnessedSize*\xad\x01\n" +
+	"\tOrderKind\x12\x1a\n" +
+	"\x16ORDER_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fORDER_KIND_LIST\x10\x01\x12\x12\n" +
+	"\x0eORDER_KIND_ADD\x10\x02\x12\x15\n" +
+	"\x11ORDER_KIND_REMOVE\x10\x03\x12\x18\n" +
+	"\x14ORDER_KIND_STEP_DOWN\x10\x04\x12\x14\n" +
+	"\x10ORDER_KIND_DRAIN\x10\x05\x12\x14\n" +
+	"\x10ORDER_KIND_SPARE\x10\x06*X\n" +
 	"\tAckStatus\x12\x1a\n" +
 	"\x16ACK_STATUS_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12ACK_STATUS_APPLIED\x10\x01\x12\x17\n" +
-	"\x13ACK_STATUS_REJECTED\x10\x022\xb5\x04\n" +
+	"\x13ACK_STATUS_REJECTED\x10\x022\x91\x05\n" +
 	"\vCellService\x12J\n" +
 	"\x05Watch\x12\x1e.mcpvault.cell.v1.WatchRequest\x1a\x1f.mcpvault.cell.v1.WatchResponse0\x01\x12[\n" +
 	"\tFetchBlob\x12\".mcpvault.cell.v1.FetchBlobRequest\x1a#.mcpvault.cell.v1.FetchBlobResponse\"\x03\x90\x02\x010\x01\x12Z\n" +
 	"\vAcknowledge\x12$.mcpvault.cell.v1.AcknowledgeRequest\x1a%.mcpvault.cell.v1.AcknowledgeResponse\x12]\n" +
 	"\fReportStatus\x12%.mcpvault.cell.v1.ReportStatusRequest\x1a&.mcpvault.cell.v1.ReportStatusResponse\x12c\n" +
-	"\x0eAnswerSessions\x12'.mcpvault.cell.v1.AnswerSessionsRequest\x1a(.mcpvault.cell.v1.AnswerSessionsResponse\x12]\n" +
+	"\x0eAnswerSessions\x12'.mcpvault.cell.v1.AnswerSessionsRequest\x1a(.mcpvault.cell.v1.AnswerSessionsResponse\x12Z\n" +
+	"\vAnswerOrder\x12$.mcpvault.cell.v1.AnswerOrderRequest\x1a%.mcpvault.cell.v1.AnswerOrderResponse\x12]\n" +
 	"\fDeliverAudit\x12%.mcpvault.cell.v1.DeliverAuditRequest\x1a&.mcpvault.cell.v1.DeliverAuditResponseB\xc3\x01\n" +
 	"\x14com.mcpvault.cell.v1B\tCellProtoP\x01Z>github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1;cellv1\xa2\x02\x03MCX\xaa\x02\x10Mcpvault.Cell.V1\xca\x02\x10Mcpvault\\Cell\\V1\xe2\x02\x1cMcpvault\\Cell\\V1\\GPBMetadata\xea\x02\x12Mcpvault::Cell::V1b\x06proto3"
 
@@ -1497,56 +1976,66 @@ func file_mcpvault_cell_v1_cell_proto_rawDescGZIP() []byte {
 	return file_mcpvault_cell_v1_cell_proto_rawDescData
 }
 
-var file_mcpvault_cell_v1_cell_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mcpvault_cell_v1_cell_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_mcpvault_cell_v1_cell_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_mcpvault_cell_v1_cell_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_mcpvault_cell_v1_cell_proto_goTypes = []any{
-	(AckStatus)(0),                 // 0: mcpvault.cell.v1.AckStatus
-	(*WatchRequest)(nil),           // 1: mcpvault.cell.v1.WatchRequest
-	(*AppliedHead)(nil),            // 2: mcpvault.cell.v1.AppliedHead
-	(*WatchResponse)(nil),          // 3: mcpvault.cell.v1.WatchResponse
-	(*SessionQuery)(nil),           // 4: mcpvault.cell.v1.SessionQuery
-	(*AnswerSessionsRequest)(nil),  // 5: mcpvault.cell.v1.AnswerSessionsRequest
-	(*AnswerSessionsResponse)(nil), // 6: mcpvault.cell.v1.AnswerSessionsResponse
-	(*SessionInfo)(nil),            // 7: mcpvault.cell.v1.SessionInfo
-	(*Update)(nil),                 // 8: mcpvault.cell.v1.Update
-	(*FetchBlobRequest)(nil),       // 9: mcpvault.cell.v1.FetchBlobRequest
-	(*FetchBlobResponse)(nil),      // 10: mcpvault.cell.v1.FetchBlobResponse
-	(*AcknowledgeRequest)(nil),     // 11: mcpvault.cell.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),    // 12: mcpvault.cell.v1.AcknowledgeResponse
-	(*NodeStatus)(nil),             // 13: mcpvault.cell.v1.NodeStatus
-	(*ReportStatusRequest)(nil),    // 14: mcpvault.cell.v1.ReportStatusRequest
-	(*ReportStatusResponse)(nil),   // 15: mcpvault.cell.v1.ReportStatusResponse
-	(*DeliverAuditRequest)(nil),    // 16: mcpvault.cell.v1.DeliverAuditRequest
-	(*DeliverAuditResponse)(nil),   // 17: mcpvault.cell.v1.DeliverAuditResponse
-	(*v1.SignedDelta)(nil),         // 18: mcpvault.snapshot.v1.SignedDelta
+	(OrderKind)(0),                 // 0: mcpvault.cell.v1.OrderKind
+	(AckStatus)(0),                 // 1: mcpvault.cell.v1.AckStatus
+	(*WatchRequest)(nil),           // 2: mcpvault.cell.v1.WatchRequest
+	(*AppliedHead)(nil),            // 3: mcpvault.cell.v1.AppliedHead
+	(*WatchResponse)(nil),          // 4: mcpvault.cell.v1.WatchResponse
+	(*NodeOrder)(nil),              // 5: mcpvault.cell.v1.NodeOrder
+	(*AnswerOrderRequest)(nil),     // 6: mcpvault.cell.v1.AnswerOrderRequest
+	(*AnswerOrderResponse)(nil),    // 7: mcpvault.cell.v1.AnswerOrderResponse
+	(*CellMember)(nil),             // 8: mcpvault.cell.v1.CellMember
+	(*SessionQuery)(nil),           // 9: mcpvault.cell.v1.SessionQuery
+	(*AnswerSessionsRequest)(nil),  // 10: mcpvault.cell.v1.AnswerSessionsRequest
+	(*AnswerSessionsResponse)(nil), // 11: mcpvault.cell.v1.AnswerSessionsResponse
+	(*SessionInfo)(nil),            // 12: mcpvault.cell.v1.SessionInfo
+	(*Update)(nil),                 // 13: mcpvault.cell.v1.Update
+	(*FetchBlobRequest)(nil),       // 14: mcpvault.cell.v1.FetchBlobRequest
+	(*FetchBlobResponse)(nil),      // 15: mcpvault.cell.v1.FetchBlobResponse
+	(*AcknowledgeRequest)(nil),     // 16: mcpvault.cell.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),    // 17: mcpvault.cell.v1.AcknowledgeResponse
+	(*NodeStatus)(nil),             // 18: mcpvault.cell.v1.NodeStatus
+	(*ReportStatusRequest)(nil),    // 19: mcpvault.cell.v1.ReportStatusRequest
+	(*ReportStatusResponse)(nil),   // 20: mcpvault.cell.v1.ReportStatusResponse
+	(*DeliverAuditRequest)(nil),    // 21: mcpvault.cell.v1.DeliverAuditRequest
+	(*DeliverAuditResponse)(nil),   // 22: mcpvault.cell.v1.DeliverAuditResponse
+	(*v1.SignedDelta)(nil),         // 23: mcpvault.snapshot.v1.SignedDelta
 }
 var file_mcpvault_cell_v1_cell_proto_depIdxs = []int32{
-	2,  // 0: mcpvault.cell.v1.WatchRequest.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	8,  // 1: mcpvault.cell.v1.WatchResponse.update:type_name -> mcpvault.cell.v1.Update
-	18, // 2: mcpvault.cell.v1.WatchResponse.delta:type_name -> mcpvault.snapshot.v1.SignedDelta
-	4,  // 3: mcpvault.cell.v1.WatchResponse.sessions:type_name -> mcpvault.cell.v1.SessionQuery
-	7,  // 4: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
-	18, // 5: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	0,  // 6: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
-	2,  // 7: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	13, // 8: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
-	1,  // 9: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
-	9,  // 10: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
-	11, // 11: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
-	14, // 12: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
-	5,  // 13: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
-	16, // 14: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
-	3,  // 15: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
-	10, // 16: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
-	12, // 17: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
-	15, // 18: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
-	6,  // 19: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
-	17, // 20: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	3,  // 0: mcpvault.cell.v1.WatchRequest.applied:type_name -> mcpvault.cell.v1.AppliedHead
+	13, // 1: mcpvault.cell.v1.WatchResponse.update:type_name -> mcpvault.cell.v1.Update
+	23, // 2: mcpvault.cell.v1.WatchResponse.delta:type_name -> mcpvault.snapshot.v1.SignedDelta
+	9,  // 3: mcpvault.cell.v1.WatchResponse.sessions:type_name -> mcpvault.cell.v1.SessionQuery
+	5,  // 4: mcpvault.cell.v1.WatchResponse.order:type_name -> mcpvault.cell.v1.NodeOrder
+	0,  // 5: mcpvault.cell.v1.NodeOrder.kind:type_name -> mcpvault.cell.v1.OrderKind
+	8,  // 6: mcpvault.cell.v1.AnswerOrderRequest.members:type_name -> mcpvault.cell.v1.CellMember
+	12, // 7: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
+	23, // 8: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	1,  // 9: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
+	3,  // 10: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
+	18, // 11: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
+	2,  // 12: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
+	14, // 13: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
+	16, // 14: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
+	19, // 15: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
+	10, // 16: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
+	6,  // 17: mcpvault.cell.v1.CellService.AnswerOrder:input_type -> mcpvault.cell.v1.AnswerOrderRequest
+	21, // 18: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
+	4,  // 19: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
+	15, // 20: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
+	17, // 21: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
+	20, // 22: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
+	11, // 23: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
+	7,  // 24: mcpvault.cell.v1.CellService.AnswerOrder:output_type -> mcpvault.cell.v1.AnswerOrderResponse
+	22, // 25: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
+	19, // [19:26] is the sub-list for method output_type
+	12, // [12:19] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_cell_proto_init() }
@@ -1560,14 +2049,15 @@ func file_mcpvault_cell_v1_cell_proto_init() {
 		(*WatchResponse_Kill)(nil),
 		(*WatchResponse_Delta)(nil),
 		(*WatchResponse_Sessions)(nil),
+		(*WatchResponse_Order)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_cell_v1_cell_proto_rawDesc), len(file_mcpvault_cell_v1_cell_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   17,
+			NumEnums:      2,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

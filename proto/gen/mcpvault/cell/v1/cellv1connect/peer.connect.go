@@ -25,6 +25,8 @@ const (
 // reflection-formatted method names, remove the leading slash and convert the remaining slash to a
 // period.
 const (
+	// PeerServiceCarryOutProcedure is the procedure name of the PeerService's CarryOut RPC.
+	PeerServiceCarryOutProcedure = "/mcpvault.cell.v1.PeerService/CarryOut"
 	// PeerServiceProposeProcedure is the procedure name of the PeerService's Propose RPC.
 	PeerServiceProposeProcedure = "/mcpvault.cell.v1.PeerService/Propose"
 	// PeerServiceProposeSessionsProcedure is the procedure name of the PeerService's ProposeSessions
@@ -39,6 +41,13 @@ const (
 )
 
 var (
+	peerServiceCarryOutSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_cell_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("CarryOut"),
+			Procedure:  PeerServiceCarryOutProcedure,
+		}
+	})
 	peerServiceProposeSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -80,6 +89,8 @@ var (
 
 // PeerServiceClient is a client for the mcpvault.cell.v1.PeerService service.
 type PeerServiceClient interface {
+	// CarryOut hands an order to the leader.
+	CarryOut(context.Context, *v1.CarryOutRequest) (*v1.CarryOutResponse, error)
 	// Propose hands an entry to the leader.
 	Propose(context.Context, *v1.ProposeRequest) (*v1.ProposeResponse, error)
 	// ProposeSessions hands changes of leases to the leader.
@@ -120,6 +131,8 @@ func (s PeerServiceReadBlobClientStream) Close() error {
 
 // PeerServiceHandler is an implementation of the mcpvault.cell.v1.PeerService service.
 type PeerServiceHandler interface {
+	// CarryOut hands an order to the leader.
+	CarryOut(context.Context, *v1.CarryOutRequest) (*v1.CarryOutResponse, error)
 	// Propose hands an entry to the leader.
 	Propose(context.Context, *v1.ProposeRequest) (*v1.ProposeResponse, error)
 	// ProposeSessions hands changes of leases to the leader.
@@ -137,6 +150,7 @@ type PeerServiceHandler interface {
 func RegisterPeerServiceHandler(server *connect.Server, svc PeerServiceHandler) {
 	adapter := peerServiceHandler{svc: svc}
 	server.Register(
+		connect.Method{Spec: peerServiceCarryOutSpec(), Handler: adapter.carryOut},
 		connect.Method{Spec: peerServiceProposeSpec(), Handler: adapter.propose},
 		connect.Method{Spec: peerServiceProposeSessionsSpec(), Handler: adapter.proposeSessions},
 		connect.Method{Spec: peerServiceReadBlobSpec(), Handler: adapter.readBlob},
@@ -163,6 +177,10 @@ func (s PeerServiceReadBlobServerStream) Send(res *v1.ReadBlobResponse) error {
 // UnimplementedPeerServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedPeerServiceHandler struct{}
 
+func (UnimplementedPeerServiceHandler) CarryOut(context.Context, *v1.CarryOutRequest) (*v1.CarryOutResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.PeerService.CarryOut is not implemented")
+}
+
 func (UnimplementedPeerServiceHandler) Propose(context.Context, *v1.ProposeRequest) (*v1.ProposeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.PeerService.Propose is not implemented")
 }
@@ -185,6 +203,14 @@ func (UnimplementedPeerServiceHandler) ShareBudgets(context.Context, *v1.ShareBu
 
 type peerServiceClient struct {
 	client *connect.Client
+}
+
+func (c *peerServiceClient) CarryOut(ctx context.Context, req *v1.CarryOutRequest) (*v1.CarryOutResponse, error) {
+	var res v1.CarryOutResponse
+	if err := c.client.CallUnary(ctx, peerServiceCarryOutSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
 }
 
 func (c *peerServiceClient) Propose(ctx context.Context, req *v1.ProposeRequest) (*v1.ProposeResponse, error) {
@@ -228,6 +254,18 @@ func (c *peerServiceClient) ShareBudgets(ctx context.Context, req *v1.ShareBudge
 }
 
 type peerServiceHandler struct{ svc PeerServiceHandler }
+
+func (h peerServiceHandler) carryOut(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CarryOutRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.CarryOut(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
 
 func (h peerServiceHandler) propose(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 	var req v1.ProposeRequest

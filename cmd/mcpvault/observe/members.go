@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
@@ -164,11 +165,7 @@ func sure(a *cli.App, yes bool, deed, word string) error {
 		return nil
 	}
 	f, ok := a.World().Stdin.(*os.File)
-	if ok {
-		info, err := f.Stat()
-		ok = err == nil && info.Mode()&os.ModeCharDevice != 0
-	}
-	if !ok {
+	if !ok || !isatty.IsTerminal(f.Fd()) {
 		return problem.New(problem.Invalid, "this cannot be undone, and nobody is here to be asked", "add --yes to "+deed)
 	}
 	_, _ = fmt.Fprintf(a.World().Stderr, "To %s, type %s: ", deed, word)

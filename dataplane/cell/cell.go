@@ -80,6 +80,7 @@ type Node struct {
 	orders    chan *cellv1.NodeOrder
 	drain     draining
 	drainer   chan time.Duration // what a drain may take; one of them is enough
+	exit      func(code int)     // ends the process
 	pep       *pep.PEP
 	sweep     func() // ends idle dialogues with upstreams
 	control   cellv1connect.CellServiceClient
@@ -88,7 +89,7 @@ type Node struct {
 
 // Run is the life of one node: it returns when ctx has ended and everything it started has stopped.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
-	n := &Node{cfg: cfg, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked), orders: make(chan *cellv1.NodeOrder, maxAsked), drainer: make(chan time.Duration, 1)}
+	n := &Node{cfg: cfg, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked), orders: make(chan *cellv1.NodeOrder, maxAsked), drainer: make(chan time.Duration, 1), exit: os.Exit}
 	ctx, n.drain.stop = context.WithCancelCause(ctx)
 	defer n.drain.stop(nil)
 	defer n.close()
@@ -176,7 +177,7 @@ func (n *Node) openStore(context.Context) error {
 	}
 	n.consensus, err = consensus.New(consensus.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, TrustDomain: n.cfg.TrustDomain,
-		Dir: filepath.Join(n.cfg.DataDir, "raft"), Bind: n.cfg.Listen.Raft, Peers: n.startingPeers(), Join: n.cfg.Join,
+		Dir: filepath.Join(n.cfg.DataDir, "raft"), Bind: n.cfg.Listen.Raft, Peers: n.startingPeers(), Join: n.cfg.Join, Transport: n.cfg.RaftTransport,
 		Identity: n.identity, Key: key, Store: st, Trust: verifier{n},
 		OnApply: n.applied, Admit: n.admit, Logger: n.log,
 		Heartbeat: time.Duration(n.cfg.Heartbeat) * time.Millisecond, DeadAfter: n.cfg.RemoveDeadAfter,

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mcpvault/mcpvault/dataplane/consensus"
 	"github.com/mcpvault/mcpvault/dataplane/edge"
 	"github.com/mcpvault/mcpvault/dataplane/inject"
 	"github.com/mcpvault/mcpvault/dataplane/remote"
@@ -66,6 +67,10 @@ type Config struct {
 	SealKey string `yaml:"seal_key"`
 	// Heartbeat is Raft's, in milliseconds; 500 when 0.
 	Heartbeat int `yaml:"raft_heartbeat_ms"`
+	// RaftTransport carries the log between the nodes: tcp, which is the default, or quic. All nodes of a cell have the same.
+	RaftTransport consensus.Transport `yaml:"raft_transport"`
+	// DiskHangLimit is for how long a write to the log may hang before the process ends with status 74; 20 s when 0.
+	DiskHangLimit time.Duration `yaml:"disk_hang_limit"`
 	// Dev allows plain HTTP on loopback and any loopback Host.
 	Dev bool `yaml:"dev"`
 	// OTLPEndpoint is where spans and metrics go by OTLP over HTTP, http://collector:4318, unless the OTEL_* variables say
@@ -146,6 +151,12 @@ func (c *Config) Problems() []string {
 
 func (c *Config) memberProblems() []string {
 	var p []string
+	if !c.RaftTransport.Valid() {
+		p = append(p, fmt.Sprintf("raft_transport %.20q: it is tcp (the default) or quic", c.RaftTransport))
+	}
+	if c.DiskHangLimit != 0 && c.DiskHangLimit < 2*time.Second {
+		p = append(p, "disk_hang_limit: at least 2s: a busy disk is not a broken one")
+	}
 	if c.RemoveDeadAfter != 0 && c.RemoveDeadAfter < time.Minute {
 		p = append(p, "remove_dead_after: at least 1m, or 0 for never: a restart must not cost a node its place")
 	}

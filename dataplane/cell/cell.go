@@ -52,6 +52,8 @@ type Node struct {
 	clock   *clock
 	// clockSuspect mirrors what pdp was told, so that a change is logged once.
 	clockSuspect atomic.Bool
+	// staleLevels are what the log was last told of each bound; of the housekeeper's own.
+	staleLevels map[string]int
 	// damaged is set until the control plane has sent everything again that this node's disk had lost.
 	damaged atomic.Bool
 	logged  loggedKills
@@ -89,7 +91,7 @@ type Node struct {
 
 // Run is the life of one node: it returns when ctx has ended and everything it started has stopped.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
-	n := &Node{cfg: cfg, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked), orders: make(chan *cellv1.NodeOrder, maxAsked), drainer: make(chan time.Duration, 1), exit: os.Exit}
+	n := &Node{cfg: cfg, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked), orders: make(chan *cellv1.NodeOrder, maxAsked), drainer: make(chan time.Duration, 1), exit: os.Exit, staleLevels: map[string]int{}}
 	ctx, n.drain.stop = context.WithCancelCause(ctx)
 	defer n.drain.stop(nil)
 	defer n.close()

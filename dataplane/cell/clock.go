@@ -60,6 +60,7 @@ func (n *Node) keepHouse(ctx context.Context) error {
 	defer minute.Stop()
 	for {
 		n.judgeClock()
+		n.warnOfStaleness(ctx)
 		select {
 		case <-ctx.Done():
 			return n.store.PutHighWater(n.clock.Now().UnixMilli())

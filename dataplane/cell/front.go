@@ -117,6 +117,7 @@ func (n *Node) parts() (*run.Group, error) {
 	g := run.New(n.log)
 	g.Add("audit delivery", n.deliverer, 2*time.Second)
 	g.Add("consensus", n.consensus, 3*time.Second)
+	g.Add("kill files", run.Func(n.watchKillFiles), time.Second)
 	g.Add("disk", run.Func(n.watchDisk), time.Second)
 	peerServer, err := n.peerServer()
 	if err != nil {

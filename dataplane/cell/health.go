@@ -28,7 +28,7 @@ func (n *Node) checks() []check {
 	all = append(all, check{"killed", true, n.killedProblem()}, check{"member", true, n.removedProblem()}, check{"draining", true, n.drainProblem()}, check{"policy", true, n.policyProblem()})
 	all = append(all, check{"audit", true, n.audit.Problem()}, check{"audit_witness", false, n.deliverer.Problem()})
 	all = append(all, check{"identity", true, n.identityProblem()}, check{"clock", true, n.clockProblem()}, check{"store", true, n.storeProblem()})
-	all = append(all, check{"session_keys", true, n.sessionProblem()})
+	all = append(all, check{"staleness", false, n.stalenessProblem()}, check{"session_keys", true, n.sessionProblem()})
 	var raft, leader, control error
 	if raft = n.consensus.Problem(); raft == nil {
 		if _, ok := n.consensus.Leader(); !ok {

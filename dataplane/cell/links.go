@@ -23,8 +23,20 @@ const proposeLimit = 5 * time.Second
 
 func (p proposer) Leads() bool { return p.n.consensus.Leads() }
 
+// Propose gives up on a kill sooner than on the rest, and tells the peers of it beside the log then.
 func (p proposer) Propose(ctx context.Context, entry *cellv1.RaftEntry) error {
-	ctx, cancel := context.WithTimeout(ctx, proposeLimit)
+	if entry.GetKill() == nil {
+		return p.propose(ctx, proposeLimit, entry)
+	}
+	err := p.propose(ctx, killCommit, entry)
+	if err != nil {
+		p.n.tellKills(ctx)
+	}
+	return err
+}
+
+func (p proposer) propose(ctx context.Context, limit time.Duration, entry *cellv1.RaftEntry) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if p.n.inLog(entry) {
 		return nil

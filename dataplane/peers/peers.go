@@ -29,8 +29,8 @@ const (
 	chunkBytes = 256 << 10
 	// maxStatus bounds what one peer may answer: all heads of the cell and the deltas behind them.
 	maxStatus = 64 << 20
-	// maxRequest bounds what a peer may send: entries of the log, or a message about budgets.
-	maxRequest = 1 << 20
+	// maxRequest bounds what a peer may send: entries of the log, kills, or a message about budgets.
+	maxRequest = 2 << 20
 )
 
 // Set is this node's view of the others. It is safe for concurrent use.
@@ -204,6 +204,7 @@ type Node interface {
 	ProposeSessions(ctx context.Context, b *cellv1.SessionBatch) ([]cellv1.SessionVerdict, error)
 	Blob(d snapshot.Digest) ([]byte, error)
 	Status(brief bool) *cellv1.GetStatusResponse
+	HearKills(ctx context.Context, peer string, kills [][]byte)
 	CarryOut(ctx context.Context, o *cellv1.NodeOrder) *cellv1.AnswerOrderRequest
 	ShareBudgets(peer string, in []limit.Entry) []limit.Entry
 }

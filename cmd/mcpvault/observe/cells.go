@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -74,6 +75,15 @@ func (n nodeView) oldestConfirmed() string {
 		}
 	}
 	return oldest
+}
+
+// age is how long ago that is.
+func (n nodeView) age() string {
+	at, err := time.Parse(time.RFC3339, n.oldestConfirmed())
+	if err != nil {
+		return "-"
+	}
+	return max(0, time.Since(at)).Round(time.Second).String()
 }
 
 func (c cellView) connected() string {
@@ -159,6 +169,7 @@ func nodeColumns() []output.Column[nodeView] {
 		})},
 		{Head: "HEARTBEAT", Cell: func(v nodeView) string { return v.Heartbeat }},
 		{Head: "CONFIRMED", Cell: nodeView.oldestConfirmed},
+		{Head: "AGE", Cell: nodeView.age},
 		{Head: "ROOTS", Cell: func(v nodeView) string { return fmt.Sprint(v.Roots) }, Wide: true},
 		{Head: "AUDIT", Cell: func(v nodeView) string { return fmt.Sprintf("%d/%d", v.Delivered, v.Audit) }},
 		{Head: "PROBLEMS", Cell: func(v nodeView) string { return strings.Join(v.Problems, "; ") }},

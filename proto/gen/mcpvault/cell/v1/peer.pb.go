@@ -916,6 +916,87 @@ func (x *SessionKey) GetCreatedMs() int64 {
 	return 0
 }
 
+type TellKillsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// DSSE envelopes of snapshot.v1.Kills; at most 1 MiB of them.
+	Kills         [][]byte `protobuf:"bytes,1,rep,name=kills,proto3" json:"kills,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TellKillsRequest) Reset() {
+	*x = TellKillsRequest{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TellKillsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TellKillsRequest) ProtoMessage() {}
+
+func (x *TellKillsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TellKillsRequest.ProtoReflect.Descriptor instead.
+func (*TellKillsRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *TellKillsRequest) GetKills() [][]byte {
+	if x != nil {
+		return x.Kills
+	}
+	return nil
+}
+
+type TellKillsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TellKillsResponse) Reset() {
+	*x = TellKillsResponse{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TellKillsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TellKillsResponse) ProtoMessage() {}
+
+func (x *TellKillsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TellKillsResponse.ProtoReflect.Descriptor instead.
+func (*TellKillsResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{11}
+}
+
 type CarryOutRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Order         *NodeOrder             `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
@@ -925,7 +1006,7 @@ type CarryOutRequest struct {
 
 func (x *CarryOutRequest) Reset() {
 	*x = CarryOutRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -937,7 +1018,7 @@ func (x *CarryOutRequest) String() string {
 func (*CarryOutRequest) ProtoMessage() {}
 
 func (x *CarryOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -950,7 +1031,7 @@ func (x *CarryOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CarryOutRequest.ProtoReflect.Descriptor instead.
 func (*CarryOutRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CarryOutRequest) GetOrder() *NodeOrder {
@@ -969,7 +1050,7 @@ type CarryOutResponse struct {
 
 func (x *CarryOutResponse) Reset() {
 	*x = CarryOutResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1062,7 @@ func (x *CarryOutResponse) String() string {
 func (*CarryOutResponse) ProtoMessage() {}
 
 func (x *CarryOutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1075,7 @@ func (x *CarryOutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CarryOutResponse.ProtoReflect.Descriptor instead.
 func (*CarryOutResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CarryOutResponse) GetAnswer() *AnswerOrderRequest {
@@ -1013,7 +1094,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1106,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1119,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ProposeRequest) GetEntry() *RaftEntry {
@@ -1057,7 +1138,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1069,7 +1150,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1082,7 +1163,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ProposeResponse) GetIndex() uint64 {
@@ -1101,7 +1182,7 @@ type ProposeSessionsRequest struct {
 
 func (x *ProposeSessionsRequest) Reset() {
 	*x = ProposeSessionsRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1194,7 @@ func (x *ProposeSessionsRequest) String() string {
 func (*ProposeSessionsRequest) ProtoMessage() {}
 
 func (x *ProposeSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1207,7 @@ func (x *ProposeSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ProposeSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ProposeSessionsRequest) GetBatch() *SessionBatch {
@@ -1146,7 +1227,7 @@ type ProposeSessionsResponse struct {
 
 func (x *ProposeSessionsResponse) Reset() {
 	*x = ProposeSessionsResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1239,7 @@ func (x *ProposeSessionsResponse) String() string {
 func (*ProposeSessionsResponse) ProtoMessage() {}
 
 func (x *ProposeSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1252,7 @@ func (x *ProposeSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ProposeSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ProposeSessionsResponse) GetVerdicts() []SessionVerdict {
@@ -1190,7 +1271,7 @@ type ReadBlobRequest struct {
 
 func (x *ReadBlobRequest) Reset() {
 	*x = ReadBlobRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1202,7 +1283,7 @@ func (x *ReadBlobRequest) String() string {
 func (*ReadBlobRequest) ProtoMessage() {}
 
 func (x *ReadBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1215,7 +1296,7 @@ func (x *ReadBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBlobRequest.ProtoReflect.Descriptor instead.
 func (*ReadBlobRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReadBlobRequest) GetSha256() []byte {
@@ -1234,7 +1315,7 @@ type ReadBlobResponse struct {
 
 func (x *ReadBlobResponse) Reset() {
 	*x = ReadBlobResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1327,7 @@ func (x *ReadBlobResponse) String() string {
 func (*ReadBlobResponse) ProtoMessage() {}
 
 func (x *ReadBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1340,7 @@ func (x *ReadBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBlobResponse.ProtoReflect.Descriptor instead.
 func (*ReadBlobResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReadBlobResponse) GetChunk() []byte {
@@ -1279,7 +1360,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1372,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1385,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetStatusRequest) GetBrief() bool {
@@ -1328,7 +1409,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[19]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1421,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[19]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1434,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetStatusResponse) GetStatus() *NodeStatus {
@@ -1393,7 +1474,7 @@ type ShareBudgetsRequest struct {
 
 func (x *ShareBudgetsRequest) Reset() {
 	*x = ShareBudgetsRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[20]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +1486,7 @@ func (x *ShareBudgetsRequest) String() string {
 func (*ShareBudgetsRequest) ProtoMessage() {}
 
 func (x *ShareBudgetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[20]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +1499,7 @@ func (x *ShareBudgetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareBudgetsRequest.ProtoReflect.Descriptor instead.
 func (*ShareBudgetsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ShareBudgetsRequest) GetShares() []*BudgetShare {
@@ -1437,7 +1518,7 @@ type ShareBudgetsResponse struct {
 
 func (x *ShareBudgetsResponse) Reset() {
 	*x = ShareBudgetsResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[21]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1449,7 +1530,7 @@ func (x *ShareBudgetsResponse) String() string {
 func (*ShareBudgetsResponse) ProtoMessage() {}
 
 func (x *ShareBudgetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[21]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1462,7 +1543,7 @@ func (x *ShareBudgetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareBudgetsResponse.ProtoReflect.Descriptor instead.
 func (*ShareBudgetsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ShareBudgetsResponse) GetShares() []*BudgetShare {
@@ -1500,7 +1581,7 @@ type BudgetShare struct {
 
 func (x *BudgetShare) Reset() {
 	*x = BudgetShare{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[22]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1512,7 +1593,7 @@ func (x *BudgetShare) String() string {
 func (*BudgetShare) ProtoMessage() {}
 
 func (x *BudgetShare) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[22]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1525,7 +1606,7 @@ func (x *BudgetShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BudgetShare.ProtoReflect.Descriptor instead.
 func (*BudgetShare) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *BudgetShare) GetTenantId() string {
@@ -1687,7 +1768,11 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1d\n" +
 	"\n" +
-	"created_ms\x18\x03 \x01(\x03R\tcreatedMs\"L\n" +
+	"created_ms\x18\x03 \x01(\x03R\tcreatedMs\"4\n" +
+	"\x10TellKillsRequest\x12 \n" +
+	"\x05kills\x18\x01 \x03(\fB\n" +
+	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\x05kills\"\x13\n" +
+	"\x11TellKillsResponse\"L\n" +
 	"\x0fCarryOutRequest\x129\n" +
 	"\x05order\x18\x01 \x01(\v2\x1b.mcpvault.cell.v1.NodeOrderB\x06\xbaH\x03\xc8\x01\x01R\x05order\"P\n" +
 	"\x10CarryOutResponse\x12<\n" +
@@ -1734,9 +1819,10 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\x1bSESSION_VERDICT_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SESSION_VERDICT_OPENED\x10\x01\x12\"\n" +
 	"\x1eSESSION_VERDICT_PRINCIPAL_FULL\x10\x02\x12\x1f\n" +
-	"\x1bSESSION_VERDICT_TENANT_FULL\x10\x032\xac\x04\n" +
+	"\x1bSESSION_VERDICT_TENANT_FULL\x10\x032\x82\x05\n" +
 	"\vPeerService\x12Q\n" +
-	"\bCarryOut\x12!.mcpvault.cell.v1.CarryOutRequest\x1a\".mcpvault.cell.v1.CarryOutResponse\x12N\n" +
+	"\bCarryOut\x12!.mcpvault.cell.v1.CarryOutRequest\x1a\".mcpvault.cell.v1.CarryOutResponse\x12T\n" +
+	"\tTellKills\x12\".mcpvault.cell.v1.TellKillsRequest\x1a#.mcpvault.cell.v1.TellKillsResponse\x12N\n" +
 	"\aPropose\x12 .mcpvault.cell.v1.ProposeRequest\x1a!.mcpvault.cell.v1.ProposeResponse\x12f\n" +
 	"\x0fProposeSessions\x12(.mcpvault.cell.v1.ProposeSessionsRequest\x1a).mcpvault.cell.v1.ProposeSessionsResponse\x12X\n" +
 	"\bReadBlob\x12!.mcpvault.cell.v1.ReadBlobRequest\x1a\".mcpvault.cell.v1.ReadBlobResponse\"\x03\x90\x02\x010\x01\x12Y\n" +
@@ -1757,7 +1843,7 @@ func file_mcpvault_cell_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_cell_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mcpvault_cell_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_mcpvault_cell_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_mcpvault_cell_v1_peer_proto_goTypes = []any{
 	(SessionVerdict)(0),             // 0: mcpvault.cell.v1.SessionVerdict
 	(*RaftEntry)(nil),               // 1: mcpvault.cell.v1.RaftEntry
@@ -1770,27 +1856,29 @@ var file_mcpvault_cell_v1_peer_proto_goTypes = []any{
 	(*SessionState)(nil),            // 8: mcpvault.cell.v1.SessionState
 	(*Deltas)(nil),                  // 9: mcpvault.cell.v1.Deltas
 	(*SessionKey)(nil),              // 10: mcpvault.cell.v1.SessionKey
-	(*CarryOutRequest)(nil),         // 11: mcpvault.cell.v1.CarryOutRequest
-	(*CarryOutResponse)(nil),        // 12: mcpvault.cell.v1.CarryOutResponse
-	(*ProposeRequest)(nil),          // 13: mcpvault.cell.v1.ProposeRequest
-	(*ProposeResponse)(nil),         // 14: mcpvault.cell.v1.ProposeResponse
-	(*ProposeSessionsRequest)(nil),  // 15: mcpvault.cell.v1.ProposeSessionsRequest
-	(*ProposeSessionsResponse)(nil), // 16: mcpvault.cell.v1.ProposeSessionsResponse
-	(*ReadBlobRequest)(nil),         // 17: mcpvault.cell.v1.ReadBlobRequest
-	(*ReadBlobResponse)(nil),        // 18: mcpvault.cell.v1.ReadBlobResponse
-	(*GetStatusRequest)(nil),        // 19: mcpvault.cell.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 20: mcpvault.cell.v1.GetStatusResponse
-	(*ShareBudgetsRequest)(nil),     // 21: mcpvault.cell.v1.ShareBudgetsRequest
-	(*ShareBudgetsResponse)(nil),    // 22: mcpvault.cell.v1.ShareBudgetsResponse
-	(*BudgetShare)(nil),             // 23: mcpvault.cell.v1.BudgetShare
-	(*Update)(nil),                  // 24: mcpvault.cell.v1.Update
-	(*v1.SignedDelta)(nil),          // 25: mcpvault.snapshot.v1.SignedDelta
-	(*NodeOrder)(nil),               // 26: mcpvault.cell.v1.NodeOrder
-	(*AnswerOrderRequest)(nil),      // 27: mcpvault.cell.v1.AnswerOrderRequest
-	(*NodeStatus)(nil),              // 28: mcpvault.cell.v1.NodeStatus
+	(*TellKillsRequest)(nil),        // 11: mcpvault.cell.v1.TellKillsRequest
+	(*TellKillsResponse)(nil),       // 12: mcpvault.cell.v1.TellKillsResponse
+	(*CarryOutRequest)(nil),         // 13: mcpvault.cell.v1.CarryOutRequest
+	(*CarryOutResponse)(nil),        // 14: mcpvault.cell.v1.CarryOutResponse
+	(*ProposeRequest)(nil),          // 15: mcpvault.cell.v1.ProposeRequest
+	(*ProposeResponse)(nil),         // 16: mcpvault.cell.v1.ProposeResponse
+	(*ProposeSessionsRequest)(nil),  // 17: mcpvault.cell.v1.ProposeSessionsRequest
+	(*ProposeSessionsResponse)(nil), // 18: mcpvault.cell.v1.ProposeSessionsResponse
+	(*ReadBlobRequest)(nil),         // 19: mcpvault.cell.v1.ReadBlobRequest
+	(*ReadBlobResponse)(nil),        // 20: mcpvault.cell.v1.ReadBlobResponse
+	(*GetStatusRequest)(nil),        // 21: mcpvault.cell.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 22: mcpvault.cell.v1.GetStatusResponse
+	(*ShareBudgetsRequest)(nil),     // 23: mcpvault.cell.v1.ShareBudgetsRequest
+	(*ShareBudgetsResponse)(nil),    // 24: mcpvault.cell.v1.ShareBudgetsResponse
+	(*BudgetShare)(nil),             // 25: mcpvault.cell.v1.BudgetShare
+	(*Update)(nil),                  // 26: mcpvault.cell.v1.Update
+	(*v1.SignedDelta)(nil),          // 27: mcpvault.snapshot.v1.SignedDelta
+	(*NodeOrder)(nil),               // 28: mcpvault.cell.v1.NodeOrder
+	(*AnswerOrderRequest)(nil),      // 29: mcpvault.cell.v1.AnswerOrderRequest
+	(*NodeStatus)(nil),              // 30: mcpvault.cell.v1.NodeStatus
 }
 var file_mcpvault_cell_v1_peer_proto_depIdxs = []int32{
-	24, // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
+	26, // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
 	10, // 1: mcpvault.cell.v1.RaftEntry.session_key:type_name -> mcpvault.cell.v1.SessionKey
 	9,  // 2: mcpvault.cell.v1.RaftEntry.deltas:type_name -> mcpvault.cell.v1.Deltas
 	4,  // 3: mcpvault.cell.v1.RaftEntry.sessions:type_name -> mcpvault.cell.v1.SessionBatch
@@ -1801,30 +1889,32 @@ var file_mcpvault_cell_v1_peer_proto_depIdxs = []int32{
 	7,  // 8: mcpvault.cell.v1.SessionBatch.expired:type_name -> mcpvault.cell.v1.SessionExpiry
 	5,  // 9: mcpvault.cell.v1.SessionOpening.lease:type_name -> mcpvault.cell.v1.SessionLease
 	5,  // 10: mcpvault.cell.v1.SessionState.leases:type_name -> mcpvault.cell.v1.SessionLease
-	25, // 11: mcpvault.cell.v1.Deltas.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	26, // 12: mcpvault.cell.v1.CarryOutRequest.order:type_name -> mcpvault.cell.v1.NodeOrder
-	27, // 13: mcpvault.cell.v1.CarryOutResponse.answer:type_name -> mcpvault.cell.v1.AnswerOrderRequest
+	27, // 11: mcpvault.cell.v1.Deltas.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	28, // 12: mcpvault.cell.v1.CarryOutRequest.order:type_name -> mcpvault.cell.v1.NodeOrder
+	29, // 13: mcpvault.cell.v1.CarryOutResponse.answer:type_name -> mcpvault.cell.v1.AnswerOrderRequest
 	1,  // 14: mcpvault.cell.v1.ProposeRequest.entry:type_name -> mcpvault.cell.v1.RaftEntry
 	4,  // 15: mcpvault.cell.v1.ProposeSessionsRequest.batch:type_name -> mcpvault.cell.v1.SessionBatch
 	0,  // 16: mcpvault.cell.v1.ProposeSessionsResponse.verdicts:type_name -> mcpvault.cell.v1.SessionVerdict
-	28, // 17: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
-	24, // 18: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
-	23, // 19: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
-	23, // 20: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
-	11, // 21: mcpvault.cell.v1.PeerService.CarryOut:input_type -> mcpvault.cell.v1.CarryOutRequest
-	13, // 22: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
-	15, // 23: mcpvault.cell.v1.PeerService.ProposeSessions:input_type -> mcpvault.cell.v1.ProposeSessionsRequest
-	17, // 24: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
-	19, // 25: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
-	21, // 26: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
-	12, // 27: mcpvault.cell.v1.PeerService.CarryOut:output_type -> mcpvault.cell.v1.CarryOutResponse
-	14, // 28: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
-	16, // 29: mcpvault.cell.v1.PeerService.ProposeSessions:output_type -> mcpvault.cell.v1.ProposeSessionsResponse
-	18, // 30: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
-	20, // 31: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
-	22, // 32: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
-	27, // [27:33] is the sub-list for method output_type
-	21, // [21:27] is the sub-list for method input_type
+	30, // 17: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
+	26, // 18: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
+	25, // 19: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	25, // 20: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	13, // 21: mcpvault.cell.v1.PeerService.CarryOut:input_type -> mcpvault.cell.v1.CarryOutRequest
+	11, // 22: mcpvault.cell.v1.PeerService.TellKills:input_type -> mcpvault.cell.v1.TellKillsRequest
+	15, // 23: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
+	17, // 24: mcpvault.cell.v1.PeerService.ProposeSessions:input_type -> mcpvault.cell.v1.ProposeSessionsRequest
+	19, // 25: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
+	21, // 26: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
+	23, // 27: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
+	14, // 28: mcpvault.cell.v1.PeerService.CarryOut:output_type -> mcpvault.cell.v1.CarryOutResponse
+	12, // 29: mcpvault.cell.v1.PeerService.TellKills:output_type -> mcpvault.cell.v1.TellKillsResponse
+	16, // 30: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
+	18, // 31: mcpvault.cell.v1.PeerService.ProposeSessions:output_type -> mcpvault.cell.v1.ProposeSessionsResponse
+	20, // 32: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
+	22, // 33: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
+	24, // 34: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
+	28, // [28:35] is the sub-list for method output_type
+	21, // [21:28] is the sub-list for method input_type
 	21, // [21:21] is the sub-list for extension type_name
 	21, // [21:21] is the sub-list for extension extendee
 	0,  // [0:21] is the sub-list for field type_name
@@ -1851,7 +1941,7 @@ func file_mcpvault_cell_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_cell_v1_peer_proto_rawDesc), len(file_mcpvault_cell_v1_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

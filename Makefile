@@ -68,6 +68,18 @@ bench: postgres build ## decision, call through a cell against a bare reverse pr
 soak: postgres build ## 10,000 live sessions of 1,000 principals on one node for ten minutes
 	@bin/mcpvault bench soak --sessions 10000 --principals 1000 --for 10m
 
+# One of `mcpvault drill list`, or --all; further flags: DRILLFLAGS='--for 20s --load 200'.
+DRILL ?= --all
+DRILLFLAGS ?= --long
+
+.PHONY: drill
+drill: postgres build ## rehearse every failure in its long form, in private installations; DRILL=leader-kill for one
+	@bin/mcpvault drill run $(DRILL) $(DRILLFLAGS)
+
+.PHONY: drill-table
+drill-table: ## write the degradation table of docs/operations.md from the report in bench/results/drills
+	$(GO) test ./bench/drill/report -run TestTheDocumentedTable -update
+
 # Users of the measured world: 10000, 100000 or 1000000.
 USERS ?= 10000
 

@@ -127,6 +127,10 @@ func TestTheCellLinksNoControlPlane(t *testing.T) {
 		if under(dir, "controlplane", "migrations", "cmd/mcpvault", "cmd/mcpvault-controlplane") {
 			t.Errorf("the cell links %s, imported by %s", dir, from)
 		}
+		// What breaks a node on purpose is for development only: cmd/mcpvault/fault, and what it is made of.
+		if strings.HasSuffix(dir, "test") || strings.HasSuffix(dir, "/fault") {
+			t.Errorf("the cell links %s, which breaks things, imported by %s", dir, from)
+		}
 	}
 }
 
@@ -136,6 +140,7 @@ func TestEachHeavyLibraryHasOneDoor(t *testing.T) {
 		"github.com/jackc/pgx":             {"controlplane/store"},
 		"github.com/pressly/goose":         {"controlplane/store"},
 		"github.com/hashicorp/raft":        {"dataplane/consensus"},
+		"github.com/santhosh-tekuri":       {"kit/schema"},
 		"go.etcd.io/bbolt":                 {"dataplane/store", "dataplane/consensus"},
 		"github.com/dgraph-io/ristretto":   {"dataplane/authn", "dataplane/inject"},
 		"github.com/mark3labs/mcp-go":      {"dataplane/mcp", "controlplane/registry", "cmd/mcpvault"},
@@ -153,6 +158,22 @@ func TestEachHeavyLibraryHasOneDoor(t *testing.T) {
 				if under(imp, lib) && !under(dir, rooms...) {
 					t.Errorf("%s imports %s: its door is %v", dir, imp, rooms)
 				}
+			}
+		}
+	}
+}
+
+func TestTheJudgeOfDrillsSharesNothingWithTheProduct(t *testing.T) {
+	t.Parallel()
+	all := imports(t, false)
+	for _, dir := range []string{"bench/drill/judge", "bench/drill/load", "bench/drill/canary"} {
+		imps, ok := all[dir]
+		if !ok {
+			t.Fatalf("%s is not there", dir)
+		}
+		for _, imp := range imps {
+			if rel, ours := strings.CutPrefix(imp, module+"/"); ours && !under(rel, "bench/drill") {
+				t.Errorf("%s imports %s: a mistake there would be made by the judge as well", dir, imp)
 			}
 		}
 	}

@@ -39,7 +39,12 @@ type Call struct {
 	BaselineRPS float64 `json:"baseline_rps"`
 	P50us       float64 `json:"p50_us"`
 	P99us       float64 `json:"p99_us"`
-	Wrong       int     `json:"wrong_answers"`
+	// Calls is how many calls through the node were made and checked. Wrong are answers to another question or with another payload; Failed are calls that were refused or not answered, the
+	// first of either is FirstError.
+	Calls      int    `json:"calls"`
+	Wrong      int    `json:"wrong_answers"`
+	Failed     int    `json:"failed_calls"`
+	FirstError string `json:"first_error,omitempty"`
 	// IdleKB is what an idle session with an open stream adds to the resident memory of a fresh node; 0 when not measured.
 	IdleKB float64 `json:"idle_kb_per_session"`
 }
@@ -143,6 +148,9 @@ type round struct {
 	rps, cpu float64
 	p50, p99 time.Duration
 	wrong    int
+	failed   int
+	calls    int
+	first    error
 }
 
 func (b *Bench) round(ctx context.Context, t load.Target, pid, c int, d time.Duration) (round, error) {
@@ -158,12 +166,9 @@ func (b *Bench) round(ctx context.Context, t load.Target, pid, c int, d time.Dur
 	if err != nil {
 		return round{}, err
 	}
-	if r.FirstError != nil {
-		fmt.Fprintln(os.Stderr, "bench:", r.FirstError)
-	}
 	return round{
 		rps: r.PerSecond(), cpu: (after - before).Seconds() / float64(r.Calls),
-		p50: measure.Percentile(r.Each, 50), p99: measure.Percentile(r.Each, 99), wrong: r.Wrong,
+		p50: measure.Percentile(r.Each, 50), p99: measure.Percentile(r.Each, 99), wrong: r.Wrong, failed: r.Failed, calls: r.Calls, first: r.FirstError,
 	}, nil
 }
 
@@ -199,6 +204,11 @@ func (b *Bench) Call(ctx context.Context, c, rounds int, d time.Duration, secure
 			return nil, fmt.Errorf("write through the cell: %w", err)
 		}
 		out.Wrong += rd.wrong + wr.wrong
+		out.Calls += rd.calls + wr.calls
+		out.Failed += rd.failed + wr.failed
+		if first := errors.Join(rd.first, wr.first); first != nil && out.FirstError == "" {
+			out.FirstError = first.Error()
+		}
 		if i == 0 {
 			continue // the first round warms connections and caches
 		}

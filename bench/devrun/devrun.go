@@ -28,7 +28,9 @@ type Dev struct {
 	DatabaseURL string            `json:"database_url"`
 	CAFile      string            `json:"ca_file"`
 	Tokens      map[string]string `json:"tokens"`
-	PIDs        struct {
+	// Metrics are the nodes' pages for /livez, /readyz and /metrics.
+	Metrics []string `json:"metrics_urls"`
+	PIDs    struct {
 		ControlPlane int   `json:"controlplane"`
 		Nodes        []int `json:"nodes"`
 		Postgres     int   `json:"postgres"`

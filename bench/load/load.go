@@ -29,16 +29,17 @@ type Target struct {
 
 // Result is one round.
 type Result struct {
-	Calls   int
-	Wrong   int
-	Elapsed time.Duration
-	Each    []time.Duration
-	// FirstError is the first answer that was not right.
+	Calls int
+	// Wrong are answers to another question or with another payload, Failed the calls that were refused or not answered.
+	Wrong, Failed int
+	Elapsed       time.Duration
+	Each          []time.Duration
+	// FirstError is the first of both.
 	FirstError error
 }
 
 // PerSecond is the rate of right answers.
-func (r *Result) PerSecond() float64 { return float64(r.Calls-r.Wrong) / r.Elapsed.Seconds() }
+func (r *Result) PerSecond() float64 { return float64(r.Calls-r.Wrong-r.Failed) / r.Elapsed.Seconds() }
 
 // Run keeps c calls in flight for d.
 func Run(ctx context.Context, t Target, c int, d time.Duration) (*Result, error) {
@@ -55,13 +56,14 @@ func Run(ctx context.Context, t Target, c int, d time.Duration) (*Result, error)
 	stop := start.Add(d)
 	for w := range c {
 		wg.Go(func() {
-			each, wrong, first := worker(ctx, t, u, w, stop)
+			r := worker(ctx, t, u, w, stop)
 			mu.Lock()
 			defer mu.Unlock()
-			total.Each = append(total.Each, each...)
-			total.Wrong += wrong
+			total.Each = append(total.Each, r.Each...)
+			total.Wrong += r.Wrong
+			total.Failed += r.Failed
 			if total.FirstError == nil {
-				total.FirstError = first
+				total.FirstError = r.FirstError
 			}
 		})
 	}
@@ -74,36 +76,45 @@ func Run(ctx context.Context, t Target, c int, d time.Duration) (*Result, error)
 	return total, nil
 }
 
-func worker(ctx context.Context, t Target, u *url.URL, w int, stop time.Time) (each []time.Duration, wrong int, first error) {
+// errWrong is an answer that is not one to this call.
+var errWrong = errors.New("wrong answer")
+
+func worker(ctx context.Context, t Target, u *url.URL, w int, stop time.Time) (r Result) {
+	const most = 100
 	var c *conn
 	defer func() {
 		if c != nil {
 			_ = c.Close()
 		}
 	}()
-	for i := 0; time.Now().Before(stop) && ctx.Err() == nil; i++ {
+	bad := func(err error) {
+		if errors.Is(err, errWrong) {
+			r.Wrong++
+		} else {
+			r.Failed++
+		}
+		if r.FirstError == nil {
+			r.FirstError = err
+		}
+	}
+	for i := 0; time.Now().Before(stop) && ctx.Err() == nil && r.Wrong+r.Failed <= most; i++ {
 		if c == nil {
 			var err error
 			if c, err = dial(ctx, t, u); err != nil {
-				return each, wrong + 1, err
+				bad(err)
+				return r
 			}
 		}
 		begin := time.Now()
 		err := c.call(t, u, fmt.Sprintf("%d-%d", w, i))
-		each = append(each, time.Since(begin))
+		r.Each = append(r.Each, time.Since(begin))
 		if err != nil {
-			wrong++
-			if first == nil {
-				first = err
-			}
+			bad(err)
 			_ = c.Close()
 			c = nil
-			if wrong > 100 {
-				return each, wrong, first
-			}
 		}
 	}
-	return each, wrong, first
+	return r
 }
 
 type conn struct {
@@ -149,8 +160,13 @@ func (c *conn) call(t Target, u *url.URL, id string) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Contains(answer, []byte(`"id":"`+id+`"`)) || !bytes.Contains(answer, []byte(payload)) {
-		return fmt.Errorf("wrong answer: %.300s", answer)
+	switch {
+	case !bytes.Contains(answer, []byte(`"id":"`+id+`"`)):
+		return fmt.Errorf("%w: %.300s", errWrong, answer)
+	case bytes.Contains(answer, []byte(`"error":{`)), bytes.Contains(answer, []byte(`"isError":true`)):
+		return fmt.Errorf("refused: %.300s", answer)
+	case !bytes.Contains(answer, []byte(payload)):
+		return fmt.Errorf("%w: %.300s", errWrong, answer)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@
 //	go run ./bench/outside client-leg   the suite's servers behind the cell, compared with asking them directly
 //	go run ./bench/outside oauth        the TypeScript SDK's own login, at a real issuer, for a cell
 //	go run ./bench/outside servers      servers from npm, over HTTP, SSE and stdio, behind the cell
+//	go run ./bench/outside smuggle      bodies that two readers could read differently, against both TypeScript SDKs
 //	go run ./bench/outside tools        the MCP Inspector's CLI and Claude Code
 //	go run ./bench/outside all          clients and the server leg: what every change must pass
 //
@@ -78,6 +79,8 @@ func run(ctx context.Context, args []string) error {
 		return sum.run("Inspector and Claude Code", func() error { return tools(ctx, kit, bin) })
 	}
 	switch args[0] {
+	case "smuggle":
+		return sum.run("smuggled bodies", func() error { return smuggle(ctx, kit, bin, smuggledBodies) })
 	case "clients":
 		return people()
 	case "conformance":
@@ -108,7 +111,10 @@ func run(ctx context.Context, args []string) error {
 	return fmt.Errorf("unknown command %q; %w", args[0], errUsage)
 }
 
-var errUsage = errors.New("say what to run: clients, conformance, client-leg, oauth, servers, tools, upstream or all")
+var errUsage = errors.New("say what to run: clients, conformance, client-leg, oauth, servers, smuggle, tools, upstream or all")
+
+// smuggledBodies is where the bodies are, as the pipeline's own test reads them.
+const smuggledBodies = "dataplane/pep/testdata/smuggle.txt"
 
 func defaultCache() string {
 	if d := os.Getenv("MCPVAULT_OUTSIDE_CACHE"); d != "" {

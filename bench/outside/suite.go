@@ -207,10 +207,10 @@ func results(dir string) (map[string]outcome, error) {
 	return seen, nil
 }
 
-// checks is what one scenario came to, check by check.
+// checks is what one scenario came to, and each of its checks by id and name: a scenario may make one more than once.
 type checks struct {
 	outcome
-	byID map[string]string
+	all map[string]outcome
 }
 
 func readChecks(dir string) (checks, error) {
@@ -220,23 +220,24 @@ func readChecks(dir string) (checks, error) {
 	}
 	var list []struct {
 		ID     string `json:"id"`
+		Name   string `json:"name"`
 		Status string `json:"status"`
 	}
 	if err := json.Unmarshal(b, &list); err != nil {
 		return checks{}, fmt.Errorf("%s: %w", dir, err)
 	}
-	c := checks{byID: map[string]string{}}
+	c := checks{all: map[string]outcome{}}
 	for _, e := range list {
-		status := strings.ToUpper(e.Status)
-		switch status {
+		one := c.all[e.ID+" "+e.Name]
+		switch strings.ToUpper(e.Status) {
 		case "SUCCESS":
 			c.Passed++
+			one.Passed++
 		case "FAILURE":
 			c.Failed++
+			one.Failed++
 		}
-		if c.byID[e.ID] != "FAILURE" {
-			c.byID[e.ID] = status
-		}
+		c.all[e.ID+" "+e.Name] = one
 	}
 	return c, nil
 }

@@ -48,6 +48,7 @@ func TestDrills(t *testing.T) {
 		{"grants in parallel", grantsInParallel},
 		{"the audit disk is full", auditDiskFull},
 		{"nodes are killed while generations arrive", killedWhileGenerationsArrive},
+		{"drills are run in the installation of a context", drillsInPlace},
 		{"everything dies and one node comes back", everythingDies},
 	} {
 		if !t.Run(drill.name, func(t *testing.T) { drill.run(t, d) }) {

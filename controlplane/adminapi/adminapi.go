@@ -69,6 +69,8 @@ type Config struct {
 	Build any
 	// MetricsPage is /metrics; nil serves none.
 	MetricsPage http.Handler
+	// CellsPage says at nearest.Path where the cells are; nil serves none.
+	CellsPage http.Handler
 	// Metrics takes this room's own metrics; nil keeps none.
 	Metrics prometheus.Registerer
 	// Tracer and Propagator trace the calls; nil traces none.

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mcpvault/mcpvault/kit/nearest"
 	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
@@ -23,7 +24,7 @@ type Check struct {
 	Run func(ctx context.Context) error
 }
 
-// mountPages adds what is asked without a token: health, version, metrics.
+// mountPages adds what is asked without a token: health, version, metrics, where the cells are.
 func mountPages(mux *http.ServeMux, cfg Config) {
 	// Alive says only that the process answers: restarting it would not bring PostgreSQL back.
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok\n") })
@@ -42,6 +43,9 @@ func mountPages(mux *http.ServeMux, cfg Config) {
 	})
 	if cfg.MetricsPage != nil {
 		mux.Handle("GET /metrics", cfg.MetricsPage)
+	}
+	if cfg.CellsPage != nil {
+		mux.Handle("GET "+nearest.Path, cfg.CellsPage)
 	}
 }
 

@@ -57,13 +57,20 @@ type Witness interface {
 	Deliver(ctx context.Context, cell, node string, req *cellv1.DeliverAuditRequest) (*cellv1.DeliverAuditResponse, error)
 }
 
+// Cells says where all cells are reached, and with the channel when there is something else to say.
+type Cells interface {
+	Cells() (*cellv1.CellDirectory, <-chan struct{})
+}
+
 // Config is what the API stands on.
 type Config struct {
 	Store     *store.Store
 	Published Published
 	Witness   Witness
 	Fleet     *Fleet
-	Logger    *slog.Logger
+	// Cells says where all cells are; nil tells nodes nothing of it.
+	Cells  Cells
+	Logger *slog.Logger
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }

@@ -50,8 +50,13 @@ func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv
 		if err := w.send(view); err != nil {
 			return err
 		}
+		moved, err := w.tell(s.cfg.Cells)
+		if err != nil {
+			return err
+		}
 		select {
 		case <-changed:
+		case <-moved:
 		case q := <-asked:
 			if err := out.Send(q); err != nil {
 				return err
@@ -149,6 +154,7 @@ type watcher struct {
 	roots               []byte
 	kills               int
 	resigned            uint64
+	cells               *cellv1.CellDirectory
 }
 
 // send sends what is new. With new roots the update comes first, because kills may be signed by a key that only they name;
@@ -176,6 +182,19 @@ func (w *watcher) send(v publish.View) error {
 	}
 	w.heartbeat = v.Heartbeat
 	return w.out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Heartbeat{Heartbeat: v.Heartbeat}})
+}
+
+// tell sends where the cells are, when the stream has not brought that yet.
+func (w *watcher) tell(cells Cells) (changed <-chan struct{}, err error) {
+	if cells == nil {
+		return nil, nil
+	}
+	dir, changed := cells.Cells()
+	if dir == nil || dir == w.cells {
+		return changed, nil
+	}
+	w.cells = dir
+	return changed, w.out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Cells{Cells: dir}})
 }
 
 // update sends what is new of the policy: the heads that the node lacks, with the manifest that names them and the deltas

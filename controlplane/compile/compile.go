@@ -49,6 +49,7 @@ type Input struct {
 	Issuers   []*snapshotv1.Issuer
 	Staleness controlplane.Staleness
 	Sessions  controlplane.SessionLimits
+	Guards    controlplane.Guards
 
 	RateLimits controlplane.RateLimits
 }
@@ -241,6 +242,12 @@ func (c *compiler) settings() *snapshotv1.Settings {
 		s.LabelStaleness = append(s.LabelStaleness, &snapshotv1.LabelStaleness{Label: label, MaxMs: c.in.Staleness.Labels[label].Milliseconds()})
 	}
 	s.RateLimits, s.MaxCalls = rateLimits(c.in.RateLimits)
+	if g := c.in.Guards; !g.Equal(controlplane.Guards{}) {
+		s.Guards = &snapshotv1.Guards{
+			Results: g.Results, Questions: g.Questions, Origins: g.Origins, Forbidden: g.Forbidden, CheckArguments: g.CheckArguments,
+			ChangedTools: g.ChangedTools,
+		}
+	}
 	return s
 }
 

@@ -32,3 +32,25 @@ func TestTheLimitsOfSessionsAreCarriedWhereATenantDecidedThem(t *testing.T) {
 		t.Errorf("got %v", after.GetSettings())
 	}
 }
+
+func TestTheGuardsAreCarriedWhereATenantDecidedThem(t *testing.T) {
+	t.Parallel()
+	_, in := load(t, "testdata/shop.txtar")
+	_, before, _, err := lower(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.GetSettings().GetGuards() != nil {
+		t.Errorf("decided for the cells what the tenant has not: %v", before.GetSettings())
+	}
+	in.Guards = controlplane.Guards{Results: "block", CheckArguments: true, Forbidden: []string{"sampling"}}
+	_, after, _, err := lower(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := proto.CloneOf(before)
+	want.Settings.Guards = &snapshotv1.Guards{Results: "block", CheckArguments: true, Forbidden: []string{"sampling"}}
+	if !proto.Equal(after, want) {
+		t.Errorf("got %v", after.GetSettings())
+	}
+}

@@ -386,7 +386,10 @@ func ReadInput(ctx context.Context, tx *store.Tx) (in compile.Input, err error) 
 	if in.RateLimits, err = tx.RateLimits(ctx); err != nil {
 		return in, err
 	}
-	in.Sessions, err = tx.SessionLimits(ctx)
+	if in.Sessions, err = tx.SessionLimits(ctx); err != nil {
+		return in, err
+	}
+	in.Guards, err = tx.Guards(ctx)
 	return in, err
 }
 

@@ -95,7 +95,7 @@ func TestAServerOfTheLegacyTransportIsScanned(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(transport.CloseIdleConnections)
-	s, err := registry.NewScanner(transport, "test", slog.New(slog.DiscardHandler)).Scan(t.Context(), "sse+"+live.URL+"/sse")
+	s, err := registry.NewScanner(transport, nil, "test", slog.New(slog.DiscardHandler)).Scan(t.Context(), "sse+"+live.URL+"/sse")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -50,7 +50,7 @@ func setup(t *testing.T) *bundle {
 		t.Fatal(err)
 	}
 	t.Cleanup(transport.CloseIdleConnections)
-	b.reg = registry.New(b.st, registry.NewScanner(transport, "test", slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
+	b.reg = registry.New(b.st, registry.NewScanner(transport, nil, "test", slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
 	return b
 }
 
@@ -238,7 +238,7 @@ func TestAScanDoesNotEndUpWithAnotherServerOfTheSameName(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer transport.CloseIdleConnections()
-	slow := registry.New(b.st, swapping{registry.NewScanner(transport, "test", slog.New(slog.DiscardHandler)), func() {
+	slow := registry.New(b.st, swapping{registry.NewScanner(transport, nil, "test", slog.New(slog.DiscardHandler)), func() {
 		if _, err := b.reg.RemoveServer(b.ctx, &adminv1.RemoveServerRequest{Name: "pay"}); err != nil {
 			t.Error(err)
 		}

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/policy"
 	"github.com/mcpvault/mcpvault/kit/egress"
 	"github.com/mcpvault/mcpvault/kit/problem"
+	"github.com/mcpvault/mcpvault/kit/svid"
 )
 
 // The bounds of one scan.
@@ -41,14 +43,30 @@ const (
 // typed results would lose members of schemas and round large numbers, so only its transport is used, whose results stay
 // raw.
 type Scanner struct {
-	transport http.RoundTripper
+	transport *http.Transport
+	secure    func(spiffeID string) (*tls.Config, error)
 	log       *slog.Logger
 	version   string
 }
 
-// NewScanner uses rt for every connection: it decides which addresses may be reached. version is told to the server.
-func NewScanner(rt http.RoundTripper, version string, log *slog.Logger) *Scanner {
-	return &Scanner{transport: rt, version: version, log: log}
+// NewScanner uses rt for every connection: it decides which addresses may be reached. secure is how a connection is made to
+// a server whose address names its SPIFFE ID. version is told to the server.
+func NewScanner(rt *http.Transport, secure func(spiffeID string) (*tls.Config, error), version string, log *slog.Logger) *Scanner {
+	return &Scanner{transport: rt, secure: secure, version: version, log: log}
+}
+
+// towards is the address without its identity, and the transport that demands it.
+func (s *Scanner) towards(url string) (address string, rt *http.Transport, err error) {
+	address, id := svid.SplitAddress(url)
+	if id == "" {
+		return address, s.transport, nil
+	}
+	rt = s.transport.Clone()
+	if rt.TLSClientConfig, err = s.secure(id); err != nil {
+		return "", nil, problem.Newf(problem.Invalid, "add its trust domain's bundle to upstream_bundles of the control plane and of the cells",
+			"the server's identity cannot be verified: %v", err)
+	}
+	return address, rt, nil
 }
 
 // Scan asks the server what it speaks and what it offers. It takes at most ScanTimeout, and 5 s more for a server that
@@ -57,10 +75,17 @@ func NewScanner(rt http.RoundTripper, version string, log *slog.Logger) *Scanner
 func (s *Scanner) Scan(ctx context.Context, url string) (*Surface, error) {
 	ctx, cancel := context.WithTimeout(ctx, ScanTimeout)
 	defer cancel()
+	address, rt, err := s.towards(url)
+	if err != nil {
+		return nil, err
+	}
+	if rt != s.transport {
+		defer rt.CloseIdleConnections()
+	}
 	sc := &scan{
-		url: url, log: s.log, version: s.version, surface: &Surface{URL: url}, asked: 1,
+		url: address, log: s.log, version: s.version, surface: &Surface{URL: url}, asked: 1,
 		client: &http.Client{
-			Transport:     &bounded{next: s.transport},
+			Transport:     &bounded{next: rt},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}

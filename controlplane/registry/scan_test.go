@@ -20,7 +20,7 @@ import (
 )
 
 func newScanner() *Scanner {
-	return NewScanner(http.DefaultTransport, "test", slog.New(slog.DiscardHandler))
+	return NewScanner(http.DefaultTransport.(*http.Transport), nil, "test", slog.New(slog.DiscardHandler))
 }
 
 // upstream is a server that answers exactly the bytes it is given.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/kit/problem"
+	"github.com/mcpvault/mcpvault/kit/svid"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 )
@@ -161,8 +162,12 @@ func checkURL(raw string) error {
 		return problem.Newf(problem.Invalid, fix, "the address has scheme %q; http and https are spoken, and sse+http and sse+https for the transport of 2024-11-05", u.Scheme)
 	case u.User != nil:
 		return problem.New(problem.Invalid, "the address contains a password or user name", "leave it out: credentials do not belong in an address")
-	case u.Fragment != "" || strings.Contains(raw, "#"):
-		return problem.New(problem.Invalid, "the address contains a fragment (#)", "leave it out")
+	}
+	if address, id := svid.SplitAddress(raw); address != raw {
+		if whole, err := svid.JoinAddress(address, id); err != nil || whole != raw {
+			return problem.New(problem.Invalid, "the address contains a fragment (#) that is no SPIFFE ID of a server with https",
+				"leave it out, or write who must answer: https://mcp.example.com/mcp#spiffe://example.com/mcp")
+		}
 	}
 	return nil
 }

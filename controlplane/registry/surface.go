@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/controlplane/policy"
 	"github.com/mcpvault/mcpvault/kit/problem"
+	"github.com/mcpvault/mcpvault/kit/schema"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/shard"
@@ -128,11 +130,28 @@ func (s *Surface) addTool(raw json.RawMessage) error {
 	if err := checkToolName(name); err != nil {
 		return err
 	}
+	if err := vetSchema(name, members["inputSchema"]); err != nil {
+		return err
+	}
 	at, found := slices.BinarySearchFunc(s.Tools, name, func(t Tool, n string) int { return cmp.Compare(t.Name, n) })
 	if found {
 		return badSurface(fmt.Sprintf("it lists the tool %s twice", name))
 	}
 	s.Tools = slices.Insert(s.Tools, at, Tool{Name: name, Raw: bytes.Clone(raw)})
+	return nil
+}
+
+// vetSchema refuses an input schema that is a trap for whoever checks arguments against it.
+func vetSchema(tool string, raw json.RawMessage) error {
+	if raw == nil {
+		return nil
+	}
+	err := schema.Vet(raw)
+	for _, trap := range []error{schema.ErrRemote, schema.ErrExpansion, schema.ErrTooDeep, schema.ErrPattern} {
+		if errors.Is(err, trap) {
+			return badSurface(fmt.Sprintf("the input schema of the tool %q cannot be used: %v", tool, trap))
+		}
+	}
 	return nil
 }
 

@@ -37,8 +37,10 @@ type Config struct {
 	// Cells says which tenants are homed in which cell; "*" homes every tenant there.
 	Cells map[string][]string `yaml:"cells"`
 	// EgressAllow lists private destinations that a scan may reach, as CIDR:port.
-	EgressAllow []string       `yaml:"egress_allow,omitempty"`
-	Log         tele.LogConfig `yaml:"log,omitempty"`
+	EgressAllow []string `yaml:"egress_allow,omitempty"`
+	// UpstreamBundles are the trust domains of servers that prove a SPIFFE ID to a scan, besides the own one.
+	UpstreamBundles []svid.BundleFile `yaml:"upstream_bundles,omitempty"`
+	Log             tele.LogConfig    `yaml:"log,omitempty"`
 	// KeepGenerationsDays is how long every generation is kept, so that decisions made under it can be made again: 90 when 0.
 	// The newest 64 are kept for ever.
 	KeepGenerationsDays int `yaml:"keep_generations_days,omitempty"`

@@ -32,6 +32,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/snapshots"
 	"github.com/mcpvault/mcpvault/controlplane/store"
 	"github.com/mcpvault/mcpvault/controlplane/tokens"
+	"github.com/mcpvault/mcpvault/controlplane/whereabouts"
 	"github.com/mcpvault/mcpvault/kit/egress"
 	"github.com/mcpvault/mcpvault/kit/jose"
 	"github.com/mcpvault/mcpvault/kit/problem"
@@ -193,6 +194,10 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 		return err
 	}
 	defer transport.CloseIdleConnections()
+	servers, err := svid.OpenServers(s.identity, svid.BundleFiles(s.cfg.UpstreamBundles), s.log)
+	if err != nil {
+		return problem.Newf(problem.Invalid, "check upstream_bundles", "the bundles of upstreams cannot be read: %v", err)
+	}
 	metrics := tele.NewRegistry(tele.Build(run.Version()))
 	fleet := cellapi.NewFleet()
 	audit := ledger.New(ledger.Config{Store: st, Logger: s.log})
@@ -207,28 +212,30 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 	status := snapshots.New(snapshots.Config{
 		Store: st, Publisher: publisher, Fleet: fleet, Logs: audit, Keys: s.keys, Version: run.Version().Version,
 	})
+	cells := whereabouts.New(whereabouts.Config{Store: st, Published: publisher, Logger: s.log})
 	handler, err := adminapi.New(adminapi.Config{
 		Services: adminapi.Services{
 			Organisation: people, Directory: people, Tokens: issuer, Access: grants, Audit: audit,
 			Policies:  policies.New(policies.Config{Store: st}),
 			Issuers:   trusted,
-			Registry:  registry.New(st, registry.NewScanner(transport, run.Version().Version, s.log), s.log),
+			Registry:  registry.New(st, registry.NewScanner(transport, servers.TLS, run.Version().Version, s.log), s.log),
 			Endpoints: endpoint.New(st), Settings: settings.New(st),
 			Snapshots: status, Cells: status, Sessions: status, System: status,
 		},
 		Auth: issuer, Tenants: st, Logger: s.log, Ready: s.checks(st, publisher), Build: run.Version(),
-		MetricsPage: metrics.Handler(s.log), Metrics: metrics, Tracer: s.traces.TracerProvider, Propagator: s.traces.Propagator,
+		MetricsPage: metrics.Handler(s.log), CellsPage: cells, Metrics: metrics, Tracer: s.traces.TracerProvider, Propagator: s.traces.Propagator,
 	})
 	if err != nil {
 		return err
 	}
-	nodes := cellapi.New(cellapi.Config{Store: st, Published: publisher, Witness: audit, Fleet: fleet, Logger: s.log})
+	nodes := cellapi.New(cellapi.Config{Store: st, Published: publisher, Witness: audit, Fleet: fleet, Cells: cells, Logger: s.log})
 	s.setHandler(handler)
 	defer s.setHandler(waiting())
 
 	g := run.New(s.log)
 	g.Add("publisher", publisher, stopServing)
 	g.Add("issuers", trusted, stopServing)
+	g.Add("cells' whereabouts", cells, stopServing)
 	g.Add("bootstrap", run.Func(func(ctx context.Context) error { return s.bootstrap(ctx, people, issuer) }), stopServing)
 	g.Add("cells' api", run.Func(func(ctx context.Context) error { return s.serveCells(ctx, nodes) }), stopServing+time.Second)
 	return g.Run(ctx)

@@ -1,6 +1,6 @@
 // Package settings keeps what a tenant decides about how it is served: how stale its cells may become before they stop
 // serving a class of calls, or what carries a label; how long sessions live, and how many there may be; and what its callers
-// may ask for over time. It answers the admin API's SettingsService. The cells enforce it.
+// may ask for over time; and what is done about what servers say. It answers the admin API's SettingsService. The cells enforce it.
 package settings
 
 import (
@@ -48,6 +48,7 @@ type state struct {
 	stale    controlplane.Staleness
 	sessions controlplane.SessionLimits
 	rates    controlplane.RateLimits
+	guards   controlplane.Guards
 }
 
 func load(ctx context.Context, tx *store.Tx) (s state, err error) {
@@ -57,7 +58,10 @@ func load(ctx context.Context, tx *store.Tx) (s state, err error) {
 	if s.sessions, err = tx.SessionLimits(ctx); err != nil {
 		return s, err
 	}
-	s.rates, err = tx.RateLimits(ctx)
+	if s.rates, err = tx.RateLimits(ctx); err != nil {
+		return s, err
+	}
+	s.guards, err = tx.Guards(ctx)
 	return s, err
 }
 
@@ -98,6 +102,9 @@ func (s *Service) UpdateSettings(ctx context.Context, req *adminv1.UpdateSetting
 		if next.rates, err = mergeLimits(before.rates, req); err != nil {
 			return err
 		}
+		if next.guards, err = mergeGuards(before.guards, req.GetGuards()); err != nil {
+			return err
+		}
 		if n := len(next.stale.Labels); n > maxLabels {
 			return problem.Newf(problem.Invalid, "take some away", "%d labels would have a bound of their own: at most %d", n, maxLabels)
 		}
@@ -116,7 +123,11 @@ func (s *Service) UpdateSettings(ctx context.Context, req *adminv1.UpdateSetting
 		if err != nil {
 			return err
 		}
-		if !changed && !also && !others {
+		guarded, err := tx.SetGuards(ctx, before.guards, next.guards)
+		if err != nil {
+			return err
+		}
+		if !changed && !also && !others && !guarded {
 			return store.ErrNoChange
 		}
 		return tx.Change(ctx, "settings.update", "settings", describe(next))
@@ -202,6 +213,7 @@ func show(s state) *adminv1.Settings {
 		SessionsPerPrincipal: s.sessions.PerPrincipal,
 		SessionsPerTenant:    s.sessions.PerTenant,
 		RateLimits:           showLimits(s.rates), MaxCalls: uint32(s.rates.MaxCalls),
+		Guards: showGuards(s.guards),
 	}
 	if s.stale.ReadOnlyAfter {
 		out.AfterStaleness = afterReadOnly
@@ -222,5 +234,6 @@ func describe(s state) map[string]any {
 		"session_idle": s.sessions.Idle.String(), "session_max": s.sessions.Max.String(),
 		"sessions_per_principal": s.sessions.PerPrincipal, "sessions_per_tenant": s.sessions.PerTenant,
 		"rate_limits": describeLimits(s.rates), "max_calls": s.rates.MaxCalls,
+		"guards": describeGuards(s.guards),
 	}
 }

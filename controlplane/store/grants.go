@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/mcpvault/mcpvault/controlplane"
+	"github.com/mcpvault/mcpvault/kit/broken"
 )
 
 // Grant is one rule as somebody wrote it.
@@ -42,6 +43,9 @@ func (tx *Tx) Grants(ctx context.Context) ([]Grant, error) {
 
 // InsertGrant stores a rule.
 func (tx *Tx) InsertGrant(ctx context.Context, g Grant) error {
+	if broken.Is("lost-change") && tx.now.UnixMilli()%3 != 0 {
+		return nil
+	}
 	effect := "allow"
 	if g.Deny {
 		effect = "deny"

@@ -129,6 +129,9 @@ func (a *Audit) Intent(ctx context.Context, rec *auditv1.Record) error {
 		return a.refuse(errReserve)
 	}
 	a.open.open(rec.GetId(), a.log.Size)
+	if skipped := a.misdo(ctx, rec, "intent"); skipped {
+		return nil
+	}
 	if err := a.commit(ctx, rec); err != nil {
 		return err
 	}
@@ -138,6 +141,10 @@ func (a *Audit) Intent(ctx context.Context, rec *auditv1.Record) error {
 
 // Outcome makes durable what became of an intent, before the call is answered. It is taken whatever the quota says.
 func (a *Audit) Outcome(ctx context.Context, rec *auditv1.Record) error {
+	if skipped := a.misdo(ctx, rec, "outcome"); skipped {
+		a.open.close(rec.GetIntentId())
+		return nil
+	}
 	if err := a.commit(ctx, rec); err != nil {
 		return err
 	}

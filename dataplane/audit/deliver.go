@@ -27,8 +27,11 @@ type Sink interface {
 const (
 	batchRecords = 4096
 	batchBytes   = 2 << 20
-	// gather is how long records gather before they are sent, unless a batch is full.
-	gather = 20 * time.Millisecond
+	// gather is how long records gather before they are sent, unless a batch is full, and gatherMore how much longer when
+	// many come: each delivery costs a sync of the disk.
+	gather     = 20 * time.Millisecond
+	gatherMore = 80 * time.Millisecond
+	many       = 32
 	// callTime bounds one delivery, and lastTime those after the end.
 	callTime, lastTime = 15 * time.Second, time.Second
 	// The wait after a failure grows from the first to the second; after an alarm it is the third.
@@ -214,6 +217,9 @@ func (d *Deliverer) step(ctx context.Context) error {
 	}
 	if d.log.Size()-next < batchRecords {
 		d.sleep(ctx, gather)
+	}
+	if n := d.log.Size() - next; n >= many && n < batchRecords {
+		d.sleep(ctx, gatherMore)
 	}
 	if err := d.log.Sync(ctx); err != nil && d.log.Durable() <= next {
 		return fmt.Errorf("make audit records durable: %w", err)

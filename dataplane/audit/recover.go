@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/mcpvault/mcpvault/kit/broken"
 	"github.com/mcpvault/mcpvault/kit/tlog"
 	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
 )
@@ -92,6 +93,9 @@ func (a *Audit) Recover(ctx context.Context) error {
 	open, err := openSince(ctx, h, from)
 	if err != nil {
 		return fmt.Errorf("recover audit: %w", err)
+	}
+	if broken.Is("unmarked-unknown") {
+		clear(open)
 	}
 	for _, index := range slices.Sorted(maps.Values(open)) {
 		if err := a.unknown(h, index); err != nil {

@@ -132,6 +132,9 @@ func (c *claims) principal() Principal {
 	}
 	if c.Actor != nil {
 		p.Actor = c.Actor.Subject
+		for a := c.Actor; a != nil; a = a.Before {
+			p.Actors++
+		}
 	}
 	if c.Confirmation != nil {
 		p.Bound = c.Confirmation.thumbprint

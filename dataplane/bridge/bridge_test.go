@@ -156,6 +156,9 @@ func FuzzTranslations(f *testing.F) {
 		`{"jsonrpc":"2.0","id":1,"result":{"resultType":"input_required","inputRequests":{"a":{"method":"roots/list"}},"requestState":"s"}}`,
 		`{"jsonrpc":"2.0","id":1,"result":{ }}`, `{"jsonrpc":"2.0","id":1,"error":{"code":-32002,"message":"m"}}`,
 		`{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"w"}}`,
+		`{"jsonrpc":"2.0","id":1,"error":{"code":-32042,"message":"m","data":{"elicitations":[{"mode":"url","url":"https://x.example"}]}}}`,
+		`{"jsonrpc":"2.0","id":1,"result":{"task":{"taskId":"t"},"tasks":{"list":{},"cancel":{}}}}`,
+		`{"jsonrpc":"2.0","id":1,"method":"m","params":{"_meta":{"io.modelcontextprotocol/related-task":{"taskId":"t"}}}}`,
 		`{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"notifications":{"toolsListChanged":true,"resourceSubscriptions":["u"]}}}`,
 	} {
 		f.Add([]byte(s))
@@ -188,6 +191,9 @@ func FuzzTranslations(f *testing.F) {
 		case mcp.KindResponse:
 			out := caller.Answer(&m)
 			valid("the answer", out)
+			if asked, err := bridge.URLQuestions(&m); err == nil && asked != nil {
+				valid("the round of addresses", bridge.AppendInputRequired(nil, []byte("9"), asked, "s"))
+			}
 			if asked, state, err := bridge.Questions(&m); err == nil && m.Result.Present() {
 				valid("the questions", bridge.AppendInputRequired(nil, []byte("9"), asked, string(state)))
 				for i := range asked {
@@ -205,6 +211,12 @@ func FuzzTranslations(f *testing.F) {
 				valid("the acknowledgement", bridge.AppendAcknowledged(nil, m.ID, &w))
 			}
 		case mcp.KindInvalid:
+		}
+		if at, _ := bridge.TaskID(&m); at.Present() {
+			valid("the message with another task", bridge.WithText(m.Body, at, `a"b`))
+		}
+		if m.Kind == mcp.KindResponse && m.Result.Present() && m.Raw(m.Result)[0] == '{' {
+			valid("capabilities without a list of tasks", bridge.WithoutTaskList(m.Raw(m.Result)))
 		}
 		_, _ = bridge.ParseState(body)
 	})

@@ -84,6 +84,7 @@ type Dialogue struct {
 	running map[string]context.CancelCauseFunc
 	asked   map[string]Reply
 	uris    map[string]struct{}
+	tasks   map[string]string
 	changed chan struct{} // closed when uris change
 }
 
@@ -96,6 +97,8 @@ const (
 	maxRunning = 1024
 	// MaxURIs is how many resources one session or stream may be subscribed to.
 	MaxURIs = 256
+	// maxTasks is how many tasks of a session are remembered; it hears nothing of the rest unasked.
+	maxTasks = 256
 )
 
 func (d *Dialogue) quiet() bool {
@@ -208,4 +211,24 @@ func (d *Dialogue) Subscribed() ([]string, <-chan struct{}) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Sorted(maps.Keys(d.uris)), d.changed
+}
+
+// Began notes a task of the session: the server's own id of it, and the one by which the client knows it.
+func (d *Dialogue) Began(id, text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tasks == nil {
+		d.tasks = map[string]string{}
+	}
+	if _, known := d.tasks[id]; !known && len(d.tasks) < maxTasks {
+		d.tasks[id] = text
+	}
+}
+
+// Task is the id by which the client knows a task; false for one that is not this session's.
+func (d *Dialogue) Task(id string) (text string, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	text, ok = d.tasks[id]
+	return text, ok
 }

@@ -154,3 +154,12 @@ func UpdatedURI(m *mcp.Message) (string, bool) {
 	p := mcp.Message{Body: m.Raw(m.Params)}
 	return p.Text(mcp.Member(p.Body, "uri"))
 }
+
+// AppendUpdated appends the notice that a resource has changed; id is that of the modern stream, nil for a legacy one.
+func AppendUpdated(dst, id []byte, uri string) []byte {
+	dst = append(dst, `{"jsonrpc":"2.0","method":"`+mcp.MethodUpdated+`","params":{`...)
+	if id != nil {
+		dst = append(append(append(dst, tag...), id...), `},`...)
+	}
+	return append(mcp.AppendString(append(dst, `"uri":`...), uri), '}', '}')
+}

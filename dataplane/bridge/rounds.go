@@ -1,7 +1,9 @@
 package bridge
 
 import (
+	"encoding/json"
 	"errors"
+	"strconv"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 )
@@ -67,6 +69,39 @@ func Questions(m *mcp.Message) (asked []Question, state []byte, err error) {
 	}
 	return asked, state, nil
 }
+
+// URLQuestions reads the legacy error that a person has to go to some address before the request can be served (2025-11-25,
+// elicitation: URL elicitation required). None means that it is another answer.
+func URLQuestions(m *mcp.Message) ([]Question, error) {
+	if ErrorCode(m) != mcp.CodeURLRequired {
+		return nil, nil
+	}
+	raw := m.Raw(m.Error)
+	data := mcp.Member(raw, "data")
+	if !data.Present() || raw[data.Start] != '{' {
+		return nil, ErrQuestions
+	}
+	raw = raw[data.Start:data.End]
+	var all []json.RawMessage
+	if at := mcp.Member(raw, "elicitations"); !at.Present() || json.Unmarshal(raw[at.Start:at.End], &all) != nil {
+		return nil, ErrQuestions
+	}
+	if len(all) == 0 || len(all) > MaxQuestions {
+		return nil, ErrQuestions
+	}
+	asked := make([]Question, len(all))
+	for i, params := range all {
+		p := mcp.Message{Body: params}
+		if mode, _ := p.Text(mcp.Member(params, "mode")); params[0] != '{' || mode != "url" {
+			return nil, ErrQuestions
+		}
+		asked[i] = Question{Key: mcp.AppendString(nil, URLKey(i)), Method: mcp.MethodElicit, Params: params}
+	}
+	return asked, nil
+}
+
+// URLKey is the name of one of the URLQuestions.
+func URLKey(i int) string { return "u" + strconv.Itoa(i+1) }
 
 // AppendInputRequired appends the modern answer that puts questions to the client; state is its text.
 func AppendInputRequired(dst, id []byte, asked []Question, state string) []byte {

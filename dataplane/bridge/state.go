@@ -16,11 +16,13 @@ type State struct {
 	Owner [16]byte
 	// Request is the Digest of what was asked.
 	Request [32]byte
-	// Node is the name of the node that holds the call.
+	// Node is the name of the node that holds the call, "" when none does: the call is then made again.
 	Node string
+	// Asked is how many questions there were, for a call that no node holds.
+	Asked byte
 }
 
-const stateBytes = 8 + 16 + 16 + 32
+const stateBytes = 8 + 16 + 16 + 32 + 1
 
 // Append appends the state's bytes.
 func (s *State) Append(dst []byte) []byte {
@@ -28,6 +30,7 @@ func (s *State) Append(dst []byte) []byte {
 	dst = append(dst, s.Nonce[:]...)
 	dst = append(dst, s.Owner[:]...)
 	dst = append(dst, s.Request[:]...)
+	dst = append(dst, s.Asked)
 	return append(dst, s.Node...)
 }
 
@@ -41,6 +44,7 @@ func ParseState(b []byte) (State, bool) {
 	copy(s.Nonce[:], b[8:])
 	copy(s.Owner[:], b[24:])
 	copy(s.Request[:], b[40:])
+	s.Asked = b[stateBytes-1]
 	s.Node = string(b[stateBytes:])
 	return s, true
 }

@@ -45,6 +45,7 @@ import (
 // Node is one member of a cell.
 type Node struct {
 	cfg     Config
+	machine Machine
 	log     *slog.Logger
 	started time.Time
 	reg     *tele.Registry
@@ -52,8 +53,10 @@ type Node struct {
 	clock   *clock
 	// clockSuspect mirrors what pdp was told, so that a change is logged once.
 	clockSuspect atomic.Bool
-	// staleLevels are what the log was last told of each bound; of the housekeeper's own.
+	// staleLevels are what the log was last told of each bound; of keepTime's own.
 	staleLevels map[string]int
+	// askClocks wakes whoever asks the peers for their time.
+	askClocks chan struct{}
 	// damaged is set until the control plane has sent everything again that this node's disk had lost.
 	damaged atomic.Bool
 	logged  loggedKills
@@ -61,6 +64,7 @@ type Node struct {
 	contradiction  atomic.Pointer[string]
 	contradictions atomic.Int64
 
+	cells     whereabouts
 	macKey    [sha256.Size]byte
 	identity  *svid.Source
 	store     *store.Store
@@ -91,7 +95,12 @@ type Node struct {
 
 // Run is the life of one node: it returns when ctx has ended and everything it started has stopped.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
-	n := &Node{cfg: cfg, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked), orders: make(chan *cellv1.NodeOrder, maxAsked), drainer: make(chan time.Duration, 1), exit: os.Exit, staleLevels: map[string]int{}}
+	return RunOn(ctx, Machine{}, cfg, log)
+}
+
+// RunOn is Run on a machine that may have faults.
+func RunOn(ctx context.Context, m Machine, cfg Config, log *slog.Logger) error {
+	n := &Node{cfg: cfg, machine: m, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked), askClocks: make(chan struct{}, 1), orders: make(chan *cellv1.NodeOrder, maxAsked), drainer: make(chan time.Duration, 1), exit: os.Exit, staleLevels: map[string]int{}}
 	ctx, n.drain.stop = context.WithCancelCause(ctx)
 	defer n.drain.stop(nil)
 	defer n.close()
@@ -100,6 +109,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	n.feed.Boot(ctx)
 	n.catchUp(ctx)
+	n.judgeClock()
 	if err := n.audit.Recover(ctx); err != nil {
 		return fmt.Errorf("recover audit: %w", err)
 	}
@@ -113,6 +123,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 // build makes the rooms, leaves first.
 func (n *Node) build(ctx context.Context) error {
+	if n.machine.Now == nil {
+		n.machine.Now = time.Now
+	}
 	for _, step := range []struct {
 		name string
 		do   func(context.Context) error
@@ -159,7 +172,7 @@ func (n *Node) openStore(context.Context) error {
 	// One key on this node for hashing arguments, that opens nothing else.
 	n.macKey = sha256.Sum256(append([]byte("mcpvault audit arguments\x00"), key[:]...))
 	st, err := store.Open(store.Config{
-		Dir: n.cfg.DataDir, Key: key, Logger: n.log,
+		Dir: n.cfg.DataDir, Key: key, Logger: n.log, BeforeWrite: n.machine.before(DiskStore),
 		NewerKill: func(held, offered []byte) bool { return n.trust.Current().NewerKill(held, offered) },
 	})
 	if errors.Is(err, store.ErrCorrupt) {
@@ -171,8 +184,11 @@ func (n *Node) openStore(context.Context) error {
 	}
 	n.store = st
 	n.onClose(st.Close)
+	if err := n.cells.open(n.cfg.DataDir, key); err != nil {
+		return err
+	}
 	_, heartbeat := st.Heartbeat()
-	n.clock = newClock(time.Now, st.HighWater(), heartbeat)
+	n.clock = newClock(n.machine.Now, st.HighWater(), heartbeat)
 	if lost := st.Corrupt(); len(lost) > 0 {
 		n.damaged.Store(true)
 		n.log.Error("records on this disk are damaged: callers wait until most peers or the control plane have sent them again", "records", len(lost), "first", lost[0])
@@ -181,7 +197,7 @@ func (n *Node) openStore(context.Context) error {
 		Cell: n.cfg.Cell, Node: n.cfg.Node, TrustDomain: n.cfg.TrustDomain,
 		Dir: filepath.Join(n.cfg.DataDir, "raft"), Bind: n.cfg.Listen.Raft, Peers: n.startingPeers(), Join: n.cfg.Join, Transport: n.cfg.RaftTransport,
 		Identity: n.identity, Key: key, Store: st, Trust: verifier{n},
-		OnApply: n.applied, Admit: n.admit, Logger: n.log,
+		OnApply: n.applied, Admit: n.admit, Logger: n.log, BeforeWrite: n.machine.before(DiskRaft),
 		Heartbeat: time.Duration(n.cfg.Heartbeat) * time.Millisecond, DeadAfter: n.cfg.RemoveDeadAfter,
 	})
 	return err
@@ -197,7 +213,7 @@ func (n *Node) sealKeyPath() string {
 func (n *Node) openAudit(context.Context) error {
 	dir := filepath.Join(n.cfg.DataDir, "audit")
 	l, recovery, err := tlog.Open(tlog.Config{
-		Dir: dir, Prefix: "mcpvault/audit/" + n.cfg.Cell + "/" + n.cfg.Node, Logger: n.log, Reserve: 4 << 20,
+		Dir: dir, Prefix: "mcpvault/audit/" + n.cfg.Cell + "/" + n.cfg.Node, Logger: n.log, Reserve: 4 << 20, FS: n.machine.AuditFS,
 	})
 	if errors.Is(err, tlog.ErrCorrupt) {
 		return problem.New(problem.Internal, "the node's audit log is not what was written",
@@ -224,7 +240,7 @@ func (n *Node) openPolicy(context.Context) error {
 	n.feed = feed.New(feed.Config{
 		Cell: n.cfg.Cell, ControlPlane: n.control, Log: proposer{n}, Store: n.store,
 		Sources: []feed.Source{shards{n.control}, n.peers}, PDP: n.pdp, Trust: n.trust, Logger: n.log, Now: n.clock.Now,
-		OnConnect: func() { n.deliverer.Wake() }, OnSessionQuery: n.askedForSessions, OnOrder: n.ordered, Registerer: n.reg,
+		OnConnect: func() { n.deliverer.Wake() }, OnSessionQuery: n.askedForSessions, OnOrder: n.ordered, OnCells: n.toldOfCells, Registerer: n.reg,
 	})
 	var err error
 	n.deliverer, err = audit.NewDeliverer(audit.DelivererConfig{

@@ -26,7 +26,9 @@ func (n *Node) compare(ctx context.Context) error {
 func (n *Node) compareOnce(ctx context.Context) {
 	var found []string
 	own := n.nodeStatus()
-	for _, r := range n.peers.Statuses(ctx, true) {
+	statuses := n.peers.Statuses(ctx, true)
+	n.cells.heard(statuses)
+	for _, r := range statuses {
 		peer := r.GetStatus().GetNode()
 		differ := peers.Contradictions(own, r.GetStatus())
 		if len(differ) == 0 {

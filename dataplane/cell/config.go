@@ -13,6 +13,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/inject"
 	"github.com/mcpvault/mcpvault/dataplane/remote"
 	"github.com/mcpvault/mcpvault/dataplane/upstream/stdio"
+	"github.com/mcpvault/mcpvault/kit/svid"
 	"github.com/mcpvault/mcpvault/kit/tele"
 )
 
@@ -57,6 +58,8 @@ type Config struct {
 	// WorkloadBundles are the trust domains whose workloads may call with a certificate of their own (X.509-SVID); with none,
 	// clients are not asked for certificates.
 	WorkloadBundles []WorkloadBundle `yaml:"workload_bundles"`
+	// UpstreamBundles are the trust domains of upstreams that prove a SPIFFE ID, besides the nodes' own.
+	UpstreamBundles []svid.BundleFile `yaml:"upstream_bundles"`
 	// EgressAllow lists private destinations that upstreams may have, as CIDR:port.
 	EgressAllow []string `yaml:"egress_allow"`
 	// Inject are the credentials that this node adds to calls, out of its own files.
@@ -145,6 +148,7 @@ func (c *Config) Problems() []string {
 	p = append(p, c.memberProblems()...)
 	p = append(p, c.frontProblems()...)
 	p = append(p, c.workloadProblems()...)
+	p = append(p, svid.BundleProblems("upstream_bundles", c.UpstreamBundles)...)
 	p = append(p, stdio.Problems(c.Stdio)...)
 	return p
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/upstream/stdio"
 	"github.com/mcpvault/mcpvault/kit/egress"
 	"github.com/mcpvault/mcpvault/kit/run"
+	"github.com/mcpvault/mcpvault/kit/shrink"
 	"github.com/mcpvault/mcpvault/kit/svid"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 )
@@ -36,7 +37,11 @@ func (n *Node) openFront(context.Context) error {
 	if err != nil {
 		return err
 	}
-	client, version := upstream.New(upstream.Config{Dial: guard.DialContext, Registerer: n.reg}), run.Version().Version
+	secured, err := n.upstreamTLS()
+	if err != nil {
+		return err
+	}
+	client, version := upstream.New(upstream.Config{Dial: guard.DialContext, TLS: secured, Registerer: n.reg}), run.Version().Version
 	n.upstream = client
 	up := &transports{client, sse.New(client, version), stdio.New(n.cfg.Stdio, version, n.log)}
 	n.onClose(up.close)
@@ -67,7 +72,7 @@ func (n *Node) openFront(context.Context) error {
 	cfg := pep.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, PublicURLs: n.cfg.PublicURLs, Loopback: n.cfg.Dev,
 		Region: n.cfg.Region, Proxies: proxies,
-		Version: version, Now: n.clock.Now,
+		Version: version, Now: n.clock.Now, PinEvery: pinEvery,
 	}
 	if cfg.Limits = ownLimits(); n.cfg.Dev {
 		cfg.MaxStreams, cfg.Limits = 4096, nil
@@ -82,6 +87,9 @@ func (n *Node) openFront(context.Context) error {
 	n.pep = pep.New(cfg, parts)
 	return n.registerMetrics()
 }
+
+// pinEvery is how often what servers advertise is compared with what was approved: a change is refused within a minute.
+const pinEvery = 45 * time.Second
 
 // takeSessionKeys gives the sessions the keys that the cell has agreed on, the newest first.
 func (n *Node) takeSessionKeys() {
@@ -128,7 +136,11 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("status", run.Func(n.report), time.Second)
 	g.Add("comparison", run.Func(n.compare), time.Second)
 	g.Add("budgets", run.Func(n.shareBudgets), time.Second)
+	g.Add("time", run.Func(n.keepTime), time.Second)
+	g.Add("clocks", run.Func(n.compareClocks), time.Second)
 	g.Add("housekeeping", run.Func(n.keepHouse), time.Second)
+	g.Add("whereabouts", run.Func(n.keepCells), time.Second)
+	g.Add("memory", run.Func(shrink.Run), time.Second)
 	g.Add("pep", n.pep, time.Second)
 	g.Add("sessions", n.leases, time.Second)
 	g.Add("session answers", run.Func(n.answerSessions), time.Second)
@@ -151,7 +163,7 @@ const productionGrace = 10 * time.Second
 
 func (n *Node) addFronts(g *run.Group) error {
 	cfg := edge.Config{
-		Front: edge.Front(n.cfg.Listen.Front), Grace: productionGrace, Refused: n.pep.Malformed, OnDrain: n.pep.Drain, Cut: pep.ErrStopping,
+		Front: edge.Front(n.cfg.Listen.Front), Grace: productionGrace, Refused: n.pep.Malformed, Dropped: n.pep.TurnedAway, OnDrain: n.pep.Drain, Cut: pep.ErrStopping,
 	}
 	if n.cfg.Dev {
 		cfg.Grace, cfg.MaxConns = 300*time.Millisecond, 1<<14
@@ -175,7 +187,7 @@ func (n *Node) addFronts(g *run.Group) error {
 		if err != nil {
 			return fmt.Errorf("%s listener: %w", f.name, err)
 		}
-		h := n.counted(n.whenAlive(n.whenMember(n.whenWhole(n.pep))))
+		h := n.counted(n.whenAlive(n.whenMember(n.withCells(n.whenWhole(n.pep)))))
 		if f.tls {
 			if h, err = n.addQUIC(g, cfg, ln.Addr(), h); err != nil {
 				return err

@@ -69,8 +69,15 @@ func (n *Node) identityProblem() error {
 }
 
 func (n *Node) clockProblem() error {
-	if n.clockSuspect.Load() {
-		return fmt.Errorf("%s behind the newest signed heartbeat: what is leased is closed; set the clock", n.clock.behind().Round(time.Second))
+	const closed = "what is leased is closed; set the clock"
+	if behind := n.clock.behind(); behind > behindLimit {
+		return fmt.Errorf("%s behind what is proved, by heartbeats and the time that has passed: %s", behind.Round(time.Second), closed)
+	}
+	switch off := n.clock.astray().Round(time.Second); {
+	case off > 0:
+		return fmt.Errorf("%s behind the peers: %s", off, closed)
+	case off < 0:
+		return fmt.Errorf("%s ahead of the peers: %s", -off, closed)
 	}
 	return nil
 }
@@ -158,6 +165,7 @@ func (n *Node) nodeStatus() *cellv1.NodeStatus {
 		Sessions: uint64(n.store.Leases().Len()), McpUrl: n.mcpURL(),
 	}
 	s.RaftAddr, s.PeerAddr = n.own().Raft, n.own().Peer
+	s.Reach = n.reach()
 	s.RootsVersion = n.trust.Current().Version()
 	if m, err := n.trust.Current().OpenManifest(n.store.Manifest(), n.cfg.Cell); err == nil {
 		s.ManifestSequence, s.ManifestRoot = m.GetSequence(), m.GetRoot()

@@ -98,10 +98,10 @@ func (n *Node) Blob(d snapshot.Digest) ([]byte, error) { return n.store.GetBlob(
 // Status says how this node is and, unless that alone is asked for, what it would serve after a restart.
 func (n *Node) Status(brief bool) *cellv1.GetStatusResponse {
 	if brief {
-		return &cellv1.GetStatusResponse{Status: n.nodeStatus()}
+		return &cellv1.GetStatusResponse{Status: n.nodeStatus(), WallMs: n.clock.wall().UnixMilli()}
 	}
 	hb, _ := n.store.Heartbeat()
-	return &cellv1.GetStatusResponse{Status: n.nodeStatus(), Update: n.store.LastUpdate(), Heartbeat: hb, Kills: newestKills(n.store.Kills())}
+	return &cellv1.GetStatusResponse{Status: n.nodeStatus(), Update: n.store.LastUpdate(), Heartbeat: hb, Kills: newestKills(n.store.Kills()), Cells: n.cells.directory()}
 }
 
 // applied hears what the log has put on this node's disk.
@@ -136,6 +136,7 @@ func (n *Node) catchUp(ctx context.Context) {
 	for _, r := range n.peers.Statuses(ctx, false) {
 		peer := r.GetStatus().GetNode()
 		u := r.GetUpdate()
+		n.toldOfCells(r.GetCells())
 		if len(u.GetManifest()) > 0 {
 			// The roots first: what comes then may be signed by keys that only they name.
 			if err := (verifier{n}).VerifyUpdate(u); err != nil {

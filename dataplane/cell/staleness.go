@@ -25,29 +25,29 @@ type staleness struct {
 }
 
 const (
-	fresh = iota
-	half
-	over
+	levelFresh = iota
+	levelHalf
+	levelOver
 )
 
 func (s staleness) level() int {
 	switch {
 	case s.age > s.bound:
-		return over
+		return levelOver
 	case s.age > s.bound/2:
-		return half
+		return levelHalf
 	}
-	return fresh
+	return levelFresh
 }
 
 func (s staleness) String() string {
 	age, what := s.age.Round(time.Second), map[string]string{"read": "reads", "write": "calls with effects"}[s.class]
 	switch {
-	case s.level() == half:
+	case s.level() == levelHalf:
 		return fmt.Sprintf("%s: nobody has confirmed the policy for %s: %s go on for %s", s.tenant, age, what, (s.bound - s.age).Round(time.Second))
-	case s.level() == over && s.class == "read" && s.readOnly:
+	case s.level() == levelOver && s.class == "read" && s.readOnly:
 		return fmt.Sprintf("%s: nobody has confirmed the policy for %s, and the bound of %s is over: reads go on as the organisation wants", s.tenant, age, s.bound)
-	case s.level() == over:
+	case s.level() == levelOver:
 		return fmt.Sprintf("%s: nobody has confirmed the policy for %s, and the bound of %s is over: %s are refused", s.tenant, age, s.bound, what)
 	}
 	return fmt.Sprintf("%s: confirmed %s ago", s.tenant, age)
@@ -71,7 +71,7 @@ func stalenessOf(tenants []*pdp.Tenant, now time.Time) []staleness {
 func (n *Node) stalenessProblem() error {
 	var all []error
 	for _, s := range stalenessOf(n.pdp.Current().Tenants(), n.clock.Now()) {
-		if s.level() > fresh {
+		if s.level() > levelFresh {
 			all = append(all, errors.New(s.String()))
 		}
 	}
@@ -88,11 +88,11 @@ func (n *Node) warnOfStaleness(ctx context.Context) {
 			continue
 		}
 		switch level {
-		case fresh:
+		case levelFresh:
 			n.log.InfoContext(ctx, "the policy is confirmed again", "tenant", s.tenant, "class", s.class)
-		case half:
+		case levelHalf:
 			n.log.WarnContext(ctx, "half of a staleness bound is used up", "tenant", s.tenant, "class", s.class, "age", s.age.Round(time.Second), "bound", s.bound)
-		case over:
+		case levelOver:
 			n.log.ErrorContext(ctx, "a staleness bound is over", "tenant", s.tenant, "class", s.class, "age", s.age.Round(time.Second), "bound", s.bound, "reads_go_on", s.readOnly)
 		}
 	}

@@ -42,7 +42,10 @@ func aging(t *testing.T, after snapshotv1.AfterStaleness) (n *Node, at func(age 
 	}
 	n.pdp.Activate([]*pdp.Tenant{tenant}, nil)
 	n.pdp.RenewLease("id-acme", confirmed.UnixMilli())
-	return n, func(age time.Duration) { now = confirmed.Add(age) }, log
+	return n, func(age time.Duration) {
+		now = confirmed.Add(age)
+		n.clock.raise(now.UnixMilli()) // proved, as by a heartbeat of another tenant
+	}, log
 }
 
 func TestABoundIsWarnedOfAtHalfAndWhenItIsOver(t *testing.T) {

@@ -59,7 +59,8 @@ type Node struct {
 	mu      sync.Mutex // guards applied
 	applied []consensus.Applied
 
-	disk   *disk
+	disk   *disk // the log's
+	store  *disk // the store's
 	join   bool
 	cancel context.CancelCauseFunc
 	done   chan error
@@ -72,7 +73,7 @@ func (n *Node) Applied() []consensus.Applied {
 	return append([]consensus.Applied(nil), n.applied...)
 }
 
-// disk is a log's disk that can hang or fail.
+// disk can hang or fail.
 type disk struct {
 	mu   sync.Mutex
 	gate chan struct{} // nil while it works
@@ -90,6 +91,23 @@ func (d *disk) beforeWrite() error {
 		return *err
 	}
 	return nil
+}
+
+func (d *disk) hang() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.gate == nil {
+		d.gate = make(chan struct{})
+	}
+}
+
+func (d *disk) thaw() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.gate != nil {
+		close(d.gate)
+		d.gate = nil
+	}
 }
 
 // New starts a cell of n nodes; it ends with the test. Options adjust each node's configuration before it starts.
@@ -114,7 +132,7 @@ func New(t testing.TB, n int, options ...func(*consensus.Config)) *Cell {
 	c.net = newNetwork(t, c.Names, c.address)
 	c.beside = newNetwork(t, c.Names, c.servingAt)
 	for _, name := range c.Names {
-		node := &Node{Name: name, Dir: filepath.Join(dir, name), disk: &disk{}}
+		node := &Node{Name: name, Dir: filepath.Join(dir, name), disk: &disk{}, store: &disk{}}
 		c.identify(node)
 		c.nodes[name] = node
 	}
@@ -173,7 +191,7 @@ func (c *Cell) start(n *Node) {
 		c.t.Fatal(err)
 	}
 	logger := testLogger(c.t, n.Name)
-	st, err := store.Open(store.Config{Dir: n.Dir, Key: key, Logger: logger})
+	st, err := store.Open(store.Config{Dir: n.Dir, Key: key, Logger: logger, BeforeWrite: n.store.beforeWrite})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -248,25 +266,16 @@ func (c *Cell) RestartNode(name string) {
 }
 
 // HangDisk makes the next write of a node's log wait until ThawDisk.
-func (c *Cell) HangDisk(name string) {
-	d := c.Node(name).disk
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.gate == nil {
-		d.gate = make(chan struct{})
-	}
-}
+func (c *Cell) HangDisk(name string) { c.Node(name).disk.hang() }
 
 // ThawDisk lets a hanging disk go on.
-func (c *Cell) ThawDisk(name string) {
-	d := c.Node(name).disk
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.gate != nil {
-		close(d.gate)
-		d.gate = nil
-	}
-}
+func (c *Cell) ThawDisk(name string) { c.Node(name).disk.thaw() }
+
+// HangStore makes the next write of what a node's log applies wait until ThawStore.
+func (c *Cell) HangStore(name string) { c.Node(name).store.hang() }
+
+// ThawStore lets a hanging store go on.
+func (c *Cell) ThawStore(name string) { c.Node(name).store.thaw() }
 
 // FailDisk makes each write of a node's log fail with err, or work again when err is nil.
 func (c *Cell) FailDisk(name string, err error) {

@@ -117,6 +117,25 @@ func TestALeaderWhoseDiskHangsIsReplaced(t *testing.T) {
 	})
 }
 
+func TestALeaderWhoseStoreHangsIsReplaced(t *testing.T) {
+	t.Parallel()
+	c := celltest.New(t, 3, func(cfg *consensus.Config) { cfg.RetryAfter = 50 * time.Millisecond })
+	leader := c.WaitLeader()
+	must(t, c.Propose(c.Kill("before"), leader))
+	c.HangStore(leader)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	if _, err := c.Node(leader).Log.Propose(ctx, c.Kill("hung")); err == nil {
+		t.Error("an entry was acknowledged that the leader could not apply")
+	}
+	next := c.WaitLeader(others(c.Names, leader)...)
+	must(t, c.Propose(c.Kill("after"), next))
+	c.ThawStore(leader)
+	c.Eventually("the node is back, with all of it", func() bool {
+		return c.Node(leader).Log.Problem() == nil && len(c.Node(leader).Store.Kills()) == 3
+	})
+}
+
 func TestADiskErrorTakesANodeOutUntilItIsOver(t *testing.T) {
 	t.Parallel()
 	c := celltest.New(t, 3, func(cfg *consensus.Config) { cfg.RetryAfter = 50 * time.Millisecond })

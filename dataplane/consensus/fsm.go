@@ -2,12 +2,14 @@ package consensus
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"github.com/mcpvault/mcpvault/dataplane/store"
@@ -42,12 +44,37 @@ type fsm struct {
 	n *Node
 	// fail takes the log out of service: a node that cannot write must not go on applying.
 	fail func(error)
+	// turn is held while an entry is applied.
+	turn chan struct{}
 	// old is the last entry that was in the log when this life began: up to there entries are seen again.
 	old uint64
 }
 
+// applyLimits is how many times the limit of a write an entry may take: its signatures are verified, too.
+const applyLimits = 4
+
+// begin watches over one entry: a node whose store hangs must not stay in office and apply nothing.
+func (f *fsm) begin(index uint64) (end func()) {
+	f.turn <- struct{}{}
+	t := time.AfterFunc(applyLimits*f.n.cfg.WriteLimit, func() { f.fail(fmt.Errorf("apply entry %d: %w", index, errStalled)) })
+	return func() {
+		t.Stop()
+		<-f.turn
+	}
+}
+
+// settle waits until nothing is applied any more: an entry that hangs must not meet those of the log's next life.
+func (f *fsm) settle(ctx context.Context) {
+	select {
+	case f.turn <- struct{}{}:
+		<-f.turn
+	case <-ctx.Done():
+	}
+}
+
 // Apply takes one committed entry. It returns an error, for the proposer, when the entry was refused.
 func (f *fsm) Apply(l *raft.Log) any {
+	defer f.begin(l.Index)()
 	entry, err := decodeEntry(l.Data)
 	if batch := entry.GetSessions(); err == nil && batch != nil {
 		return f.sessions(l.Index, entry, batch)

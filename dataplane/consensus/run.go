@@ -94,7 +94,7 @@ func (n *Node) serve(ctx context.Context) (err error) {
 	}), from: map[string]answer{}}
 	conf := n.raftConfig()
 	conf.Logger = logger
-	machine := &fsm{n: n, fail: func(err error) { _ = w.fail(fmt.Errorf("%w: %w", errStore, err)) }}
+	machine := &fsm{n: n, turn: make(chan struct{}, 1), fail: func(err error) { _ = w.fail(fmt.Errorf("%w: %w", errStore, err)) }}
 	if machine.old, err = logs.LastIndex(); err == nil {
 		var r *raft.Raft
 		if r, err = newRaft(conf, machine, guard{logs}, snaps, transport); err == nil {
@@ -102,6 +102,7 @@ func (n *Node) serve(ctx context.Context) (err error) {
 			n.begin(r, layer.wire.addr().String(), transport)
 			n.attend(life, r, layer)
 			n.stop(ctx, r, w, layer, transport.NetworkTransport)
+			machine.settle(ctx)
 			return w.err()
 		}
 	}

@@ -10,6 +10,12 @@ import (
 // host is the name that the client asked for, "" when it named none.
 type VerifyClient func(from net.Addr, host string, chain []*x509.Certificate) error
 
+// judged is an error of a VerifyClient.
+type judged struct{ error }
+
+// Unwrap returns it.
+func (j *judged) Unwrap() error { return j.error }
+
 // asking returns a configuration that asks clients for a certificate, takes those without one, and has verify judge the
 // others on each connection: no session is resumed.
 func asking(t *tls.Config, verify VerifyClient) *tls.Config {
@@ -19,7 +25,10 @@ func asking(t *tls.Config, verify VerifyClient) *tls.Config {
 			if len(cs.PeerCertificates) == 0 {
 				return nil
 			}
-			return verify(from, cs.ServerName, cs.PeerCertificates)
+			if err := verify(from, cs.ServerName, cs.PeerCertificates); err != nil {
+				return &judged{err}
+			}
+			return nil
 		}
 	}
 	each := t.Clone()

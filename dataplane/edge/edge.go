@@ -43,6 +43,9 @@ type Config struct {
 	Grace time.Duration
 	// Refused is told of each request that was not taken, with its status and one word for why; it may be nil.
 	Refused func(from net.Addr, status int, reason string)
+	// Dropped is told of connections, handshakes and streams that did not get as far as a request, with one word for why,
+	// often and from many goroutines. from is nil where nobody has proved an address. It may be nil.
+	Dropped func(from net.Addr, reason string)
 	// OnDrain is called when the grace begins, so that streams without an end can be ended; it may be nil.
 	OnDrain func()
 	// Cut is the cause that requests find in their contexts when the grace is over, so that they can tell their callers;
@@ -74,7 +77,7 @@ func New(cfg Config, ln net.Listener, h http.Handler, log *slog.Logger) (*Server
 		return nil, fmt.Errorf("%s on %s: %w", cfg.Name, ln.Addr(), ErrNotLoopback)
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	counted := newCounted(ln, cfg.MaxConns)
+	counted := newCounted(ln, cfg)
 	f, err := newFronts(ctx, cfg, counted, h, log)
 	if err != nil {
 		cancel(nil)
@@ -151,14 +154,31 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// dropped tells of what was not taken.
+func (c *Config) dropped(from net.Addr, reason string) {
+	if c.Dropped != nil {
+		c.Dropped(from, reason)
+	}
+}
+
+// Why something was not taken below HTTP; net/http's words for errors of HTTP/2 come after "http2_".
+const (
+	tooManyConns = "too_many_connections"
+	tooMany      = "too_many_handshakes"
+	rapidReset   = "rapid_reset"
+	badHandshake = "tls_handshake"
+	mustProve    = "quic_retry"
+)
+
 // counted closes at once what one address opens beyond its bound.
 type counted struct {
 	net.Listener
+	cfg  Config
 	from *places
 }
 
-func newCounted(ln net.Listener, limit int) *counted {
-	return &counted{Listener: ln, from: newPlaces(limit)}
+func newCounted(ln net.Listener, cfg Config) *counted {
+	return &counted{Listener: ln, cfg: cfg, from: newPlaces(cfg.MaxConns)}
 }
 
 // Accept returns the next connection that is within its address's bound.
@@ -174,6 +194,7 @@ func (l *counted) Accept() (net.Conn, error) {
 		}
 		from := ap.Addr().Unmap()
 		if !l.from.enter(from) {
+			l.cfg.dropped(c.RemoteAddr(), tooManyConns)
 			_ = c.Close()
 			continue
 		}

@@ -29,7 +29,7 @@ func onBoth(t *testing.T, test func(t *testing.T, front edge.Front)) {
 }
 
 // start serves h and returns the address and a function that begins the drain and returns what Run returned.
-func start(t *testing.T, cfg edge.Config, h http.Handler) (addr string, stop func() error) {
+func start(t testing.TB, cfg edge.Config, h http.Handler) (addr string, stop func() error) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

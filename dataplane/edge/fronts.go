@@ -5,10 +5,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/edge/http1"
@@ -64,7 +66,7 @@ func newFronts(base context.Context, cfg Config, ln net.Listener, h http.Handler
 		ReadHeaderTimeout: cfg.HeaderTimeout,
 		IdleTimeout:       cfg.IdleTimeout,
 		MaxHeaderBytes:    max(cfg.MaxHeader-netHTTPSlack, 1),
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: cfg.MaxStreams, WriteByteTimeout: cfg.WriteTimeout},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: cfg.MaxStreams, WriteByteTimeout: cfg.WriteTimeout, CountError: func(why string) { cfg.dropped(nil, "http2_"+why) }},
 		Protocols:         &protocols,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return base },
@@ -138,6 +140,10 @@ func (f *fronts) greet(nc net.Conn) {
 	switch {
 	case err != nil:
 		_ = nc.Close()
+		// Who leaves has said nothing wrong, and what is wrong with a certificate its judge has told.
+		if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, syscall.ECONNRESET) && !errors.As(err, new(*judged)) {
+			f.cfg.dropped(nc.RemoteAddr(), badHandshake)
+		}
 	case c.ConnectionState().NegotiatedProtocol == "h2":
 		f.toStd.push(c)
 	case f.fast != nil:

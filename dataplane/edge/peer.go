@@ -121,7 +121,10 @@ type peerKey struct{}
 func (c Config) guard(s *http.Server) {
 	h := s.Handler
 	s.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
-		return context.WithValue(ctx, peerKey{}, newPeer(c.MaxStreams, func() { _ = conn.Close() }))
+		return context.WithValue(ctx, peerKey{}, newPeer(c.MaxStreams, func() {
+			_ = conn.Close()
+			c.dropped(conn.RemoteAddr(), rapidReset)
+		}))
 	}
 	s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p, _ := r.Context().Value(peerKey{}).(*peer); p != nil && r.ProtoMajor == 2 {

@@ -65,9 +65,15 @@ func NewQUIC(cfg Config, socket *net.UDPConn, h http.Handler, log *slog.Logger) 
 	s := &QUIC{cfg: cfg, log: log, socket: socket, base: base, drain: drain, from: newPlaces(cfg.MaxConns)}
 	s.growBuffers()
 	s.transport = &quic.Transport{
-		Conn:                socket,
-		VerifySourceAddress: func(net.Addr) bool { return s.opening.Load() >= retryAbove },
-		ConnContext:         s.open,
+		Conn: socket,
+		VerifySourceAddress: func(net.Addr) bool {
+			if s.opening.Load() < retryAbove {
+				return false
+			}
+			cfg.dropped(nil, mustProve)
+			return true
+		},
+		ConnContext: s.open,
 	}
 	t := http3.ConfigureTLSConfig(cfg.tls("h3"))
 	ln, err := s.transport.Listen(t, &quic.Config{
@@ -173,11 +179,13 @@ func (s *QUIC) open(ctx context.Context, info *quic.ClientInfo) (context.Context
 	c := &caller{ip: ipOf(info.RemoteAddr)}
 	if s.opening.Add(1) > maxHandshakes {
 		s.opening.Add(-1)
+		s.cfg.dropped(nil, tooMany)
 		return nil, errBusy
 	}
 	if info.AddrVerified {
 		if !s.from.enter(c.ip) {
 			s.opening.Add(-1)
+			s.cfg.dropped(info.RemoteAddr, tooManyConns)
 			return nil, errBusy
 		}
 		c.counted.Store(true)
@@ -221,6 +229,7 @@ func (l arrivals) Accept(ctx context.Context) (*quic.Conn, error) {
 		}
 		if !l.s.from.enter(c.ip) {
 			_ = conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeExcessiveLoad), "too many connections")
+			l.s.cfg.dropped(conn.RemoteAddr(), tooManyConns)
 			continue
 		}
 		c.counted.Store(true)
@@ -239,7 +248,10 @@ func (s *QUIC) accepted(ctx context.Context, conn *quic.Conn) context.Context {
 	bye := func(code http3.ErrCode, why string) {
 		_ = conn.CloseWithError(quic.ApplicationErrorCode(code), why)
 	}
-	c.peer = newPeer(s.cfg.MaxStreams, func() { bye(http3.ErrCodeExcessiveLoad, "calm down") })
+	c.peer = newPeer(s.cfg.MaxStreams, func() {
+		bye(http3.ErrCodeExcessiveLoad, "calm down")
+		s.cfg.dropped(conn.RemoteAddr(), rapidReset)
+	})
 	c.whenIdle(s.cfg.IdleTimeout, func() { bye(http3.ErrCodeNoError, "idle") })
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(s.base, func() { cancel(context.Cause(s.base)) })

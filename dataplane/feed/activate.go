@@ -61,6 +61,10 @@ func (f *Feed) Boot(ctx context.Context) {
 			f.connMu.Unlock()
 		}
 	}
+	// What was confirmed before this start still is: the generation on the disk is that one or came after it.
+	for id, ms := range f.cfg.Store.Confirmed() {
+		f.cfg.PDP.RenewLease(id, ms)
+	}
 	limited, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
 	if !f.Activate(limited) {
@@ -280,31 +284,4 @@ func (f *Feed) waitsForTime() bool {
 		}
 	}
 	return false
-}
-
-// ack queues an answer. When nobody listens for long the queue is full and the answer is dropped: all of them are said
-// again on the next connection.
-func (f *Feed) ack(a *cellv1.AcknowledgeRequest) {
-	select {
-	case f.acks <- a:
-	default:
-	}
-}
-
-func (f *Feed) acknowledge(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case a := <-f.acks:
-			if !f.Connected() {
-				continue
-			}
-			sctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-			if _, err := f.cfg.ControlPlane.Acknowledge(sctx, a); err != nil && ctx.Err() == nil {
-				f.log.WarnContext(ctx, "acknowledgement was not delivered", "err", err)
-			}
-			cancel()
-		}
-	}
 }

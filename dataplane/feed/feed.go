@@ -57,6 +57,8 @@ type Config struct {
 	OnSessionQuery func(*cellv1.SessionQuery)
 	// OnOrder hears what the control plane wants done; it must not block. It may be nil.
 	OnOrder func(*cellv1.NodeOrder)
+	// OnCells hears where the cells are; it must not block. It may be nil.
+	OnCells func(*cellv1.CellDirectory)
 	// Now is the time that the node believes; the wall clock when nil.
 	Now func() time.Time
 	// Registerer takes the metrics; it may be nil.
@@ -76,15 +78,18 @@ type Feed struct {
 	wake     chan struct{}
 
 	activate chan struct{}
-	acks     chan *cellv1.AcknowledgeRequest
-	// kills wait for the cell's log.
-	kills chan []byte
+	answers  *answers
+	// kills wait for the cell's log, unkept ones for the disk; beaten says that there is a heartbeat to keep.
+	kills, unkept chan []byte
+	beaten        chan struct{}
 
 	// connMu guards the state of the connection.
 	connMu    sync.Mutex
 	connected bool
 	complete  bool
 	heartbeat *snapshotv1.Heartbeat
+	// beat is the heartbeat's envelope.
+	beat []byte
 	// refused are the heads and deltas that were answered with a reason: true for good, false until the time is right.
 	refused map[snapshot.Digest]bool
 	// trouble is what the control plane offers that cannot be taken; nil when it can.
@@ -106,8 +111,10 @@ func New(cfg Config) *Feed {
 		pending:  make(map[snapshot.TenantID]*pending),
 		wake:     make(chan struct{}, 1),
 		activate: make(chan struct{}, 1),
-		acks:     make(chan *cellv1.AcknowledgeRequest, 1024),
+		answers:  newAnswers(),
 		kills:    make(chan []byte, 1024),
+		unkept:   make(chan []byte, 1024),
+		beaten:   make(chan struct{}, 1),
 		refused:  make(map[snapshot.Digest]bool),
 	}
 }
@@ -115,7 +122,7 @@ func New(cfg Config) *Feed {
 // Run watches, proposes, activates and acknowledges until ctx ends.
 func (f *Feed) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
-	for _, part := range []func(context.Context){f.watch, f.propose, f.activateLoop, f.acknowledge, f.spreadKills} {
+	for _, part := range []func(context.Context){f.watch, f.propose, f.activateLoop, f.acknowledge, f.spreadKills, f.keep} {
 		wg.Go(func() { part(ctx) })
 	}
 	wg.Wait()
@@ -222,7 +229,7 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 			f.stillBehind(ctx)
 		}
 	case *cellv1.WatchResponse_Kill:
-		err = f.TakeKill(e.Kill)
+		err = f.hearKill(e.Kill)
 	case *cellv1.WatchResponse_Delta:
 		err = f.takeDelta(e.Delta)
 	case *cellv1.WatchResponse_Sessions:
@@ -233,6 +240,11 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 	case *cellv1.WatchResponse_Order:
 		if f.cfg.OnOrder != nil {
 			f.cfg.OnOrder(e.Order)
+		}
+		return
+	case *cellv1.WatchResponse_Cells:
+		if f.cfg.OnCells != nil {
+			f.cfg.OnCells(e.Cells)
 		}
 		return
 	}
@@ -336,27 +348,34 @@ func (f *Feed) TakeHeartbeat(env []byte) error {
 		f.connMu.Unlock()
 		return nil
 	}
-	f.heartbeat = hb
+	f.heartbeat, f.beat = hb, env
 	f.connMu.Unlock()
-	if err := f.cfg.Store.PutHeartbeat(env, hb.GetTimeMs()); err != nil {
-		return fmt.Errorf("keep heartbeat: %w", err)
-	}
 	f.renewLeases()
+	poke(f.beaten)
 	return nil
 }
 
-// TakeKill verifies a kill, from whoever brought it, keeps it, lets it take effect and acknowledges. The log only makes
-// the set the same on every node.
-func (f *Feed) TakeKill(env []byte) error {
+func (f *Feed) openKill(env []byte) (*snapshotv1.Kill, error) {
 	kill, err := f.cfg.Trust.Current().OpenKill(env)
 	if err != nil {
-		return fmt.Errorf("kill: %w", err)
+		return nil, fmt.Errorf("kill: %w", err)
 	}
+	return kill, nil
+}
+
+// TakeKill verifies a kill, from whoever brought it, lets it take effect, keeps it and acknowledges. The log only makes
+// the set the same on every node. After an error it may be in force all the same, until the next start: a full disk must not
+// let a caller go on.
+func (f *Feed) TakeKill(env []byte) error {
+	kill, err := f.openKill(env)
+	if err != nil {
+		return err
+	}
+	f.cfg.PDP.Kill(kill)
 	fresh, err := f.cfg.Store.AddKill(kill.GetId(), env)
 	if err != nil {
 		return fmt.Errorf("keep kill %s: %w", kill.GetId(), err)
 	}
-	f.cfg.PDP.Kill(kill)
 	f.ack(&cellv1.AcknowledgeRequest{
 		TenantId: kill.GetTenantId(), KillId: kill.GetId(), Status: cellv1.AckStatus_ACK_STATUS_APPLIED,
 	})
@@ -384,10 +403,30 @@ func (f *Feed) renewLeases() {
 		return
 	}
 	state := f.cfg.PDP.Current()
+	confirmed := map[snapshot.TenantID]int64{}
 	for _, ref := range refs {
 		t := state.Tenant(snapshot.TenantID(ref.GetTenantId()))
 		if t != nil && string(t.Digest[:]) == string(ref.GetHeadSha256()) {
 			f.cfg.PDP.RenewLease(t.ID, hb.GetTimeMs())
+			confirmed[t.ID] = hb.GetTimeMs()
+		}
+	}
+	f.keepConfirmed(confirmed)
+}
+
+// confirmedEvery is how far behind the disk may be about confirmations: small beside any bound, and rare enough to cost nothing.
+const confirmedEvery = 10 * time.Second
+
+// keepConfirmed writes confirmations down now and then, and the first of a tenant at once: a node that is started while the
+// control plane is away serves by them when generations have come since the last heartbeat.
+func (f *Feed) keepConfirmed(confirmed map[snapshot.TenantID]int64) {
+	kept := f.cfg.Store.Confirmed()
+	for id, ms := range confirmed {
+		if last, ok := kept[id]; !ok || ms-last >= confirmedEvery.Milliseconds() {
+			if err := f.cfg.Store.PutConfirmed(confirmed); err != nil {
+				f.log.Warn("confirmations are not kept on this disk", "err", err)
+			}
+			return
 		}
 	}
 }

@@ -282,8 +282,12 @@ func startNode(t testing.TB, a *authority, dir string, sources ...feed.Source) *
 
 func startNodeAt(t testing.TB, a *authority, dir string, now func() time.Time, sources ...feed.Source) *node {
 	t.Helper()
-	var key store.Key
-	st, err := store.Open(store.Config{Dir: dir, Key: key})
+	return startNodeOn(t, a, store.Config{Dir: dir}, now, sources...)
+}
+
+func startNodeOn(t testing.TB, a *authority, disk store.Config, now func() time.Time, sources ...feed.Source) *node {
+	t.Helper()
+	st, err := store.Open(disk)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/feed"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
@@ -78,4 +80,41 @@ func TestAKillThatAFollowerHearsReachesTheLog(t *testing.T) {
 	if n := log.tried.Load(); n != 4 {
 		t.Fatalf("%d proposals, want two that fail and one for each kill", n)
 	}
+}
+
+func TestAKillIsInForceWhileTheDiskHangsAndAcknowledgedWhenItIsKept(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	thaw := make(chan struct{})
+	hang := make(chan struct{}) // closed: the disk hangs from here on
+	var once sync.Once
+	release := func() { once.Do(func() { close(thaw) }) }
+	t.Cleanup(release)
+	n := startNodeOn(t, a, store.Config{Dir: t.TempDir(), BeforeWrite: func() error {
+		select {
+		case <-hang:
+			<-thaw
+		default:
+		}
+		return nil
+	}}, time.Now, a)
+	_, u := a.generation(t, 1, a.head, nil)
+	a.push(u)
+	eventually(t, "generation 1 is live", func() bool { return n.generation() == 1 })
+
+	close(hang)
+	a.events <- &cellv1.WatchResponse{Event: &cellv1.WatchResponse_Heartbeat{Heartbeat: a.heartbeat(t, u, time.Now())}}
+	const id = "01J00000000000000000000003"
+	env, err := seal.SignKill(&snapshotv1.Kill{Id: id, Kind: snapshotv1.KillKind_KILL_KIND_USER, TenantId: acme, Subject: "alice", IssuedMs: 1}, a.kill)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.events <- &cellv1.WatchResponse{Event: &cellv1.WatchResponse_Kill{Kill: env}}
+	eventually(t, "the kill is in force", func() bool { return n.pdp.Current().Killed(snapshotv1.KillKind_KILL_KIND_USER, acme, "alice") })
+	kept := func(r *cellv1.AcknowledgeRequest) bool { return r.GetKillId() == id }
+	if a.acked(kept) {
+		t.Fatal("a kill was acknowledged that a restart would forget")
+	}
+	release()
+	eventually(t, "the kill is acknowledged", func() bool { return a.acked(kept) })
 }

@@ -28,6 +28,9 @@ type Store interface {
 	Mend(head []byte, deltas []*snapshotv1.SignedDelta) error
 	Heartbeat() (env []byte, timeMS int64)
 	PutHeartbeat(env []byte, timeMS int64) error
+	// Confirmed is when heartbeats last confirmed what was served.
+	Confirmed() map[snapshot.TenantID]int64
+	PutConfirmed(at map[snapshot.TenantID]int64) error
 	Kills() [][]byte
 	// AddKill reports false when the kill was already there.
 	AddKill(id string, env []byte) (bool, error)

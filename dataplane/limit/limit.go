@@ -29,6 +29,9 @@ type Body struct {
 // deadline stays: the connection cannot be used again, and a server that still wants to read the rest of the body before
 // it closes must not wait for it.
 func (b Body) Read(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if here, ok := r.Body.(interface{ Arrived() bool }); ok && here.Arrived() {
+		return b.read(r) // there is nothing to wait for
+	}
 	rc := http.NewResponseController(w)
 	timed := b.Timeout > 0 && rc.SetReadDeadline(time.Now().Add(b.Timeout)) == nil
 	body, err := b.read(r)

@@ -165,8 +165,18 @@ func ContentTypeOK(values []string) bool {
 	return true
 }
 
+// What clients of MCP accept, as nearly all of them write it.
+const (
+	mediaJSON   = "application/json"
+	mediaEvents = "text/event-stream"
+	acceptBoth  = mediaJSON + ", " + mediaEvents
+)
+
 // Accepts reports whether the Accept headers take a media type.
 func Accepts(values []string, media string) bool {
+	if len(values) == 1 && values[0] == acceptBoth && (media == mediaJSON || media == mediaEvents) {
+		return true
+	}
 	kind, _, _ := strings.Cut(media, "/")
 	for _, v := range values {
 		for item := range strings.SplitSeq(v, ",") {

@@ -46,6 +46,8 @@ const (
 	MetaServerInfo   = "io.modelcontextprotocol/serverInfo"
 	MetaLogLevel     = "io.modelcontextprotocol/logLevel"
 	MetaSubscription = "io.modelcontextprotocol/subscriptionId"
+	MetaRelatedTask  = "io.modelcontextprotocol/related-task" // legacy
+	ExtensionTasks   = "io.modelcontextprotocol/tasks"        // modern
 )
 
 // JSON-RPC error codes. -32000..-32019 are a server's own; the three after them are the protocol's.
@@ -60,6 +62,7 @@ const (
 	CodeHeaderMismatch     = -32020
 	CodeMissingCapability  = -32021
 	CodeUnsupportedVersion = -32022
+	CodeURLRequired        = -32042 // 2025-11-25; modern peers answer that they need input
 )
 
 // The methods that the gate knows by name. Others are forwarded or refused by policy, never guessed at.
@@ -79,6 +82,12 @@ const (
 	MethodSubscribe     = "resources/subscribe"
 	MethodUnsubscribe   = "resources/unsubscribe"
 	MethodInitialized   = "notifications/initialized"
+	MethodTasksGet      = "tasks/get"
+	MethodTasksResult   = "tasks/result" // legacy
+	MethodTasksList     = "tasks/list"   // legacy
+	MethodTasksUpdate   = "tasks/update" // modern
+	MethodTasksCancel   = "tasks/cancel"
+	MethodTaskStatus    = "notifications/tasks/status" // legacy
 	MethodCancelled     = "notifications/cancelled"
 	MethodProgress      = "notifications/progress"
 	MethodMessage       = "notifications/message"
@@ -185,7 +194,7 @@ func Named(method string) string {
 		return "name"
 	case MethodResourcesRead:
 		return "uri"
-	case "tasks/get", "tasks/update", "tasks/cancel":
+	case MethodTasksGet, MethodTasksUpdate, MethodTasksCancel:
 		return "taskId"
 	}
 	return ""

@@ -1,10 +1,12 @@
 package mcp
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"io"
+	"strconv"
+	"sync"
+	"time"
 )
 
 // ErrEventTooLarge ends a stream whose event passes the bound.
@@ -17,11 +19,19 @@ type Event struct {
 	// Data is the event's data, its lines joined; nil when the block has none.
 	Data []byte
 	ID   []byte
+	// Retry is how long a reader is asked to wait before it comes back for more; 0 when the block does not say.
+	Retry time.Duration
 }
+
+// maxRetry bounds what is believed of a Retry.
+const maxRetry = 24 * time.Hour
 
 // EventReader cuts an event stream into its blocks.
 type EventReader struct {
-	r     *bufio.Reader
+	src   io.Reader
+	buf   *[eventBuffer]byte // from a pool; nil while nothing is in it
+	r, w  int                // what was read from src and not yet taken
+	err   error              // of src, to be told once that was taken
 	max   int
 	raw   []byte
 	data  []byte
@@ -32,7 +42,49 @@ type EventReader struct {
 
 // NewEventReader reads r; a block of more than maxEvent bytes is an error.
 func NewEventReader(r io.Reader, maxEvent int) *EventReader {
-	return &EventReader{r: bufio.NewReaderSize(r, 4096), max: maxEvent, first: true}
+	return &EventReader{src: r, max: maxEvent, first: true}
+}
+
+const eventBuffer = 4 << 10
+
+var eventBuffers = sync.Pool{New: func() any { return new([eventBuffer]byte) }}
+
+// Rest gives up all buffers until the next call of Next, the last event with them. It reports whether that was possible: it is
+// not while anything is left of what was read.
+func (e *EventReader) Rest() bool {
+	if e.r < e.w || e.err != nil {
+		return false
+	}
+	e.free()
+	e.raw, e.data, e.id = nil, nil, nil
+	return true
+}
+
+func (e *EventReader) free() {
+	if e.buf != nil {
+		eventBuffers.Put(e.buf)
+		e.buf = nil
+	}
+}
+
+// fill reads when everything was taken.
+func (e *EventReader) fill() error {
+	const most = 100 // readers that read nothing and say nothing of it
+	for range most {
+		switch {
+		case e.r < e.w:
+			return nil
+		case e.err != nil:
+			e.free()
+			return e.err
+		case e.buf == nil:
+			e.buf = eventBuffers.Get().(*[eventBuffer]byte)
+		}
+		var n int
+		n, e.err = e.src.Read(e.buf[:])
+		e.r, e.w = 0, n
+	}
+	return io.ErrNoProgress
 }
 
 // Next returns the next block; io.EOF at the end. A block that the end cuts off is dropped, as readers of event streams
@@ -40,6 +92,7 @@ func NewEventReader(r io.Reader, maxEvent int) *EventReader {
 func (e *EventReader) Next() (Event, error) {
 	e.raw, e.data, e.id = e.raw[:0], e.data[:0], e.id[:0]
 	hasData, hasID := false, false
+	var retry time.Duration
 	for {
 		from := len(e.raw)
 		if err := e.line(); err != nil {
@@ -55,7 +108,7 @@ func (e *EventReader) Next() (Event, error) {
 				e.raw = e.raw[:0]
 				continue
 			}
-			ev := Event{Raw: e.raw}
+			ev := Event{Raw: e.raw, Retry: retry}
 			if hasData {
 				ev.Data = e.data
 			}
@@ -76,6 +129,10 @@ func (e *EventReader) Next() (Event, error) {
 		case "id":
 			hasID = true
 			e.id = append(e.id[:0], value...)
+		case "retry":
+			if ms, err := strconv.ParseUint(string(value), 10, 32); err == nil {
+				retry = min(time.Duration(ms)*time.Millisecond, maxRetry)
+			}
 		}
 	}
 }
@@ -83,14 +140,14 @@ func (e *EventReader) Next() (Event, error) {
 // line appends one line with its end, which is CR, LF or both.
 func (e *EventReader) line() error {
 	for {
-		if _, err := e.r.Peek(1); err != nil {
+		if err := e.fill(); err != nil {
 			return err
 		}
-		chunk, _ := e.r.Peek(e.r.Buffered())
+		chunk := e.buf[e.r:e.w]
 		if e.skip {
 			e.skip = false
 			if chunk[0] == '\n' {
-				_, _ = e.r.Discard(1)
+				e.r++
 				continue
 			}
 		}
@@ -104,9 +161,7 @@ func (e *EventReader) line() error {
 		}
 		e.raw = append(e.raw, chunk[:take]...)
 		if n < 0 {
-			if _, err := e.r.Discard(take); err != nil {
-				return err
-			}
+			e.r += take
 			continue
 		}
 		if chunk[n] == '\r' {
@@ -117,8 +172,8 @@ func (e *EventReader) line() error {
 				e.skip = false
 			}
 		}
-		_, err := e.r.Discard(take)
-		return err
+		e.r += take
+		return nil
 	}
 }
 
@@ -129,8 +184,11 @@ func AppendEvent(dst, message []byte) []byte {
 	return append(dst, '\n', '\n')
 }
 
-// AppendEventFrom appends a message in place of the event's own data, keeping its id.
+// AppendEventFrom appends a message in place of the event's own data, keeping its id and when to come back.
 func AppendEventFrom(dst []byte, ev Event, message []byte) []byte {
+	if ev.Retry > 0 {
+		dst = append(strconv.AppendInt(append(dst, "retry: "...), ev.Retry.Milliseconds(), 10), '\n')
+	}
 	if ev.ID != nil {
 		dst = append(dst, "id: "...)
 		dst = append(dst, ev.ID...)

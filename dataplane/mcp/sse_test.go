@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 )
@@ -38,6 +39,13 @@ func TestEventsKeepTheirBytes(t *testing.T) {
 			t.Fatalf("%s: %q", name, got)
 		}
 	}
+	ev, err := mcp.NewEventReader(strings.NewReader("id: 1\nretry: 1500\ndata:\n\nretry: soon\ndata: x\n\n"), 1<<10).Next()
+	if err != nil || ev.Retry != 1500*time.Millisecond {
+		t.Fatalf("come back after %s, %v", ev.Retry, err)
+	}
+	if again := string(mcp.AppendEventFrom(nil, ev, []byte("{}"))); again != "retry: 1500\nid: 1\nevent: message\ndata: {}\n\n" {
+		t.Fatalf("%q", again)
+	}
 	got, _ := read(t, strings.NewReader(stream), 1<<10)
 	if string(got[0].Raw)+string(got[1].Raw)+string(got[2].Raw) != strings.TrimSuffix(stream, "data: cut off") {
 		t.Fatalf("bytes changed: %q", got)
@@ -68,4 +76,34 @@ func FuzzEvents(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestAReaderRestsBetweenEventsOnly(t *testing.T) {
+	t.Parallel()
+	pr, pw := io.Pipe()
+	er := mcp.NewEventReader(pr, 1<<10)
+	if !er.Rest() {
+		t.Fatal("a reader that has read nothing does not rest")
+	}
+	go func() {
+		_, _ = io.WriteString(pw, "id: 1\ndata: a\n\ndata: b\n\n") // one read brings both
+		_, _ = io.WriteString(pw, "data: c\r\n\r")
+		_, _ = io.WriteString(pw, "\ndata: d\n\n")
+		_ = pw.Close()
+	}()
+	for i, want := range []string{"a", "b", "c", "d"} {
+		ev, err := er.Next()
+		if err != nil || string(ev.Data) != want {
+			t.Fatalf("%q %v", ev.Data, err)
+		}
+		if rests := er.Rest(); rests == (i == 0) {
+			t.Fatalf("after %q it rests: %t", want, rests)
+		}
+	}
+	if _, err := er.Next(); !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	if er.Rest() {
+		t.Fatal("a reader rests that has come to the end")
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/bits"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -123,6 +124,9 @@ func AppendString(dst []byte, s string) []byte {
 // Echo makes what a caller sent safe to show it again: printable ASCII, at most 64 characters.
 func Echo(s string) string {
 	const limit = 64
+	if len(s) <= limit && !strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r >= 0x7f }) {
+		return s
+	}
 	out := make([]byte, 0, min(len(s), limit))
 	for i := 0; i < len(s) && len(out) < limit; i++ {
 		if c := s[i]; c >= 0x20 && c < 0x7f {

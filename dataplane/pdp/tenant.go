@@ -9,9 +9,11 @@ import (
 	"sync/atomic"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
+	"github.com/mcpvault/mcpvault/dataplane/guard"
 	"github.com/mcpvault/mcpvault/dataplane/limit"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/kit/jose"
+	"github.com/mcpvault/mcpvault/kit/schema"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
@@ -39,6 +41,8 @@ type Tenant struct {
 	Settings *snapshotv1.Settings
 	// Limits is what callers may ask for over time, nil for no limit.
 	Limits *limit.Plan
+	// Guards is what is done about what servers say.
+	Guards *guard.Rules
 	// Servers are sorted by name.
 	Servers []*Server
 	byName  map[string]*Server
@@ -81,6 +85,8 @@ type Tool struct {
 	Params []mcp.Param
 	// Called and Listed are for how long a call of it is served, and it is shown.
 	Called, Listed Bound
+	// input is nil where arguments are not checked.
+	input func() (*schema.Schema, error)
 }
 
 // Server finds a server by name.
@@ -141,6 +147,12 @@ func NewTenant(head *snapshotv1.Head, digest snapshot.Digest, x *index.Index, c 
 	if t.Limits, err = limitsOf(c.GetSettings()); err != nil {
 		return nil, fmt.Errorf("rate limits: %w", err)
 	}
+	if t.Guards, err = guard.ParseRules(c.GetSettings().GetGuards()); err != nil {
+		return nil, fmt.Errorf("guards: %w", err)
+	}
+	if t.Guards.CheckArguments {
+		t.checkArguments()
+	}
 	return t, nil
 }
 
@@ -149,7 +161,7 @@ func NewTenant(head *snapshotv1.Head, digest snapshot.Digest, x *index.Index, c 
 func (t *Tenant) Next(d *snapshotv1.Delta, digest snapshot.Digest, x *index.Index) *Tenant {
 	next := &Tenant{
 		ID: t.ID, Name: t.Name, Version: seal.DeltaVersion(d), Revision: d.GetRevision(), Digest: digest, HeadDigest: t.HeadDigest,
-		Index: x, Keys: t.Keys, Hosts: t.Hosts, Settings: t.Settings, Limits: t.Limits, Servers: t.Servers, byName: t.byName,
+		Index: x, Keys: t.Keys, Hosts: t.Hosts, Settings: t.Settings, Limits: t.Limits, Guards: t.Guards, Servers: t.Servers, byName: t.byName,
 	}
 	copy(next.State[:], d.GetStateHash())
 	return next

@@ -31,6 +31,9 @@ const (
 	maxStatus = 64 << 20
 	// maxRequest bounds what a peer may send: entries of the log, kills, or a message about budgets.
 	maxRequest = 2 << 20
+	// compressFrom is where compressing begins to pay between machines that stand side by side: a compressor takes 800 KB, and a
+	// peer asks how this node is every second.
+	compressFrom = 64 << 10
 )
 
 // Set is this node's view of the others. It is safe for concurrent use.
@@ -198,6 +201,30 @@ func (s *Set) Statuses(ctx context.Context, brief bool) []*cellv1.GetStatusRespo
 	return all
 }
 
+// Clocks asks all peers for their time, and returns how far each wall clock is ahead of now; negative for behind. Peers that do not
+// answer before ctx ends are left out. What a peer says is taken for the time in the middle between question and answer.
+func (s *Set) Clocks(ctx context.Context, now func() time.Time) []time.Duration {
+	var mu sync.Mutex
+	var all []time.Duration
+	var wg sync.WaitGroup
+	peers, _ := s.all()
+	for _, p := range peers {
+		wg.Go(func() {
+			asked, begin := now(), time.Now()
+			r, err := p.client.GetStatus(ctx, &cellv1.GetStatusRequest{Brief: true})
+			if err != nil || r.GetWallMs() <= 0 {
+				return
+			}
+			ahead := time.UnixMilli(r.GetWallMs()).Sub(asked.Add(time.Since(begin) / 2))
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, ahead)
+		})
+	}
+	wg.Wait()
+	return all
+}
+
 // Node is what the service needs of the node it runs in.
 type Node interface {
 	Propose(ctx context.Context, entry *cellv1.RaftEntry) (uint64, error)
@@ -214,7 +241,7 @@ func NewHandler(n Node, interceptors ...connect.ServerInterceptor) http.Handler 
 	server := connect.NewServer(interceptors...)
 	cellv1connect.RegisterPeerServiceHandler(server, &service{n})
 	mux := http.NewServeMux()
-	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(maxRequest))
+	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(maxRequest), connecthttp.WithCompressMinBytes(compressFrom))
 	return named(mux)
 }
 

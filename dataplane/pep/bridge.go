@@ -17,10 +17,11 @@ import (
 // era that the upstream speaks. The caller's era is used when it can be.
 func (x *exchange) bridge() *answer {
 	switch {
-	case !bridge.Crosses(x.msg.Method):
+	case !bridge.Crosses(x.msg.Method) && x.task == nil:
 		return x.unknownMethod("unknown_method")
 	case x.sessionID != "":
-		defer x.dialogue().Run(x.msg.ID, x.cancel)()
+		x.outlive()
+		defer x.dialogue().Run(x.msg.ID, x.life.end)()
 	}
 	if x.speaksModern(x.server) {
 		return x.conclude(x.bridgeModern())
@@ -93,6 +94,9 @@ func (x *exchange) bridgeModern() *answer {
 		if a != nil {
 			return a
 		}
+		if a := x.forbidsRound(m); a != nil {
+			return a
+		}
 		return x.served(m, m.Body)
 	}
 	if x.msg.RequestState.Present() || mcp.Member(x.msg.Raw(x.msg.Params), "inputResponses").Present() {
@@ -108,9 +112,15 @@ func (x *exchange) bridgeModern() *answer {
 		case a != nil:
 			return a
 		case !bridge.AsksForInput(m):
+			if a := x.forbidsLink(m); a != nil {
+				return a
+			}
 			return x.served(m, caller.Answer(m))
 		case round == maxRounds:
 			return x.fail(mcp.CodeServer, "too_many_rounds", "the server asked for more input again and again", false)
+		}
+		if a := x.forbidsRound(m); a != nil {
+			return a
 		}
 		asked, state, err := bridge.Questions(m)
 		if err != nil || !bridge.MayAsk(x.msg.Method) {
@@ -149,6 +159,10 @@ func (x *exchange) put(body []byte) (*mcp.Message, *answer) {
 
 // served is the answer of an upstream, translated.
 func (x *exchange) served(m *mcp.Message, body []byte) *answer {
+	body, refused := x.withTasks(m, body)
+	if refused != nil {
+		return refused
+	}
 	a := ok(body)
 	a.outcome = outcomeOf(m)
 	if bridge.AsksForInput(m) {
@@ -176,7 +190,9 @@ func (x *exchange) clientInfo() []byte {
 // bridgeLegacy asks a legacy upstream, in a session that the gateway leads.
 func (x *exchange) bridgeLegacy() *answer {
 	if x.era == mcp.EraModern && (x.msg.RequestState.Present() || mcp.Member(x.msg.Raw(x.msg.Params), "inputResponses").Present()) {
-		return x.nextRound()
+		if a := x.nextRound(); a != nil {
+			return a
+		}
 	}
 	key := x.tableKey()
 	up, err := x.p.table.Get(x.ctx, key, x.openUpstream)
@@ -193,6 +209,9 @@ func (x *exchange) bridgeLegacy() *answer {
 	q := bridge.LegacyRequest{Rename: x.renamed, ID: x.wireID}
 	c := x.converse()
 	c.up = up
+	if x.offers() != 0 && bridge.MayAsk(x.msg.Method) {
+		x.p.ears.join(x.ctx, c)
+	}
 	a := c.send(x, q.Body(&x.msg))
 	if a == nil {
 		a = x.hearLegacy(c)
@@ -201,6 +220,7 @@ func (x *exchange) bridgeLegacy() *answer {
 	}
 	if a != nil && a.reason == "upstream_session_lost" {
 		x.p.table.Drop(key, up)
+		x.p.ears.end(up)
 	}
 	return a
 }
@@ -214,6 +234,12 @@ func (x *exchange) hearLegacy(c *conversation) *answer {
 		}
 	}
 	x.end(c)
+	if a == nil {
+		a = x.forbidsLink(m)
+	}
+	if a == nil {
+		a = x.urlsRequired(m)
+	}
 	if a == nil {
 		return x.served(m, x.caller().Answer(m))
 	}

@@ -80,7 +80,7 @@ func TestRealClientsAreAskedByRealServersAcrossTheEras(t *testing.T) {
 						versions = []string{"2026-07-28"}
 					}
 					url, updates := curious(t, server == "young")
-					g := newGateway(t, pep.Config{}, nil, curiousEntry(server, url, versions))
+					g := curiousGateway(t, server, url, versions)
 					prefix := ""
 					if path == "/mcp" {
 						prefix = server + "__"
@@ -90,6 +90,15 @@ func TestRealClientsAreAskedByRealServersAcrossTheEras(t *testing.T) {
 			}
 		}
 	}
+}
+
+// curiousGateway lets the server lead clients to where it wants.
+func curiousGateway(t *testing.T, server, url string, versions []string) *gateway {
+	t.Helper()
+	g := newGateway(t, pep.Config{}, nil, curiousEntry(server, url, versions))
+	g.cat.Settings.Guards = &snapshotv1.Guards{Origins: []string{"https://x.example"}}
+	g.publish()
+	return g
 }
 
 func beAskedWithGoSDK(t *testing.T, g *gateway, path, prefix, revision string, updates func()) {
@@ -192,7 +201,7 @@ func TestMCPGoIsAskedAcrossTheEras(t *testing.T) {
 					versions = []string{"2026-07-28"}
 				}
 				url, _ := curious(t, server == "young")
-				g := newGateway(t, pep.Config{}, nil, curiousEntry(server, url, versions))
+				g := curiousGateway(t, server, url, versions)
 				beAskedWithMCPGo(t, g, "/mcp", server+"__", revision)
 			})
 		}

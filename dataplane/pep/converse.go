@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"maps"
 	"net/http"
 	"strconv"
 	"sync"
@@ -33,9 +34,18 @@ type conversation struct {
 	resp   *upstream.Response
 	pump   *pump
 	stop   sync.Once
+	// sent brings the response when the request was made by a goroutine of its own; nil after that.
+	sent chan sent
+	// place is where the answer's stream has come to; rounds counts how often it was taken up again.
+	place  resumption
+	rounds int
 	// up is the legacy session that it is in.
 	up     session.Upstream
 	wireID []byte
+	// asides are what the server says on the session's own stream, where that is heard.
+	asides chan []byte
+	// leave is called at the end; it may be nil.
+	leave func()
 	// asked are the questions that the client has not answered, count all there were.
 	asked []bridge.Question
 	count int
@@ -56,11 +66,16 @@ func (x *exchange) converse() *conversation {
 }
 
 func (x *exchange) attach(c *conversation) {
-	c.detach = context.AfterFunc(x.ctx, func() { c.cancel(context.Cause(x.ctx)) })
+	c.detach = context.AfterFunc(x.ctx, func() { c.cancel(x.life.cause()) })
 }
 
-// send sends the body to the server of the exchange.
+// send sends the body to the server of the exchange. Where the server may ask on the session's stream before it answers, the
+// answer is not waited for.
 func (c *conversation) send(x *exchange, body []byte) *answer {
+	if c.asides != nil {
+		c.start(x.p.up, 0, &upstream.Request{URL: x.server.URL, Method: http.MethodPost, Set: x.set, Body: body, Header: x.r.Header.Clone()})
+		return nil
+	}
 	resp, a := x.sendIn(c.ctx, &upstream.Request{Method: http.MethodPost, Body: body, Header: x.r.Header})
 	if a != nil {
 		return a
@@ -72,16 +87,42 @@ func (c *conversation) send(x *exchange, body []byte) *answer {
 	return nil
 }
 
+// sent is what became of a request.
+type sent struct {
+	resp *upstream.Response
+	err  error
+}
+
+// start makes a request beside what else is heard meanwhile, after a pause.
+func (c *conversation) start(up Upstream, after time.Duration, req *upstream.Request) {
+	c.sent = make(chan sent, 1)
+	go func() {
+		if after > 0 {
+			pause(c.ctx, after)
+		}
+		resp, err := up.Do(c.ctx, req)
+		c.sent <- sent{resp, err}
+	}()
+}
+
 // close ends the conversation and waits for what it started.
 func (c *conversation) close() {
 	c.stop.Do(func() {
 		c.detach()
 		c.cancel(nil)
+		if c.sent != nil {
+			if r := <-c.sent; r.resp != nil {
+				r.resp.Close()
+			}
+		}
 		if c.resp != nil {
 			c.resp.Close()
 		}
 		if c.pump != nil {
 			<-c.pump.done
+		}
+		if c.leave != nil {
+			c.leave()
 		}
 	})
 }
@@ -89,37 +130,46 @@ func (c *conversation) close() {
 // hear returns the upstream's answer. On the way it passes notices on to the caller and sees to what the server asks; when
 // that is for a modern client to answer in a further round, it returns nothing at all, with the questions in c.asked.
 func (x *exchange) hear(c *conversation) (*mcp.Message, *answer) {
-	if c.pump == nil {
-		m, refusal := x.p.framer.FrameAnswer(c.resp.Body)
-		if refusal == nil && x.answers(&m) {
-			return &m, nil
-		}
-		if c.resp.Status == http.StatusNotFound && c.up.URL != "" {
-			a := x.fail(mcp.CodeServer, "upstream_session_lost", "the server no longer knows the session; the call was not made, try again", true)
-			a.outcome = "refused"
-			return nil, a
-		}
-		return nil, x.upstreamFailed(upstream.ErrProtocol)
+	if c.sent == nil && c.pump == nil {
+		return x.entire(c)
 	}
 	caller := x.caller()
 	alive := time.NewTicker(x.p.cfg.KeepAlive)
 	defer alive.Stop()
 	var gathered <-chan time.Time
 	for {
+		var events <-chan mcp.Event
+		if c.sent == nil {
+			events = c.pump.events
+		}
+		if len(c.asked) > 0 && gathered == nil {
+			gathered = time.After(gatherTime)
+		}
 		select {
-		case ev, more := <-c.pump.events:
-			if !more {
-				return nil, x.brokeOff(c.pump.err)
+		case r := <-c.sent:
+			c.sent = nil
+			m, a := x.arrived(c, r)
+			if m != nil || a != nil {
+				return m, a
 			}
+		case ev, more := <-events:
+			if !more {
+				if a := x.takeUp(c); a != nil {
+					return nil, a
+				}
+				continue
+			}
+			c.place.note(ev)
 			m, a := x.heard(c, caller, ev)
 			if m != nil || a != nil {
 				x.drain(c.pump)
 				return m, a
 			}
-			if len(c.asked) > 0 && gathered == nil {
-				gathered = time.After(gatherTime)
-			}
 			c.pump.taken <- struct{}{}
+		case raw := <-c.asides:
+			if _, a := x.heard(c, caller, mcp.Event{Raw: raw, Data: raw}); a != nil {
+				return nil, a
+			}
 		case <-gathered:
 			return nil, nil
 		case <-alive.C:
@@ -130,6 +180,58 @@ func (x *exchange) hear(c *conversation) (*mcp.Message, *answer) {
 			return nil, x.upstreamFailed(x.ctx.Err())
 		}
 	}
+}
+
+// entire is an answer that is no stream.
+func (x *exchange) entire(c *conversation) (*mcp.Message, *answer) {
+	m, refusal := x.p.framer.FrameAnswer(c.resp.Body)
+	if refusal == nil && x.answers(&m) {
+		return &m, nil
+	}
+	if c.resp.Status == http.StatusNotFound && c.up.URL != "" {
+		a := x.fail(mcp.CodeServer, "upstream_session_lost", "the server no longer knows the session; the call was not made, try again", true)
+		a.outcome = "refused"
+		return nil, a
+	}
+	return nil, x.upstreamFailed(upstream.ErrProtocol)
+}
+
+// arrived takes the response to a request that was made beside. Nothing at all means that its events are to be heard.
+func (x *exchange) arrived(c *conversation, r sent) (*mcp.Message, *answer) {
+	resp, a := x.came(r.resp, r.err)
+	if a != nil {
+		return nil, a
+	}
+	c.resp, c.pump = resp, nil
+	switch {
+	case resp.Events != nil:
+		c.pump = startPump(c.ctx, resp.Events)
+		if c.rounds > 0 {
+			x.extend(x.p.cfg.CallTimeout)
+		}
+		return nil, nil
+	case c.rounds > 0:
+		return nil, x.brokeOff(upstream.ErrBroken) // the server does not go on with it
+	}
+	return x.entire(c)
+}
+
+// maxTakenUp bounds how often one answer is asked for again.
+const maxTakenUp = 256
+
+// takeUp asks for the rest of an answer whose stream has ended before it, where the server gave its events names: it may close
+// a stream on purpose and say when to come back (2025-11-25, transports: resumability). The request itself is not made again.
+func (x *exchange) takeUp(c *conversation) *answer {
+	err := c.pump.err
+	if c.up.URL == "" || c.place.last == "" || c.rounds == maxTakenUp || x.ctx.Err() != nil || errors.Is(err, mcp.ErrEventTooLarge) {
+		return x.brokeOff(err)
+	}
+	c.rounds++
+	c.resp.Close()
+	set := maps.Clone(x.set)
+	c.place.header(set)
+	c.start(x.p.up, c.place.wait(0), &upstream.Request{URL: x.server.URL, Method: http.MethodGet, Set: set, Long: true})
+	return nil
 }
 
 // brokeOff is what is said of a stream that ended before its answer.
@@ -177,6 +279,9 @@ func (x *exchange) questioned(c *conversation, m *mcp.Message) *answer {
 	case !x.offers().Answers(m.Method, m.Raw(m.Params)):
 		return x.decline(c, m)
 	}
+	if x.forbids(m.Method, m.Raw(m.Params)) != "" {
+		return x.decline(c, m)
+	}
 	q := bridge.Question{ID: m.ID, Method: m.Method, Params: m.Raw(m.Params)}
 	if x.era == mcp.EraModern {
 		if !bridge.MayAsk(x.msg.Method) || len(c.asked) == bridge.MaxQuestions || !x.p.parked.Room(x.owner) {
@@ -220,7 +325,7 @@ func (x *exchange) askClient(asked []bridge.Question) ([]byte, *answer) {
 		}
 	}
 	if len(asked) == 0 {
-		return nil, x.pause(idleRound)
+		return nil, x.idle()
 	}
 	type reply struct {
 		n int
@@ -275,28 +380,26 @@ func (x *exchange) askClient(asked []bridge.Question) ([]byte, *answer) {
 // idleRound is the pause before a request is made again that the upstream has put off.
 const idleRound = time.Second
 
-func (x *exchange) pause(d time.Duration) *answer {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-x.ctx.Done():
+func (x *exchange) idle() *answer {
+	pause(x.ctx, idleRound)
+	if x.ctx.Err() != nil {
 		return x.upstreamFailed(x.ctx.Err())
 	}
+	return nil
 }
 
 // say sends an event to the caller; the first one opens the stream.
 func (x *exchange) say(event []byte) bool {
 	if x.out == nil {
 		x.out = x.openStream()
+		x.lasts()
 	}
 	return x.out.send(event)
 }
 
 // callerGone ends an exchange whose caller does not listen.
 func (x *exchange) callerGone() *answer {
-	x.cancel(nil)
+	x.life.end(nil)
 	return &answer{silent: true, reason: "client_gone", outcome: "canceled", status: 499}
 }
 
@@ -305,7 +408,7 @@ func (x *exchange) conclude(a *answer) *answer {
 	switch {
 	case a == nil:
 		return nil
-	case x.out == nil && errors.Is(context.Cause(x.ctx), errCancelled):
+	case x.out == nil && errors.Is(x.life.cause(), errCancelled):
 		x.out = x.openStream() // which ends without an answer, as a cancelled request does
 	case x.out == nil:
 		return a
@@ -347,7 +450,8 @@ func (x *exchange) requestDigest() [32]byte {
 		x.msg.Method, x.msg.Name)
 }
 
-// nextRound hands a modern client's answers to the legacy server that asked, and hears it out.
+// nextRound hands a modern client's answers to the legacy server that asked, and hears it out. It returns nothing when the call
+// is to be made again.
 func (x *exchange) nextRound() *answer {
 	text, _ := x.msg.Text(x.msg.RequestState)
 	plain, err := x.p.sessions.OpenState(text)
@@ -355,13 +459,16 @@ func (x *exchange) nextRound() *answer {
 	switch {
 	case err != nil || !whole || s.Owner != x.owner || s.Request != x.requestDigest() || !x.p.cfg.Now().Before(s.Until):
 		return x.stateInvalid()
-	case s.Node != x.p.cfg.Node:
+	case s.Node != "" && s.Node != x.p.cfg.Node:
 		return x.fail(mcp.CodeServer, "other_node", "the call that this answers waits on node "+clean(s.Node)+" of the cell: send it there, or make the call anew", false)
 	}
 	given := map[string][]byte{}
 	params := mcp.Message{Body: x.msg.Raw(x.msg.Params)}
 	for key, raw := range mcp.RawMembers(params.Raw(mcp.Member(params.Body, "inputResponses"))) {
 		given[key] = raw
+	}
+	if s.Node == "" {
+		return x.afterURLs(int(s.Asked), given)
 	}
 	unasked := false
 	c, found, fit := x.p.parked.Take(s.Nonce, func(c *conversation) bool {
@@ -378,7 +485,7 @@ func (x *exchange) nextRound() *answer {
 	case !found:
 		return x.stateInvalid()
 	case !fit:
-		return x.reject(http.StatusBadRequest, mcp.CodeInvalidParams, "input_unasked", "inputResponses answers something that was not asked, or not with an object")
+		return x.inputUnasked()
 	}
 	x.wireID, x.leaks = c.wireID, append(x.leaks, c.leaks...)
 	merge(x.set, sessionHeader(c.up.ID, c.up.Revision))
@@ -401,6 +508,10 @@ func (x *exchange) nextRound() *answer {
 		}
 	}
 	return x.hearLegacy(c)
+}
+
+func (x *exchange) inputUnasked() *answer {
+	return x.reject(http.StatusBadRequest, mcp.CodeInvalidParams, "input_unasked", "inputResponses answers something that was not asked, or not with an object")
 }
 
 // stateInvalid is the answer to every requestState that is not good for this request, whatever is wrong with it.

@@ -201,6 +201,13 @@ func (x *exchange) judge() *answer {
 			x.allowed(snapshotv1.Effect_EFFECT_READ)
 			return nil
 		}
+	case mcp.MethodTasksList:
+		if x.era == mcp.EraLegacy {
+			return x.decideTaskList()
+		}
+	}
+	if bridge.TaskMethod(x.era, x.msg.Method) {
+		return x.decideTask()
 	}
 	return x.decideOther()
 }
@@ -242,7 +249,7 @@ func (x *exchange) unknownMethod(reason string) *answer {
 // effectOf classes the methods that are not tool calls. What is not known to read counts as destructive.
 func effectOf(method string) snapshotv1.Effect {
 	switch method {
-	case mcp.MethodComplete, mcp.MethodListen, mcp.MethodSetLevel, "tasks/get", "tasks/result", "tasks/list":
+	case mcp.MethodComplete, mcp.MethodListen, mcp.MethodSetLevel, mcp.MethodTasksGet, mcp.MethodTasksResult:
 		return snapshotv1.Effect_EFFECT_READ
 	}
 	return snapshotv1.Effect_EFFECT_UNSPECIFIED
@@ -280,12 +287,17 @@ func (x *exchange) decideTool() *answer {
 		return x.deniedTool("killed")
 	case !x.state.Fresh(x.tenant, tool.Called, x.ask.NowMS):
 		return x.deniedTool("stale")
+	case x.changedTool(tool.Name):
+		return x.deniedTool(toolChanged)
 	}
 	if x.era == mcp.EraModern && len(tool.Params) > 0 {
 		if r := mcp.CheckParams(tool.Params, x.r.Header, x.ask.Args); r != nil {
 			x.denied(r.Reason)
 			return x.refuse(r)
 		}
+	}
+	if err := tool.CheckArguments(x.ask.Args); err != nil {
+		return x.badArguments(err)
 	}
 	x.tool = tool
 	x.renamed = bridge.Rename{At: x.msg.NameValue, Name: tool.Name}
@@ -340,6 +352,8 @@ func why(reason string) string {
 		return secretSentence
 	case "stale":
 		return staleSentence
+	case toolChanged:
+		return "its server describes it otherwise than it was approved, and an administrator has not looked at the change yet"
 	}
 	return "the policy denies it"
 }

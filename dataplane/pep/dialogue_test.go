@@ -11,11 +11,14 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/pep"
+	auditv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/audit/v1"
+	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 	"github.com/mcpvault/mcpvault/snapshot"
 )
 
@@ -25,6 +28,8 @@ import (
 //	offers: {...}             what the client says that it can do
 //	upstream: 2025-11-25      the revision of the server
 //	path: /mcp/lib            where the client goes; /mcp/lib when it does not say
+//	origins: https://a        where questions may lead; nowhere else when it does not say
+//	forbidden: sampling       what no server may ask for
 //
 // and goes on with what happens, in order:
 //
@@ -34,11 +39,14 @@ import (
 //	U pattern   the next thing that the server sees
 //	H name: v   a header of it; "-" for none
 //	A event     the server says it on the stream of the newest request it saw; an answer ends the stream
+//	O event     the server says it on the newest stream that was opened by GET
+//	B id        the server gives the stream of the newest request a place to come back to, at once, and closes it
 //	G pattern   the next message that the client gets on its newest request
 //	S status    that of the client's newest post
 //	Q           the server sees that stream closed
 //	X           the client closes its newest request
 //	P           the policy is published anew
+//	R reason    there is a record with this reason
 //	E           nothing more comes on the client's newest request
 //	L           the client opens a stream (GET)
 //
@@ -54,6 +62,7 @@ type dialogue struct {
 	inits    chan string
 	newest   *arrival
 	stream   *arrival // of the newest request
+	own      *arrival // of the newest GET
 	post     *posted
 }
 
@@ -133,6 +142,7 @@ func (d *dialogue) begin() {
 	s.Resources = append(s.Resources, entry("uri", "file:///a.md"))
 	s.ResourceTemplates = append(s.ResourceTemplates, entry("uriTemplate", "file:///docs/{name}"))
 	d.g = newGateway(d.t, pep.Config{KeepAlive: time.Minute}, nil, s)
+	d.g.cat.Settings.Guards = &snapshotv1.Guards{Origins: strings.Fields(d.set["origins"]), Forbidden: strings.Fields(d.set["forbidden"])}
 	d.g.policy.Servers[0].Items = append(d.g.policy.Servers[0].Items, snapshot.PromptItem("brief"))
 	d.g.publish()
 	if d.set["client"] == "legacy" {
@@ -212,6 +222,9 @@ func (d *dialogue) step(key, rest string) error {
 			if d.newest = a; strings.Contains(a.body, `"method"`) && strings.Contains(a.body, `"id"`) || a.method == http.MethodGet {
 				d.stream = a
 			}
+			if a.method == http.MethodGet {
+				d.own = a
+			}
 			return d.match(rest, strings.TrimSpace(a.method+" "+a.body))
 		})
 	case "H":
@@ -226,6 +239,11 @@ func (d *dialogue) step(key, rest string) error {
 		if !strings.Contains(rest, `"method"`) || strings.Contains(rest, `"inputRequests"`) {
 			close(d.stream.say)
 		}
+	case "O":
+		d.own.say <- d.fill(rest)
+	case "B":
+		d.stream.say <- "\nid: " + rest + "\nretry: 100"
+		close(d.stream.say)
 	case "G":
 		return receive(d.post.got, func(m string) error { return d.match(rest, m) })
 	case "E":
@@ -237,6 +255,10 @@ func (d *dialogue) step(key, rest string) error {
 		case <-time.After(patience):
 			return fmt.Errorf("the stream did not end")
 		}
+	case "R":
+		until(d.t, "a record of "+rest, func() bool {
+			return slices.ContainsFunc(d.g.book.all(), func(r *auditv1.Record) bool { return r.GetReason() == rest })
+		})
 	case "S":
 		return receive(d.post.status, func(status int) error { return d.match(rest, fmt.Sprint(status)) })
 	default:

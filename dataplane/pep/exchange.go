@@ -5,10 +5,12 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
 	"github.com/mcpvault/mcpvault/dataplane/bridge"
+	"github.com/mcpvault/mcpvault/dataplane/guard"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
@@ -19,20 +21,21 @@ import (
 
 // exchange is one request on its way through the steps.
 type exchange struct {
-	p      *PEP
-	w      http.ResponseWriter
-	r      *http.Request
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	timer  *time.Timer // cancels ctx at the deadline
-	began  time.Time
+	p     *PEP
+	w     http.ResponseWriter
+	r     *http.Request
+	ctx   context.Context
+	life  lifetime // of ctx
+	began time.Time
 
 	rec      *auditv1.Record
-	parts    parts
+	parts    *parts
 	intended bool // the intent is durable
 	recorded bool // the record is closed
 	started  bool // the answer's head is sent
 	done     bool // the answer is sent
+	plain    bool // nobody looks at this any more once the request is over
+	left     bool // the answer goes on without its handler
 
 	route  route
 	state  *pdp.State
@@ -56,16 +59,21 @@ type exchange struct {
 	// ask is what a decision may depend on besides who calls what; its time is the decision's own.
 	ask  authz.Request
 	tool *pdp.Tool
+	// task is what a request about one is about.
+	task *task
 	// owned: the gateway leads this dialogue itself. shown is the name by which the caller knows the tool.
 	owned bool
 	shown string
 	// asked is what a modern client wants to be told of, wanted what of it may be told; watched what it saw of the lists.
 	asked, wanted bridge.Wanted
-	watched       map[string]uint64
+	watched       [3]uint64
 	// relaying: an upstream's own stream goes to a legacy caller.
 	relaying bool
 	// renamed is the upstream's own name of what the request is about, where the gateway leads the dialogue.
 	renamed bridge.Rename
+	// lasting is set for a request that the caller can come back for, back when they come back to a stream.
+	lasting *lasting
+	back    *comeback
 	// out is the caller's stream, once one was opened on the way of a request that is bridged.
 	out *sseWriter
 	// after is done when the answer is sent; it may be nil.
@@ -75,6 +83,8 @@ type exchange struct {
 	set    http.Header
 	// leaks are secret values that went upstream and must not come back.
 	leaks [][]byte
+	// found is what upstreams hid in what they said.
+	found guard.Found
 	free  func()
 	// rations is nil without limits.
 	rations *ration
@@ -91,7 +101,6 @@ type parts struct {
 	record    auditv1.Record
 	client    auditv1.Client
 	principal auditv1.Person
-	words     [3]string // values of the answer's headers
 }
 
 // answer ends a request.
@@ -108,12 +117,23 @@ type answer struct {
 	silent bool
 }
 
+// exchanges are those whose requests are over and were plain: they are large, and nearly all of them.
+var exchanges = sync.Pool{New: func() any {
+	both := new(struct {
+		x     exchange
+		parts parts
+	})
+	both.x.set, both.x.parts = http.Header{}, &both.parts
+	return &both.x
+}}
+
 func (p *PEP) open(w http.ResponseWriter, r *http.Request) *exchange {
 	now := p.cfg.Now()
-	x := &exchange{p: p, w: w, r: r, began: now, state: p.policy.Current(), set: http.Header{}}
+	x, _ := exchanges.Get().(*exchange)
+	x.p, x.w, x.r, x.began, x.state = p, w, r, now, p.policy.Current()
 	x.ask = authz.Request{NowMS: now.UnixMilli(), IP: p.cfg.Proxies.Client(r), Region: p.cfg.Region}
-	x.ctx, x.cancel = context.WithCancelCause(r.Context())
-	x.timer = time.AfterFunc(p.cfg.BodyTimeout+p.cfg.CallTimeout, func() { x.cancel(errTimeout) })
+	x.ctx = x.life.begin(r.Context())
+	x.life.within(p.cfg.BodyTimeout+p.cfg.CallTimeout, errTimeout)
 	id := p.audit.NewID()
 	rec, client := &x.parts.record, &x.parts.client
 	client.Address = address(x.ask.IP, r)
@@ -126,6 +146,7 @@ func (p *PEP) open(w http.ResponseWriter, r *http.Request) *exchange {
 // close is what happens to every request at the end, panics included.
 func (x *exchange) close() {
 	if v := recover(); v != nil {
+		x.plain = false
 		if err, ok := v.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 			x.p.log.Error("request panicked", "panic", v, "request_id", x.rec.GetId())
 		}
@@ -135,20 +156,42 @@ func (x *exchange) close() {
 			x.finish(x.fail(mcp.CodeInternal, "internal", "internal error, request "+x.rec.GetId(), false))
 		}
 	}
+	if x.left {
+		x.recycle()
+		return
+	}
+	x.release()
+}
+
+// release gives back what the request held.
+func (x *exchange) release() {
 	if !x.recorded {
 		x.lastRecord("canceled", "canceled", 0)
 	}
-	x.timer.Stop()
 	if x.after != nil {
 		_ = http.NewResponseController(x.w).Flush()
 		x.after()
 	}
-	x.cancel(nil)
+	x.lasting.over()
+	x.life.forever()
+	x.life.end(nil)
 	if x.free != nil {
 		x.free()
 	}
 	x.leave()
 	x.endSpan()
+	if x.plain && x.after == nil && x.traced == nil {
+		x.recycle()
+	}
+}
+
+// recycle forgets everything of the request but the memory.
+func (x *exchange) recycle() {
+	set, p := x.set, x.parts
+	clear(set)
+	*p = parts{}
+	*x = exchange{set: set, parts: p}
+	exchanges.Put(x)
 }
 
 // finish records and sends an answer. When the record cannot be kept, the caller gets that for an answer.
@@ -195,7 +238,7 @@ var (
 
 // head sets the headers of every answer.
 func (x *exchange) head() http.Header {
-	h, words := x.w.Header(), &x.parts.words
+	h, words := x.w.Header(), new([3]string)
 	h["Cache-Control"], h["X-Content-Type-Options"], h["MCPVault-Cell"] = noStore, noSniff, x.p.here
 	words[0] = x.rec.GetId()
 	h["X-Request-Id"], h["MCPVault-Decision-Id"] = words[0:1:1], words[0:1:1]
@@ -261,12 +304,12 @@ func (x *exchange) unaudited() *answer {
 // extend gives the call its time anew, within the bound of all of it; more is an upper bound for this wait.
 func (x *exchange) extend(more time.Duration) {
 	left := x.p.cfg.MaxCall - x.p.cfg.Now().Sub(x.began)
-	x.timer.Reset(max(min(more, left), time.Millisecond))
+	x.life.within(min(more, left), errTimeout)
 }
 
 // cutShort says why the context ended.
 func (x *exchange) cutShort() (reason, outcome string) {
-	switch cause := context.Cause(x.ctx); {
+	switch cause := x.life.cause(); {
 	case errors.Is(cause, errTimeout):
 		return "upstream_timeout", "timeout"
 	case errors.Is(cause, errExpired):

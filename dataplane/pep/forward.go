@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/mcpvault/mcpvault/dataplane/bridge"
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
@@ -41,14 +42,24 @@ func (x *exchange) forward() (a *answer) {
 	case x.msg.Method == mcp.MethodInitialize:
 		return x.initializeRelayed()
 	}
-	resp, a := x.send(&upstream.Request{Method: http.MethodPost, Body: x.msg.Body, Header: x.r.Header})
+	body, a := x.taskReply()
+	if a != nil {
+		return a
+	}
+	if x.task != nil {
+		if body = bridge.Renamed(&x.msg, x.renamed); x.era == mcp.EraModern {
+			x.set[mcp.HeaderName] = []string{mcp.EncodeHeader(x.task.ID)}
+		}
+	}
+	resp, a := x.send(&upstream.Request{Method: http.MethodPost, Body: body, Header: x.r.Header})
 	if a != nil {
 		return a
 	}
 	defer resp.Close()
 	if resp.Events != nil {
-		return x.stream(resp, streaming{})
+		return x.stream(resp)
 	}
+	x.plain = true
 	return x.relayed(resp)
 }
 
@@ -60,7 +71,11 @@ func (x *exchange) send(req *upstream.Request) (*upstream.Response, *answer) {
 // sendIn is send for a request that may outlive the exchange.
 func (x *exchange) sendIn(ctx context.Context, req *upstream.Request) (*upstream.Response, *answer) {
 	req.URL, req.Set = x.server.URL, x.set
-	resp, err := x.p.up.Do(ctx, req)
+	return x.came(x.p.up.Do(ctx, req))
+}
+
+// came judges what an upstream sent before it is read.
+func (x *exchange) came(resp *upstream.Response, err error) (*upstream.Response, *answer) {
 	if err != nil {
 		return nil, x.upstreamFailed(err)
 	}
@@ -78,6 +93,7 @@ func (x *exchange) sendIn(ctx context.Context, req *upstream.Request) (*upstream
 	if body, leaked := x.withoutSecrets(resp.Body); leaked {
 		resp.Body = body
 	}
+	resp.Body = x.sanitized(resp.Body)
 	return resp, nil
 }
 
@@ -128,7 +144,14 @@ func (x *exchange) relayed(resp *upstream.Response) *answer {
 		}
 		return x.upstreamFailed(upstream.ErrProtocol)
 	}
-	a := &answer{status: resp.Status, body: resp.Body, outcome: outcomeOf(&m)}
+	if a := x.forbidsRound(&m); a != nil {
+		return a
+	}
+	body, refused := x.withTasks(&m, resp.Body)
+	if refused != nil {
+		return refused
+	}
+	a := &answer{status: resp.Status, body: body, outcome: outcomeOf(&m)}
 	switch resp.Status {
 	case http.StatusOK, http.StatusBadRequest, http.StatusNotFound:
 		if x.lost(resp.Status) {
@@ -240,8 +263,12 @@ func (x *exchange) initialized(raw []byte, m *mcp.Message, upstreamID string) *a
 		return x.refuse(mcp.Unsupported(clean(revision)))
 	}
 	x.revision, x.rec.ProtocolVersion = revision, revision
-	if caps := mcp.Member(result, "capabilities"); caps.Present() && !x.mayOther() {
-		narrow := veneer.Apply(result, veneer.Splice{At: caps, With: x.narrow(result[caps.Start:caps.End])})
+	if caps := mcp.Member(result, "capabilities"); caps.Present() {
+		offered := bridge.WithoutTaskList(result[caps.Start:caps.End])
+		if !x.mayOther() {
+			offered = x.narrow(offered)
+		}
+		narrow := veneer.Apply(result, veneer.Splice{At: caps, With: offered})
 		raw = veneer.Apply(raw, veneer.Splice{At: m.Result, With: narrow})
 	}
 	a := x.seal(ok(raw), session.Claims{Upstream: upstreamID})
@@ -295,11 +322,12 @@ func (x *exchange) listenRelayed() *answer {
 		}
 		return a
 	}
+	if resp.Events != nil {
+		x.relaying = true
+		return x.listenTo(resp)
+	}
 	defer resp.Close()
 	switch {
-	case resp.Events != nil:
-		x.relaying = true
-		return x.stream(resp, streaming{long: true})
 	case resp.Status == http.StatusMethodNotAllowed:
 		return x.listenOwn()
 	case x.lost(resp.Status):
@@ -312,12 +340,12 @@ func (x *exchange) listenRelayed() *answer {
 
 // untilExpiry lets a stream live as long as its token or certificate.
 func (x *exchange) untilExpiry() {
-	x.timer.Stop()
+	x.life.forever()
 	left := x.who.ExpiresAt.Sub(x.p.cfg.Now())
 	if !x.who.Exact {
 		left += tokenLeeway
 	}
 	if !x.who.ExpiresAt.IsZero() {
-		x.timer = time.AfterFunc(left, func() { x.cancel(errExpired) })
+		x.life.within(left, errExpired)
 	}
 }

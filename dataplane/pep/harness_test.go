@@ -245,7 +245,7 @@ func (g *gateway) listen(cfg edge.Config) (url string) {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	cfg.Grace, cfg.OnDrain, cfg.Refused, cfg.Cut = 10*time.Millisecond, g.pep.Drain, g.pep.Malformed, pep.ErrStopping
+	cfg.Grace, cfg.OnDrain, cfg.Refused, cfg.Dropped, cfg.Cut = 10*time.Millisecond, g.pep.Drain, g.pep.Malformed, g.pep.TurnedAway, pep.ErrStopping
 	s, err := edge.New(cfg, ln, g.pep, slog.New(slog.DiscardHandler))
 	if err != nil {
 		g.t.Fatal(err)

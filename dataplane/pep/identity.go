@@ -39,15 +39,28 @@ func (x *exchange) know() string {
 	}
 	x.owner = session.OwnerOf(x.who.Issuer, x.who.Subject)
 	x.pid, x.known = x.tenant.Index.Principal(x.who.Name)
-	who := &x.parts.principal
+	who := x.rec.GetPrincipal()
+	if who == nil {
+		who = &x.parts.principal
+	}
 	who.Name, who.Issuer, who.Subject, who.Type = x.who.Name, x.who.Issuer, x.who.Subject, x.who.Type
 	x.rec.Principal = who
 	if x.who.Actor != "" {
 		x.ask.Actor = x.who.Actor
 		x.rec.Actor = &auditv1.Person{Name: x.who.Actor, Subject: x.who.Actor}
+		if x.who.Actors > maxActing || x.who.Actor == x.who.Subject || x.who.Actor == x.who.Name {
+			return impersonationDenied
+		}
 	}
 	return ""
 }
+
+// maxActing is how many may act for one another in one call (RFC 8693, 4.1): a supervisor, and a program of theirs. Who may
+// act for whom is otherwise the policy's, whose conditions know the actor.
+const maxActing = 2
+
+// impersonationDenied is why a caller who acts for another is refused; the record names both.
+const impersonationDenied = "impersonation_denied"
 
 // killedIdentity looks the caller up in the deny-only records; it is asked again before anything is forwarded.
 func (x *exchange) killedIdentity() string {
@@ -74,6 +87,8 @@ func (x *exchange) challenge(reason string) *answer {
 	status := http.StatusUnauthorized
 	word := "invalid_token"
 	switch reason {
+	case impersonationDenied:
+		return x.reject(http.StatusForbidden, mcp.CodeServer, reason, "nobody acts for themselves, nor for somebody who acts for somebody who acts for another")
 	case authn.TokenMissing:
 		word = ""
 	case authn.TokenInQuery:

@@ -33,14 +33,20 @@ func (x *exchange) listen() *answer {
 			return x.listenRelayed()
 		}
 	}
+	if a := x.comesBack(); a != nil || x.done {
+		return a
+	}
 	return x.listenOwn()
 }
 
 // everyList is what a legacy stream tells of unasked.
 func everyList() bridge.Wanted { return bridge.Wanted{Tools: true, Prompts: true, Resources: true} }
 
-// watch is what the caller sees of each list, as a hash.
-func (x *exchange) watch() map[string]uint64 {
+// lists are those that a caller is told of.
+var lists = [3]string{veneer.Tools, veneer.Prompts, veneer.Resources}
+
+// watch is what the caller sees of each of the lists, as a hash.
+func (x *exchange) watch() [3]uint64 {
 	var h maphash.Hash
 	h.SetSeed(x.p.seed)
 	sum := func(all ...[]veneer.Entry) uint64 {
@@ -56,9 +62,8 @@ func (x *exchange) watch() map[string]uint64 {
 		}
 		return h.Sum64()
 	}
-	return map[string]uint64{
-		veneer.Tools: sum(x.visibleTools()), veneer.Prompts: sum(x.listed(veneer.Prompts)),
-		veneer.Resources: sum(x.listed(veneer.Resources), x.listed(veneer.ResourceTemplates)),
+	return [3]uint64{
+		sum(x.visibleTools()), sum(x.listed(veneer.Prompts)), sum(x.listed(veneer.Resources), x.listed(veneer.ResourceTemplates)),
 	}
 }
 
@@ -66,8 +71,8 @@ func (x *exchange) watch() map[string]uint64 {
 func (x *exchange) changes() [][]byte {
 	now := x.watch()
 	var out [][]byte
-	for _, of := range []string{veneer.Tools, veneer.Prompts, veneer.Resources} {
-		if now[of] != x.watched[of] && x.wanted.Lists(of) {
+	for i, of := range lists {
+		if now[i] != x.watched[i] && x.wanted.Lists(of) {
 			out = append(out, mcp.AppendEvent(nil, bridge.AppendListChanged(nil, x.subscription(), of)))
 		}
 	}
@@ -391,6 +396,8 @@ func (x *exchange) listenOwn() *answer {
 		return x.unaudited()
 	}
 	out := x.openStream()
+	x.keepOwn(out, uris)
+	defer x.leaveOwn(out)
 	if x.era == mcp.EraModern {
 		agreed := ss.agreed(x.wanted)
 		if !out.send(mcp.AppendEvent(nil, bridge.AppendAcknowledged(nil, x.msg.ID, &agreed))) {
@@ -402,6 +409,8 @@ func (x *exchange) listenOwn() *answer {
 	for {
 		open := true
 		select {
+		case <-out.taken():
+			return nil
 		case h := <-ss.heard:
 			open = x.passOn(out, h)
 		case <-changed:

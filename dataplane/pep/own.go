@@ -3,6 +3,7 @@ package pep
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/mcpvault/mcpvault/dataplane/bridge"
@@ -114,7 +115,11 @@ func (x *exchange) capabilities() []byte {
 	switch {
 	case x.server == nil:
 		// What the caller sees may change while the session lives.
-		return []byte(`{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true,"subscribe":true},"completions":{},"logging":{}}`)
+		all := `{"tools":{"listChanged":true},"prompts":{"listChanged":true},"resources":{"listChanged":true,"subscribe":true},"completions":{},"logging":{}`
+		if x.era == mcp.EraModern && slices.ContainsFunc(x.tenant.Servers, func(s *pdp.Server) bool { return bridge.FollowsTasks(s.Capabilities) }) {
+			all += extensionTasks
+		}
+		return []byte(all + "}")
 	case len(x.server.Capabilities) == 0:
 		return []byte(`{"tools":{"listChanged":true}}`)
 	}
@@ -145,18 +150,28 @@ func (x *exchange) narrow(raw []byte) []byte {
 		}
 		out = append(out, '}')
 	}
+	switch {
+	case x.owned:
+	case x.era == mcp.EraLegacy && caps["tasks"] != nil:
+		out = append(append(out, `,"tasks":`...), caps["tasks"]...)
+	case x.era == mcp.EraModern && bridge.FollowsTasks(raw):
+		out = append(out, extensionTasks...)
+	}
 	if x.owned && x.mayOther() {
 		for _, more := range []string{"completions", "logging"} {
 			if caps[more] != nil {
 				out = append(append(append(out, `,"`...), more...), `":{}`...)
 			}
 		}
-		if len(out) > 1 && out[1] == ',' {
-			out = append(out[:1], out[2:]...)
-		}
+	}
+	if len(out) > 1 && out[1] == ',' {
+		out = append(out[:1], out[2:]...)
 	}
 	return append(out, '}')
 }
+
+// extensionTasks is a member of modern capabilities.
+const extensionTasks = `,"extensions":{"` + mcp.ExtensionTasks + `":{}}`
 
 func (x *exchange) discover() *answer {
 	b := mcp.AppendResultHead(nil, x.msg.ID, x.era)

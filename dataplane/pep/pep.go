@@ -27,6 +27,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/remote"
+	"github.com/mcpvault/mcpvault/dataplane/resume"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
 	"github.com/mcpvault/mcpvault/dataplane/veneer"
@@ -118,6 +119,8 @@ type Config struct {
 	// MaxParked bounds the calls that wait so, of which one principal may have 64: 4,096.
 	InputWait time.Duration
 	MaxParked int
+	// PinEvery is how often what servers advertise is compared with what was approved; 0 is never.
+	PinEvery time.Duration
 	// Version is what the gateway calls itself where it leads the dialogue.
 	Version string
 	Now     func() time.Time
@@ -140,23 +143,29 @@ type PEP struct {
 	resumes  *limit.Resumes
 	table    *session.Table
 	streams  *limit.Streams
-	limits   *limit.Limiter
-	slots    *limit.Slots
-	flood    *limit.Flood[*auditv1.Record]
-	body     limit.Body
-	names    veneer.Cache[snapshot.Digest]
-	prompts  veneer.Cache[snapshot.Digest]
+	// listeners are the streams on which servers speak unasked.
+	listeners *listeners
+	limits    *limit.Limiter
+	slots     *limit.Slots
+	flood     *limit.Flood[*auditv1.Record]
+	body      limit.Body
+	names     veneer.Cache[snapshot.Digest]
+	prompts   veneer.Cache[snapshot.Digest]
 	// dialogues and parked are what this node remembers of dialogues that the gateway leads.
 	dialogues *bridge.Dialogues
 	parked    *bridge.Parked[*conversation]
-	metrics   *metrics
-	seed      maphash.Seed      // of hashes that stay on this node
-	here      []string          // the header value that names this node
-	bases     map[string]string // public URL without path, by host
-	tracer    trace.Tracer      // nil while nothing is traced
-	draining  chan struct{}     // closed by Drain
-	drained   sync.Once
-	steps     []step
+	ears      *ears
+	// kept is what was said on streams, for those who come back to them.
+	kept     *resume.Streams
+	metrics  *metrics
+	pins     pins
+	seed     maphash.Seed      // of hashes that stay on this node
+	here     []string          // the header value that names this node
+	bases    map[string]string // public URL without path, by host
+	tracer   trace.Tracer      // nil while nothing is traced
+	draining chan struct{}     // closed by Drain
+	drained  sync.Once
+	steps    []step
 }
 
 // Parts are what a PEP stands on. Injector may be nil, and Workloads where callers are known by their tokens alone.
@@ -196,7 +205,7 @@ func New(cfg Config, parts Parts) *PEP {
 	if parts.Traces.On() {
 		tracer = parts.Traces.Tracer("github.com/mcpvault/mcpvault/dataplane/pep")
 	}
-	return &PEP{
+	p := &PEP{
 		tracer:  tracer,
 		metrics: counts, here: []string{cfg.Cell + "/" + cfg.Node}, bases: cfg.bases(), draining: make(chan struct{}),
 		cfg: cfg, log: parts.Log, policy: parts.Policy, authn: parts.Authn, workload: parts.Workloads, audit: parts.Audit, up: parts.Upstream,
@@ -207,6 +216,8 @@ func New(cfg Config, parts Parts) *PEP {
 		dialogues: bridge.NewDialogues(cfg.MaxUpstreamSessions, cfg.Now),
 		parked:    bridge.NewParked[*conversation](cfg.MaxParked, maxParkedEach, cfg.Now),
 		streams:   limit.NewStreams(cfg.MaxStreams),
+		listeners: newListeners(),
+		kept:      resume.New(resume.Config{MaxStreams: cfg.MaxUpstreamSessions}),
 		limits:    parts.Limits,
 		slots:     limit.NewSlots(),
 		flood:     limit.NewFlood[*auditv1.Record](time.Second, maxFloods),
@@ -229,6 +240,8 @@ func New(cfg Config, parts Parts) *PEP {
 			(*exchange).forward,      // upstream, and the answer back
 		},
 	}
+	p.ears = newEars(p)
+	return p
 }
 
 // ServeHTTP serves one request.
@@ -256,6 +269,9 @@ func (p *PEP) Run(ctx context.Context) error {
 	for range goodbyeWorkers {
 		wg.Go(func() { p.sayGoodbye(ctx) })
 	}
+	if p.cfg.PinEvery > 0 {
+		wg.Go(func() { p.runPins(ctx) })
+	}
 	tick, waits := time.NewTicker(p.cfg.SessionIdle/4), time.NewTicker(p.cfg.InputWait/4)
 	defer tick.Stop()
 	defer waits.Stop()
@@ -265,6 +281,7 @@ func (p *PEP) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			p.abandon(p.parked.Overdue(true))
+			p.ears.close()
 			p.countFloods(true)
 			return nil
 		case <-waits.C:
@@ -282,7 +299,12 @@ func (p *PEP) Run(ctx context.Context) error {
 const maxParkedEach = 64
 
 // Drain ends the long streams, which would outlast any grace; calls go on to their answers.
-func (p *PEP) Drain() { p.drained.Do(func() { close(p.draining) }) }
+func (p *PEP) Drain() {
+	p.drained.Do(func() {
+		close(p.draining)
+		p.kept.Close() // nobody comes back to a node that stops
+	})
+}
 
 // Streams counts the streams that are open.
 func (p *PEP) Streams() int { return p.streams.Open() }

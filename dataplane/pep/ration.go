@@ -133,7 +133,9 @@ func (x *exchange) tooMany(which, reason, message, retryAfter string) *answer {
 	x.rec.Detail = which
 	k := limit.Key{Tenant: string(x.tenant.ID), Name: x.who.Name}
 	id, skipped, keep := x.p.flood.Keep(k, x.rec.GetId(), x.p.cfg.Now(), func() *auditv1.Record {
-		return proto.Clone(x.rec).(*auditv1.Record)
+		first := proto.Clone(x.rec).(*auditv1.Record)
+		first.Outcome, first.HttpStatus = "refused", http.StatusTooManyRequests
+		return first
 	})
 	if x.rec.Repeated = skipped; !keep {
 		x.rec.Id, x.recorded = id, true
@@ -154,7 +156,7 @@ func (p *PEP) countFloods(all bool) {
 	for _, s := range p.flood.Due(now, all) {
 		rec := s.First
 		rec.Id, rec.TimeMs = p.audit.NewID(), now.UnixMilli()
-		rec.Outcome, rec.HttpStatus, rec.Repeated = "refused", http.StatusTooManyRequests, s.Count-1
+		rec.Repeated = s.Count - 1
 		if err := p.audit.Append(rec); err != nil {
 			p.log.Error("audit record lost", "error", err, "request_id", rec.GetRequestId())
 		}

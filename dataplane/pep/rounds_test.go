@@ -189,7 +189,7 @@ func TestAServersQuestionGoesToTheSessionThatItWasAskedIn(t *testing.T) {
 	},
 	) {
 		for events.Scan() {
-			if data, is := strings.CutPrefix(events.Text(), "data: "); is {
+			if data, is := strings.CutPrefix(events.Text(), "data: "); is && data != "" {
 				if err := json.Unmarshal([]byte(data), &m); err != nil {
 					t.Fatal(err, data)
 				}

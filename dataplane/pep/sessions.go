@@ -102,8 +102,8 @@ func (x *exchange) noSession(err error) *answer {
 		status, wait, reason, message = http.StatusTooManyRequests, "60", "tenant_sessions_full",
 			"your organisation has as many sessions as it may have in this cell: try again later"
 	default:
-		if cause := context.Cause(x.ctx); cause != nil {
-			return x.upstreamFailed(cause)
+		if gone := x.ctx.Err(); gone != nil {
+			return x.upstreamFailed(gone)
 		}
 		x.p.log.Warn("a session was not opened", "error", err, "request_id", x.rec.GetId())
 	}
@@ -202,6 +202,7 @@ func (p *PEP) closeUpstream(ctx context.Context, e goodbye) {
 // hangUp ends upstream sessions; one that does not answer is left to its own timeout.
 func (p *PEP) hangUp(ctx context.Context, ups []session.Upstream) {
 	for _, u := range ups {
+		p.ears.end(u)
 		if u.ID != "" {
 			p.hangUpOne(ctx, u)
 		}
@@ -264,5 +265,6 @@ func ownerKey(era mcp.Era, tenant snapshot.TenantID, owner session.Owner) [16]by
 func (x *exchange) endOwned() *answer {
 	x.p.leases.End(x.ctx, x.leaseID(), true)
 	x.p.dialogues.End(session.Hash(x.sessionID))
+	x.p.kept.End(session.Hash(x.sessionID))
 	return &answer{status: http.StatusNoContent, outcome: "ok"}
 }

@@ -19,13 +19,6 @@ const (
 	drainTimeout = 20 * time.Millisecond
 )
 
-// streaming says how a stream is relayed.
-type streaming struct {
-	// long streams live beside the calls: they have no answer of their own that must come, and are re-authorised when
-	// the policy is replaced.
-	long bool
-}
-
 // pump reads events ahead of the one goroutine that writes them.
 type pump struct {
 	events chan mcp.Event
@@ -62,7 +55,7 @@ func startPump(ctx context.Context, r *mcp.EventReader) *pump {
 }
 
 // stream relays events one by one, each flushed at once. It ends the exchange itself.
-func (x *exchange) stream(resp *upstream.Response, how streaming) *answer {
+func (x *exchange) stream(resp *upstream.Response) *answer {
 	ctx, stop := context.WithCancel(x.ctx)
 	p := startPump(ctx, resp.Events)
 	defer func() {
@@ -70,27 +63,17 @@ func (x *exchange) stream(resp *upstream.Response, how streaming) *answer {
 		resp.Close()
 		<-p.done
 	}()
-	if how.long {
-		if err := x.record("", "ok", http.StatusOK); err != nil {
-			x.p.log.Error("audit record lost", "error", err, "request_id", x.rec.GetId())
-			return x.unaudited()
-		}
-	}
 	out := x.openStream()
 	alive := time.NewTicker(x.p.cfg.KeepAlive)
 	defer alive.Stop()
 	for {
-		var replaced, draining <-chan struct{}
-		if how.long {
-			replaced, draining = x.state.Replaced(), x.p.draining
-		}
 		select {
 		case ev, more := <-p.events:
 			if !more {
-				x.streamEnded(out, p.err, how)
+				x.streamEnded(out, p.err)
 				return nil
 			}
-			last := x.event(out, ev, how)
+			last := x.event(out, ev)
 			if last {
 				x.drain(p)
 				return nil
@@ -102,18 +85,8 @@ func (x *exchange) stream(resp *upstream.Response, how streaming) *answer {
 				x.endStream("client_gone", "canceled")
 				return nil
 			}
-		case <-replaced:
-			if x.recheck() != nil {
-				x.cancel(errRevoked)
-				continue
-			}
-			for _, n := range x.changes() {
-				out.send(n)
-			}
-		case <-draining:
-			return nil
 		case <-ctx.Done():
-			x.streamEnded(out, ctx.Err(), how)
+			x.streamEnded(out, ctx.Err())
 			return nil
 		}
 	}
@@ -132,7 +105,7 @@ func (x *exchange) drain(p *pump) {
 }
 
 // event relays one event; it reports whether that was the last one.
-func (x *exchange) event(out *sseWriter, ev mcp.Event, how streaming) bool {
+func (x *exchange) event(out *sseWriter, ev mcp.Event) bool {
 	ev = x.cleanEvent(ev)
 	if len(ev.Data) == 0 {
 		if !out.send(ev.Raw) {
@@ -143,34 +116,51 @@ func (x *exchange) event(out *sseWriter, ev mcp.Event, how streaming) bool {
 	m, refusal := x.p.framer.FrameAnswer(ev.Data)
 	switch {
 	case refusal != nil:
-		return x.failStream(out, upstream.ErrProtocol, how)
-	case m.Kind == mcp.KindResponse && !how.long:
+		return x.failStream(out, upstream.ErrProtocol)
+	case m.Kind == mcp.KindResponse:
 		if !x.answers(&m) {
-			return x.failStream(out, upstream.ErrProtocol, how)
+			return x.failStream(out, upstream.ErrProtocol)
 		}
 		return x.lastEvent(out, ev, &m)
 	case m.Kind == mcp.KindRequest:
 		if x.era == mcp.EraModern {
-			return x.failStream(out, upstream.ErrProtocol, how)
+			return x.failStream(out, upstream.ErrProtocol)
 		}
-		if !how.long {
-			x.extend(x.p.cfg.MaxCall) // a person may have to answer
+		if reason := x.forbids(m.Method, m.Raw(m.Params)); reason != "" {
+			x.refuseQuestion(&m, reason)
+			return false
 		}
-	case !how.long:
+		x.extend(x.p.cfg.MaxCall) // a person may have to answer
+	default:
 		x.extend(x.p.cfg.CallTimeout)
 	}
-	if !out.send(ev.Raw) {
-		return x.endStream("client_gone", "canceled")
+	raw := x.taskNotice(&m, ev)
+	if raw == nil {
+		return false
 	}
-	if how.long && m.Kind == mcp.KindResponse && x.msg.ID != nil && x.answers(&m) {
-		return true
+	if !out.send(raw) {
+		return x.endStream("client_gone", "canceled")
 	}
 	return false
 }
 
 // lastEvent records the outcome and then sends the answer.
 func (x *exchange) lastEvent(out *sseWriter, ev mcp.Event, m *mcp.Message) bool {
+	if a := x.forbidsRound(m); a != nil {
+		x.lastRecord(a.reason, a.outcome, http.StatusOK)
+		out.send(mcp.AppendEvent(nil, a.body))
+		return true
+	}
 	raw := ev.Raw
+	body, refused := x.withTasks(m, m.Body)
+	switch {
+	case refused != nil:
+		x.lastRecord(refused.reason, refused.outcome, http.StatusOK)
+		out.send(mcp.AppendEvent(nil, refused.body))
+		return true
+	case len(body) != len(m.Body) || &body[0] != &m.Body[0]:
+		raw = mcp.AppendEventFrom(nil, ev, oneLine(body))
+	}
 	outcome := outcomeOf(m)
 	if outcome == "rpc_error" {
 		x.traceAnswer(m.Body)
@@ -184,22 +174,19 @@ func (x *exchange) lastEvent(out *sseWriter, ev mcp.Event, m *mcp.Message) bool 
 }
 
 // failStream answers on a stream that has begun, because the upstream did not.
-func (x *exchange) failStream(out *sseWriter, err error, how streaming) bool {
+func (x *exchange) failStream(out *sseWriter, err error) bool {
 	a := x.upstreamFailed(err)
 	if recErr := x.record(a.reason, a.outcome, http.StatusOK); recErr != nil {
 		x.p.log.Error("audit record lost", "error", recErr, "request_id", x.rec.GetId())
 	}
-	if !a.silent && !how.long {
+	if !a.silent {
 		out.send(mcp.AppendEvent(nil, a.body))
 	}
 	return true
 }
 
 // streamEnded is what happens when the upstream's stream ends before its answer, or the exchange is cut short.
-func (x *exchange) streamEnded(out *sseWriter, err error, how streaming) {
-	if how.long {
-		return
-	}
+func (x *exchange) streamEnded(out *sseWriter, err error) {
 	switch {
 	case x.ctx.Err() != nil:
 		err = x.ctx.Err()
@@ -210,7 +197,7 @@ func (x *exchange) streamEnded(out *sseWriter, err error, how streaming) {
 	case !errors.Is(err, mcp.ErrEventTooLarge):
 		err = upstream.ErrBroken
 	}
-	x.failStream(out, err, how)
+	x.failStream(out, err)
 }
 
 func (x *exchange) endStream(reason, outcome string) bool {
@@ -230,6 +217,7 @@ type sseWriter struct {
 	w         http.ResponseWriter
 	rc        *http.ResponseController
 	resumable bool // an event with an id was sent
+	tape      *tape
 }
 
 func (x *exchange) openStream() *sseWriter {
@@ -243,7 +231,16 @@ func (x *exchange) openStream() *sseWriter {
 	return out
 }
 
+// send sends an event, or a comment; false means that there is nobody any more to send to.
 func (s *sseWriter) send(raw []byte) bool {
+	if s.tape != nil {
+		return s.tape.send(s, raw)
+	}
+	return s.write(raw)
+}
+
+// write puts an event on the wire.
+func (s *sseWriter) write(raw []byte) bool {
 	_ = s.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
 	if !s.resumable && (bytes.HasPrefix(raw, []byte("id:")) || bytes.Contains(raw, []byte("\nid:"))) {
 		s.resumable = true

@@ -104,6 +104,27 @@ func TestCursorsAreBoundToOwnerListAndVersion(t *testing.T) {
 	}
 }
 
+func TestTasksAreWhatWasSealedAndNothingElse(t *testing.T) {
+	t.Parallel()
+	s, err := session.New(session.Config{Keys: []session.Key{{ID: 1, Secret: [32]byte{1}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := session.Task{Owner: session.Owner{1}, Tenant: "acme", Server: "ci", Tool: "build", ID: "täsk 1"}
+	id := s.SealTask(want)
+	if got, err := s.OpenTask(id); err != nil || got != want {
+		t.Fatal(got, err)
+	}
+	for _, other := range []string{"", "t", id + "A", id[1:], s.SealState([]byte(id)), s.SealCursor(session.Cursor{}), strings.Repeat("A", 3000)} {
+		if _, err := s.OpenTask(other); !errors.Is(err, session.ErrUnknown) {
+			t.Errorf("%.40s: %v", other, err)
+		}
+	}
+	if _, err := s.OpenState(id); err == nil {
+		t.Error("a task opens as a state")
+	}
+}
+
 func TestUpstreamSessionsAreOpenedOnce(t *testing.T) {
 	t.Parallel()
 	c := &clock{time.Unix(100, 0)}

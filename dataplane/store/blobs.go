@@ -62,6 +62,9 @@ func (s *Store) PutBlob(d snapshot.Digest, plain []byte) error {
 	if snapshot.DigestOf(plain) != d {
 		return fmt.Errorf("write blob %s: %w: other bytes", d, ErrInvalid)
 	}
+	if err := s.cfg.BeforeWrite(); err != nil {
+		return fmt.Errorf("write blob %s: %w", d, err)
+	}
 	path := s.blobs.path(d)
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("write blob %s: %w", d, err)

@@ -117,7 +117,10 @@ func (s *Store) readFloorFile() (floors, error) {
 }
 
 func (s *Store) writeFloorFile(f floors) error {
-	err := ReplaceFile(s.floorPath(), s.sealer.Seal(floorFileName, floorFileName, f.encode()))
+	err := s.cfg.BeforeWrite()
+	if err == nil {
+		err = ReplaceFile(s.floorPath(), s.sealer.Seal(floorFileName, floorFileName, f.encode()))
+	}
 	if s.floorStale = err != nil; err != nil {
 		return fmt.Errorf("write floor file: %w", err)
 	}

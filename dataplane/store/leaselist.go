@@ -248,18 +248,16 @@ func (l *Leases) Restore(p *cellv1.SessionState) error {
 
 // clear empties the file; write is held.
 func (l *Leases) clear() error {
-	err := Guard(func() error {
-		return l.db.Update(func(tx *bbolt.Tx) error {
-			for _, name := range leaseBuckets() {
-				if err := tx.DeleteBucket(name); err != nil {
-					return err
-				}
-				if _, err := tx.CreateBucket(name); err != nil {
-					return err
-				}
+	err := l.update(func(tx *bbolt.Tx) error {
+		for _, name := range leaseBuckets() {
+			if err := tx.DeleteBucket(name); err != nil {
+				return err
 			}
-			return nil
-		})
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("empty the sessions: %w", err)

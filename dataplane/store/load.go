@@ -166,6 +166,7 @@ func (s *Store) loadRecords(tx *bbolt.Tx) error {
 			return err
 		}
 	}
+	s.loadConfirmed(tx)
 	for id, history := range s.mem.generations {
 		slices.SortFunc(history, newestFirst)
 		sound, lost := provable(history)
@@ -266,5 +267,8 @@ func (s *Store) put(tx *bbolt.Tx, bucket, key, value []byte) error {
 
 // update runs one transaction; a damaged page is an error instead of a crash.
 func (s *Store) update(f func(tx *bbolt.Tx) error) error {
+	if err := s.cfg.BeforeWrite(); err != nil {
+		return err
+	}
 	return Guard(func() error { return s.db.Update(f) })
 }

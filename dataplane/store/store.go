@@ -73,6 +73,8 @@ type Config struct {
 	Logger *slog.Logger
 	// NewerKill reports whether a kill is signed by a newer key than the same kill that is held; nil keeps the first one.
 	NewerKill func(held, offered []byte) bool
+	// BeforeWrite is called before each write to the disk; an error fails it. Nil in production.
+	BeforeWrite func() error
 	// Now dates the collection of unused blobs.
 	Now func() time.Time
 }
@@ -109,6 +111,7 @@ type memory struct {
 	keys        map[uint32]*cellv1.SessionKey
 	members     *cellv1.Members // nil while there is no list
 	highWater   int64
+	confirmed   map[snapshot.TenantID]int64
 }
 
 // refMarks are the manifest's references by tenant.
@@ -142,12 +145,15 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", path, err)
 	}
+	if cfg.BeforeWrite == nil {
+		cfg.BeforeWrite = func() error { return nil }
+	}
 	s := &Store{cfg: cfg, log: cfg.Logger, db: db, sealer: sealer}
 	s.blobs = &blobs{dir: filepath.Join(cfg.Dir, "blobs"), sealer: sealer, now: cfg.Now}
 	if err := s.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), db.Close())
 	}
-	if s.leases, err = openLeases(cfg.Dir, sealer, cfg.Logger); err != nil {
+	if s.leases, err = openLeases(cfg.Dir, sealer, cfg.BeforeWrite, cfg.Logger); err != nil {
 		return nil, errors.Join(fmt.Errorf("open store: %w", err), db.Close())
 	}
 	return s, nil

@@ -1,32 +1,161 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/mcpvault/mcpvault/dataplane/mcp"
+	"github.com/mcpvault/mcpvault/kit/poll"
 )
+
+// stream is a connection on which events come.
+type stream struct {
+	d      *destination
+	src    streamSource
+	body   body
+	events *mcp.EventReader
+	long   bool
+	keep   bool // the connection can serve another exchange after the end
+
+	mu     sync.Mutex
+	closed bool        // guarded by mu
+	unbind func() bool // guarded by mu; takes the end of the context off the connection; nil while parked
+	watch  poll.ID     // guarded by mu; while parked, and until the next time
+	idle   *time.Timer // guarded by mu; runs while parked
+}
+
+// stream hands over a connection on which events come.
+func (x *call) stream(c *conn, h head, rest []byte, unbind func() bool) *Response {
+	d, now := x.d, x.d.c.cfg.Now()
+	s := &stream{d: d, long: x.req.Long, keep: h.keep, unbind: unbind}
+	s.src = streamSource{s: s, c: c, ctx: x.ctx, cfg: &d.c.cfg, last: now, credit: d.c.cfg.MaxEvent}
+	s.body = body{src: &s.src, rest: bytes.Clone(rest), framing: h.framing, left: h.length} // the buffer goes back
+	s.events = mcp.NewEventReader(&s.body, d.c.cfg.MaxEvent)
+	d.gate.learn(now, x.probe, x.verdict)
+	x.probe = false
+	return &Response{Status: h.status, Session: h.session, Events: s.events, close: s.close, park: s.park}
+}
+
+func (s *stream) close() {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.closed = true
+	s.unwatch()
+	bound := s.unbind == nil || s.unbind()
+	s.mu.Unlock()
+	c, now := s.src.c, s.d.c.cfg.Now
+	if !bound || !s.body.ended.Load() || !s.keep || c.nc.SetReadDeadline(time.Time{}) != nil {
+		_ = c.nc.Close()
+	} else {
+		s.d.pool.put(c, now(), s.d.c.cfg.MaxIdle)
+	}
+	s.d.gate.leave(now(), s.long, false, alive)
+	s.d.count(nil)
+}
+
+// park is Response.Park.
+func (s *stream) park(wake func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.src.c
+	if s.closed || c.raw == nil || s.src.credit <= 0 || s.src.ctx.Err() != nil ||
+		s.body.err != nil || len(s.body.rest) > 0 || !s.events.Rest() || !s.nothingDecrypted() {
+		return false
+	}
+	s.unwatch()
+	// The sooner one of the two wakes, and only that one.
+	s.idle = time.AfterFunc(s.src.cfg.StreamIdle, func() {
+		if s.unpark() {
+			s.src.late.Store(true)
+			wake()
+		}
+	})
+	if s.watch = s.d.c.parked.Watch(c.raw, poll.Bytes, wake); s.watch == 0 {
+		s.unwatch()
+		return false
+	}
+	if s.unbind != nil {
+		s.unbind() // had it ended by now, whoever reads next would learn of it
+		s.unbind = nil
+	}
+	return true
+}
+
+// bind has the end of the context end a read.
+func (s *stream) bind() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unbind == nil && !s.closed {
+		s.unbind = afterwards(s.src.ctx, s.src.c.abort)
+	}
+}
+
+// unpark ends the watch; false when it had ended.
+func (s *stream) unpark() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unwatch()
+}
+
+// unwatch is unpark with mu held.
+func (s *stream) unwatch() bool {
+	if s.idle != nil {
+		s.idle.Stop()
+		s.idle = nil
+	}
+	watch := s.watch
+	s.watch = 0
+	return watch != 0 && s.d.c.parked.Stop(s.src.c.raw, watch)
+}
+
+// nothingDecrypted reports whether TLS holds back nothing that its socket would not tell of.
+func (s *stream) nothingDecrypted() bool {
+	c := s.src.c
+	if c.tls == nil {
+		return true
+	}
+	if c.tls.SetReadDeadline(past) != nil {
+		return false
+	}
+	var one [1]byte
+	n, err := c.tls.Read(one[:])
+	s.body.rest = append(s.body.rest, one[:n]...)
+	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
+}
 
 // streamSource reads a connection for a stream of events: with a limit to how long nothing may come, and at a pace. As much
 // as the largest event may come at once; a server that sends without end after that is slowed down by not being read, and
 // takes no more of this node's time than its share.
 type streamSource struct {
-	c    *conn
-	ctx  context.Context
-	idle time.Duration
-	rate int // bytes a second
-	now  func() time.Time
-
-	credit, most int
-	last         time.Time
+	s      *stream
+	c      *conn
+	ctx    context.Context
+	cfg    *Config
+	credit int // bytes that may be read at once
+	last   time.Time
+	late   atomic.Bool // nothing came for too long
 }
 
 // Read implements io.Reader.
 func (s *streamSource) Read(p []byte) (int, error) {
+	if s.late.Load() {
+		return 0, os.ErrDeadlineExceeded
+	}
 	if s.credit <= 0 {
 		if err := s.earn(); err != nil {
 			return 0, err
 		}
 	}
-	err := s.c.nc.SetReadDeadline(s.now().Add(s.idle))
+	s.s.bind()
+	err := s.c.nc.SetReadDeadline(s.cfg.Now().Add(s.cfg.StreamIdle))
 	if s.ctx.Err() != nil { // after this line, abort comes later than the deadline above, and wins
 		return 0, s.ctx.Err()
 	}
@@ -56,8 +185,8 @@ func (s *streamSource) earn() error {
 }
 
 func (s *streamSource) refill() {
-	now := s.now()
-	gained := now.Sub(s.last).Seconds() * float64(s.rate)
+	now := s.cfg.Now()
+	gained := now.Sub(s.last).Seconds() * float64(s.cfg.StreamRate)
 	s.last = now
-	s.credit = min(s.most, s.credit+int(min(gained, float64(s.most))))
+	s.credit = min(s.cfg.MaxEvent, s.credit+int(min(gained, float64(s.cfg.MaxEvent))))
 }

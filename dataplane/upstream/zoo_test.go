@@ -157,7 +157,7 @@ func (a animal) visit(ctx context.Context, c *upstream.Client, url string) error
 	return err
 }
 
-func (a animal) cage(t *testing.T) string {
+func (a animal) cage(t testing.TB) string {
 	t.Helper()
 	return newRaw(t, func(c net.Conn, _ *http.Request, _ string) bool {
 		a.behave(c)

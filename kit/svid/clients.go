@@ -201,6 +201,14 @@ func (c *Clients) bundle(td spiffeid.TrustDomain) *x509bundle.Bundle {
 	return nil
 }
 
+// current is the bundle of a trust domain as its file is now, nil when there is none.
+func (c *Clients) current(td spiffeid.TrustDomain) *x509bundle.Bundle {
+	c.mu.Lock()
+	c.refresh()
+	c.mu.Unlock()
+	return c.bundle(td)
+}
+
 // refresh reads again what has changed. A file that cannot be read changes nothing. mu is held.
 func (c *Clients) refresh() {
 	now := time.Now() // the wall clock: the dates of files know no other

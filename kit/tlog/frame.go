@@ -33,11 +33,17 @@ var (
 
 func recordSum(rec []byte) uint32 { return crc32.Update(0, castagnoli, rec) }
 
+// frameSum is crc32.Update with the index and the length in little endian, byte by byte: through the package, the twelve
+// bytes would be an allocation for each record.
 func frameSum(sum uint32, index int64, length int) uint32 {
-	var b [12]byte
-	binary.LittleEndian.PutUint64(b[:], uint64(index))
-	binary.LittleEndian.PutUint32(b[8:], uint32(length))
-	return crc32.Update(sum, castagnoli, b[:])
+	sum = ^sum
+	for i := range 8 {
+		sum = castagnoli[byte(sum)^byte(index>>(8*i))] ^ sum>>8
+	}
+	for i := range 4 {
+		sum = castagnoli[byte(sum)^byte(length>>(8*i))] ^ sum>>8
+	}
+	return ^sum
 }
 
 // appendFrame appends the record's frame; sum is recordSum(rec).
@@ -115,13 +121,18 @@ func newFrameReader(r io.ReaderAt, off, index int64, chunk int) *frameReader {
 	return &frameReader{r: r, off: off, index: index, chunk: chunk}
 }
 
+// frameReaderIn is newFrameReader with memory to read into, as far as that goes.
+func frameReaderIn(buf []byte, r io.ReaderAt, off, index int64) *frameReader {
+	return &frameReader{r: r, off: off, index: index, chunk: cap(buf), buf: buf[:0]}
+}
+
 // next returns the next record, which is valid until the call after. io.EOF is the clean end of the file; errTorn, errSum
 // and errLen leave off at the frame that is wrong; anything else comes from the file.
 func (f *frameReader) next() ([]byte, error) {
 	for {
 		rec, size, err := parseFrame(f.buf[f.at:], f.index)
 		if errors.Is(err, errTorn) && !f.eof {
-			if err := f.fill(max(size, f.chunk)); err != nil {
+			if err := f.fill(max(size, f.chunk, 2*(len(f.buf)-f.at))); err != nil {
 				return nil, err
 			}
 			continue
@@ -139,12 +150,12 @@ func (f *frameReader) next() ([]byte, error) {
 	}
 }
 
-// fill reads on, keeping what was not used.
+// fill reads on, keeping what was not used, until there are so many bytes.
 func (f *frameReader) fill(want int) error {
 	rest := len(f.buf) - f.at
 	buf := f.buf
-	if cap(buf) < want+rest {
-		buf = make([]byte, 0, want+rest)
+	if cap(buf) < want {
+		buf = make([]byte, 0, want)
 	}
 	buf = append(buf[:0], f.buf[f.at:]...)
 	n, err := f.r.ReadAt(buf[rest:cap(buf)], f.off+int64(rest))

@@ -21,9 +21,13 @@ const retryEvery = 100 * time.Millisecond
 
 // gatherFor is how long records that nobody waits for may gather before they are written, and gatherBytes how much of them.
 const (
-	gatherFor   = 2 * time.Millisecond
+	gatherFor   = 10 * time.Millisecond
 	gatherBytes = 64 << 10
 )
+
+// maxFree bounds the memory of batches that are kept for the next ones: about what is written between two syncs that the
+// delivery of records asks for.
+const maxFree = 4 << 20
 
 // syncAfter is how many records may be written before a sync happens without anybody asking for it.
 const syncAfter = 4096
@@ -41,6 +45,7 @@ func (l *Log) newBatch() *batch {
 	var b *batch
 	if n := len(l.free); n > 0 {
 		b, l.free = l.free[n-1], l.free[:n-1]
+		l.freeBytes -= cap(b.frames)
 		*b = batch{frames: b.frames[:0], hashes: b.hashes[:0]}
 	} else {
 		b = &batch{}
@@ -51,9 +56,10 @@ func (l *Log) newBatch() *batch {
 
 // recycle keeps the buffers of a durable batch. It is called with mu held.
 func (l *Log) recycle(b *batch) {
-	if len(l.free) < 4 && cap(b.frames) <= 4<<20 {
+	if l.freeBytes+cap(b.frames) <= maxFree {
 		b.seg, b.slot, b.fate = nil, nil, nil
 		l.free = append(l.free, b)
+		l.freeBytes += cap(b.frames)
 	}
 }
 

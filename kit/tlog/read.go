@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 )
 
 // readChunk is how much of a segment is read at once.
 const readChunk = 256 << 10
+
+var chunks = sync.Pool{New: func() any { return new([readChunk]byte) }}
 
 // Read returns durable records from index from on: at most n, and no more than limit bytes of them unless the first alone is
 // larger. Every record is checked against its checksum and against the tree. ErrRange says that there is none, because it
@@ -47,7 +50,10 @@ func (f *files) readSegment(from, to int64, limit int, atLeastOne bool) (recs []
 		return nil, 0, fmt.Errorf("open segment %s: %w", name, err)
 	}
 	defer func() { _ = file.Close() }()
-	r := newFrameReader(file, off, at, readChunk)
+	buf, _ := chunks.Get().(*[readChunk]byte)
+	defer chunks.Put(buf)
+	r := frameReaderIn(buf[:], file, off, at)
+	var arena []byte // where the records go, so that each is no allocation of its own
 	w := walk{s: s, fresh: at == s.first}
 	for r.index < min(to, end) {
 		w.step(r)
@@ -61,7 +67,13 @@ func (f *files) readSegment(from, to int64, limit int, atLeastOne bool) (recs []
 		if total+len(rec) > limit && !(atLeastOne && len(recs) == 0) {
 			return recs, total, nil
 		}
-		recs = append(recs, append([]byte(nil), rec...))
+		if cap(arena)-len(arena) < len(rec) {
+			left := int(min(to, end) - r.index + 1) // about as large as this one
+			arena = make([]byte, 0, max(len(rec), min(readChunk, limit-total, left*(len(rec)+len(rec)/8))))
+		}
+		n := len(arena)
+		arena = append(arena, rec...)
+		recs = append(recs, arena[n:len(arena):len(arena)])
 		total += len(rec)
 	}
 	if r.index == end {

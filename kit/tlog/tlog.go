@@ -138,6 +138,7 @@ type Log struct {
 	progress  chan struct{} // closed when durable or failed changes; nil while nobody waits
 	grown     chan struct{} // closed when written grows; nil while nobody waits
 	free      []*batch
+	freeBytes int // of their frames
 	workWrite *sync.Cond
 	workSync  *sync.Cond
 

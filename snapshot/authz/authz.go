@@ -9,6 +9,7 @@ import (
 	"math/bits"
 	"net/netip"
 
+	"github.com/mcpvault/mcpvault/kit/broken"
 	"github.com/mcpvault/mcpvault/snapshot"
 	"github.com/mcpvault/mcpvault/snapshot/index"
 )
@@ -160,6 +161,9 @@ func (e *evaluator) any(first, n uint32, bit uint64, d *Decision) bool {
 			d.Program = prog + 1
 			return true
 		case isError:
+			if broken.Is("allow-on-error") {
+				return true
+			}
 			d.Reason, d.Program = ArgumentType, prog+1
 		case isFalse:
 			if d.Program == 0 {

@@ -81,6 +81,9 @@ func (a *App) Timeout() time.Duration { return a.flags.timeout }
 // ContextName is the context that was asked for, "" for the current one.
 func (a *App) ContextName() string { return a.flags.context }
 
+// Quiet says that only data and errors are wanted.
+func (a *App) Quiet() bool { return a.flags.quiet }
+
 // World returns the surroundings that the program was given.
 func (a *App) World() Config { return a.cfg }
 

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"maps"
 	"net/http"
 	"net/url"
@@ -15,6 +14,7 @@ import (
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/contexts"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/mcpclient"
+	"github.com/mcpvault/mcpvault/kit/nearest"
 	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
@@ -133,6 +133,8 @@ type caller struct {
 	http   *http.Client
 	era    string
 	notify func(method string, params json.RawMessage)
+	// near chooses the node; nil when there is one only.
+	near *nearest.Transport
 }
 
 // newCaller finds out as whom and through which nodes to call; node picks one by position (1 is the first), by address
@@ -167,7 +169,28 @@ func (a *App) newCaller(node, era string) (*caller, error) {
 		return nil, err
 	}
 	base.DisableKeepAlives = true
-	return &caller{app: a, who: who, token: token, host: c.HostFor(token), nodes: nodes, http: mcpclient.NewHTTP(base), era: era}, nil
+	k := &caller{app: a, who: who, token: token, host: c.HostFor(token), nodes: nodes, http: mcpclient.NewHTTP(base), era: era}
+	if len(nodes) > 1 {
+		err = k.useNearest()
+	}
+	return k, err
+}
+
+// useNearest sends calls to the nearest of the cells that the nodes know, and to the next where it is gone.
+func (c *caller) useNearest() error {
+	near, err := nearest.New(nearest.Config{
+		Seeds: c.nodes, Host: c.host, Base: c.http.Transport,
+		OnSwitch: func(from, to string) {
+			if from != "" {
+				c.app.Notef("%s does not answer, using %s", from, to)
+			}
+		},
+	})
+	if err != nil {
+		return problem.New(problem.Invalid, err.Error(), "check mcp_urls of the context")
+	}
+	c.near, c.http.Transport = near, near
+	return nil
 }
 
 // client makes a client for one server of one node; "" means the aggregate of all servers.
@@ -182,19 +205,13 @@ func (c *caller) client(node, server string) *mcpclient.Client {
 	})
 }
 
-// each tries the nodes in order and goes on to the next only when nothing was sent.
-func (c *caller) each(ctx context.Context, server string, f func(ctx context.Context, client *mcpclient.Client) error) error {
-	var err error
-	for i, node := range c.nodes {
-		client := c.client(node, server)
-		err = f(ctx, client)
-		_ = client.Close(context.WithoutCancel(ctx)) // The session ends by itself otherwise.
-		if err == nil || !errors.Is(err, mcpclient.ErrNotSent) || ctx.Err() != nil {
-			return err
-		}
-		if i+1 < len(c.nodes) {
-			c.app.Notef("node %s does not answer, trying the next", node)
-		}
+// do talks to a server through whichever node it is.
+func (c *caller) do(ctx context.Context, server string, f func(ctx context.Context, client *mcpclient.Client) error) error {
+	if c.near != nil {
+		defer func() { _ = c.near.Close() }()
 	}
+	client := c.client(c.nodes[0], server)
+	err := f(ctx, client)
+	_ = client.Close(context.WithoutCancel(ctx)) // The session ends by itself otherwise.
 	return err
 }

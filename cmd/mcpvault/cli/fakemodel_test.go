@@ -83,5 +83,11 @@ func (f *fake) UpdateSettings(_ context.Context, r *adminv1.UpdateSettingsReques
 	}
 	s.SessionIdle, s.SessionMax = r.GetSessionIdle(), r.GetSessionMax()
 	s.SessionsPerPrincipal, s.SessionsPerTenant = r.GetSessionsPerPrincipal(), r.GetSessionsPerTenant()
+	if g := r.GetGuards(); g != nil {
+		s.Guards = &adminv1.Guards{
+			Results: g.GetResults(), Questions: g.GetQuestions(), Origins: g.GetOrigins().GetOrigins(), Forbidden: g.GetForbidden().GetRequests(),
+			CheckArguments: g.GetCheckArguments(), ChangedTools: g.GetChangedTools(),
+		}
+	}
 	return &adminv1.UpdateSettingsResponse{Settings: s, Revision: 7}, nil
 }

@@ -78,7 +78,7 @@ func (a *App) unknownCommand(cmd *cobra.Command, args []string) error {
 		}
 	}
 	fix := "see `" + cmd.CommandPath() + " --help`"
-	if s := nearest(args[0], names); s != "" {
+	if s := closest(args[0], names); s != "" {
 		fix = "did you mean `" + cmd.CommandPath() + " " + s + "`?"
 	}
 	return problem.Newf(problem.Invalid, fix, "%s has no command %q", cmd.CommandPath(), args[0])
@@ -183,7 +183,7 @@ func flagError(cmd *cobra.Command, err error) error {
 		cmd.Flags().VisitAll(add)
 		cmd.InheritedFlags().VisitAll(add)
 		name := unknown.GetSpecifiedName()
-		if s := nearest(name, names); s != "" {
+		if s := closest(name, names); s != "" {
 			fix = "did you mean --" + s + "?"
 		}
 		dashes := "--"
@@ -195,8 +195,8 @@ func flagError(cmd *cobra.Command, err error) error {
 	return problem.New(problem.Invalid, err.Error(), fix)
 }
 
-// nearest returns the candidate that a typist probably meant, or "".
-func nearest(word string, candidates []string) string {
+// closest returns the candidate that a typist probably meant, or "".
+func closest(word string, candidates []string) string {
 	word = strings.ToLower(word)
 	best, bestCost := "", 3
 	for _, c := range slices.Sorted(slices.Values(candidates)) {

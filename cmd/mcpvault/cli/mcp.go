@@ -41,7 +41,7 @@ func pickNodes(nodes []string, which string) ([]string, error) {
 }
 
 func (a *App) callerFlags(cmd *cobra.Command, node, era *string) {
-	cmd.Flags().StringVar(node, "node", "", "only this node: n1, n2, … in the context's order, or its address")
+	cmd.Flags().StringVar(node, "node", "", "only this node: n1, n2, … in the context's order, or its address; the nearest that serves when not given")
 	cmd.Flags().StringVar(era, "protocol", "", "MCP revision to speak: "+mcpclient.Modern+" or "+mcpclient.Legacy+"; found out when not given")
 }
 
@@ -73,7 +73,7 @@ func (a *App) mcpListCommand() *cobra.Command {
 			server := strings.Join(args, "")
 			var tools []mcpclient.Tool
 			var answer *mcpclient.Answer
-			err = c.each(ctx, server, func(ctx context.Context, client *mcpclient.Client) error {
+			err = c.do(ctx, server, func(ctx context.Context, client *mcpclient.Client) error {
 				tools, answer, err = client.ListTools(ctx)
 				return err
 			})
@@ -118,7 +118,7 @@ func (a *App) mcpCallCommand() *cobra.Command {
 			}
 			c.notify = a.showProgress
 			var answer *mcpclient.Answer
-			err = c.each(ctx, server, func(ctx context.Context, client *mcpclient.Client) error {
+			err = c.do(ctx, server, func(ctx context.Context, client *mcpclient.Client) error {
 				answer, err = callOnce(ctx, client, tool, args[1:], raw)
 				return err
 			})

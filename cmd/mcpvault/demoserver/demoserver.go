@@ -19,8 +19,9 @@ import (
 
 // Server is one demo server.
 type Server struct {
-	Name string
-	mcp  *server.MCPServer
+	Name    string
+	mcp     *server.MCPServer
+	trouble trouble
 }
 
 // Path is where a server answers.
@@ -56,12 +57,12 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 // Handler is the server as HTTP.
 func (s *Server) Handler() http.Handler {
 	// The event store is what makes notifications of a request arrive on its stream in order before its answer.
-	return server.NewStreamableHTTPServer(s.mcp,
+	return s.trouble.held(server.NewStreamableHTTPServer(s.mcp,
 		server.WithEndpointPath(Path),
 		server.WithStateful(true),
 		server.WithEventStore(server.NewInMemoryEventStore()),
 		server.WithSessionIdleTTL(10*time.Minute),
-	)
+	))
 }
 
 // Demo is the harmless server.

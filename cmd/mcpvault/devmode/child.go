@@ -20,6 +20,9 @@ import (
 // however that came about.
 const ParentFD = 3
 
+// FaultFD is the file descriptor on which a node hears what is to be broken in it, where faults are allowed.
+const FaultFD = 4
+
 // child is one server process: a group of its own, with a pipe that ties its life to ours.
 type child struct {
 	name    string
@@ -27,6 +30,8 @@ type child struct {
 	logFile string
 	// lifeline is our end of the pipe.
 	lifeline *os.File
+	// faults is the line to what can be broken in it; nil when nothing can. Dev.ops orders who uses it.
+	faults *faultLine
 	// done is closed when the process has ended; ended says how then.
 	done  chan struct{}
 	ended error
@@ -59,9 +64,21 @@ func (d *Dev) spawn(name, role, config string, fresh bool) (*child, error) {
 	c.cmd.Dir = d.plan.dir
 	c.cmd.Stdout, c.cmd.Stderr = out, out
 	c.cmd.ExtraFiles = []*os.File{theirs}
+	if role == cellRole && d.cfg.Faults {
+		line, end, err := newFaultLine()
+		if err != nil {
+			_ = ours.Close()
+			return nil, fmt.Errorf("start %s: %w", name, err)
+		}
+		defer func() { _ = end.Close() }()
+		c.faults = line
+		c.cmd.Args = append(c.cmd.Args, "--fault-fd", fmt.Sprint(FaultFD))
+		c.cmd.ExtraFiles = append(c.cmd.ExtraFiles, end)
+	}
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := c.cmd.Start(); err != nil {
 		_ = ours.Close()
+		c.faults.close()
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	d.adopt(c)
@@ -76,6 +93,7 @@ func (d *Dev) adopt(c *child) {
 	d.watchers.Go(func() {
 		err := c.cmd.Wait()
 		_ = c.lifeline.Close()
+		c.faults.close()
 		d.mu.Lock()
 		c.ended = err
 		quiet := c.asked || d.stopping

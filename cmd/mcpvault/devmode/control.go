@@ -22,11 +22,20 @@ import (
 
 // command is one line to the socket of a running dev.
 type command struct {
-	// Op is status, restart, stop or kill.
+	// Op is status, restart, stop or kill, or one of those on faults.
 	Op string `json:"op"`
 	// Names are processes; "all" with stop ends dev itself.
 	Names []string `json:"names"`
+	// Fault is the one to set or clear; without one all are cleared.
+	Fault *Fault `json:"fault,omitempty"`
 }
+
+// The commands on faults.
+const (
+	opFaultSet   = "fault-set"
+	opFaultClear = "fault-clear"
+	opFaultList  = "fault-list"
+)
 
 // Process is one server and how it is.
 type Process struct {
@@ -41,6 +50,7 @@ type Process struct {
 // reply is the one line that comes back.
 type reply struct {
 	Processes []Process `json:"processes"`
+	Faults    []Fault   `json:"faults,omitempty"`
 	Code      string    `json:"code,omitempty"`
 	What      string    `json:"what,omitempty"`
 	Fix       string    `json:"fix,omitempty"`
@@ -126,7 +136,7 @@ func (d *Dev) converse(ctx context.Context, conn net.Conn) {
 			r.What, r.Fix = p.What, p.Fix
 		}
 	}
-	r.Processes = d.processes()
+	r.Processes, r.Faults = d.processes(), d.inForce()
 	if err := json.NewEncoder(conn).Encode(r); err != nil {
 		d.log.Warn("the control socket's reply could not be sent", "error", err)
 	}
@@ -136,6 +146,9 @@ func (d *Dev) converse(ctx context.Context, conn net.Conn) {
 func (d *Dev) obey(ctx context.Context, cmd command) error {
 	if cmd.Op == "status" {
 		return nil
+	}
+	if strings.HasPrefix(cmd.Op, "fault-") {
+		return d.obeyFault(ctx, cmd)
 	}
 	if cmd.Op == "stop" && slices.Contains(cmd.Names, "all") {
 		d.mu.Lock()
@@ -332,35 +345,58 @@ func (d *Dev) processes() []Process {
 
 // Tell sends a command to the dev that runs on a data directory.
 func Tell(ctx context.Context, dataDir, op string, names ...string) ([]Process, error) {
+	r, err := ask(ctx, dataDir, command{Op: op, Names: names})
+	return r.Processes, err
+}
+
+// SetFault breaks something in the dev that runs on a data directory.
+func SetFault(ctx context.Context, dataDir string, f Fault) error {
+	_, err := ask(ctx, dataDir, command{Op: opFaultSet, Fault: &f})
+	return err
+}
+
+// ClearFault ends one fault, of which only the kind and what it is on count; nil ends all.
+func ClearFault(ctx context.Context, dataDir string, f *Fault) error {
+	_, err := ask(ctx, dataDir, command{Op: opFaultClear, Fault: f})
+	return err
+}
+
+// Faults lists what is broken.
+func Faults(ctx context.Context, dataDir string) ([]Fault, error) {
+	r, err := ask(ctx, dataDir, command{Op: opFaultList})
+	return r.Faults, err
+}
+
+// ask sends a command and returns the reply.
+func ask(ctx context.Context, dataDir string, cmd command) (r reply, err error) {
 	dir, err := filepath.Abs(dataDir)
 	if err != nil {
-		return nil, fmt.Errorf("find the data directory: %w", err)
+		return r, fmt.Errorf("find the data directory: %w", err)
 	}
 	nobody := problem.Newf(problem.Unavailable, "start it with `mcpvault dev`, or name its directory with --data-dir", "no mcpvault dev runs in %s", dir)
 	address, release, err := socket(dir)
 	if err != nil {
-		return nil, nobody.Because(err)
+		return r, nobody.Because(err)
 	}
 	defer release()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", address)
 	if err != nil {
-		return nil, nobody.Because(err)
+		return r, nobody.Because(err)
 	}
 	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })
 	defer stop()
-	if err := json.NewEncoder(conn).Encode(command{op, names}); err != nil {
-		return nil, nobody.Because(err)
+	if err := json.NewEncoder(conn).Encode(cmd); err != nil {
+		return r, nobody.Because(err)
 	}
-	var r reply
 	if err := json.NewDecoder(bufio.NewReader(conn)).Decode(&r); err != nil {
-		if op == "stop" && errors.Is(err, io.EOF) {
-			return nil, nil // It was quicker than its answer.
+		if cmd.Op == "stop" && errors.Is(err, io.EOF) {
+			return r, nil // It was quicker than its answer.
 		}
-		return nil, problem.New(problem.Unavailable, "mcpvault dev did not answer", "see `mcpvault dev status`").Because(err)
+		return r, problem.New(problem.Unavailable, "mcpvault dev did not answer", "see `mcpvault dev status`").Because(err)
 	}
 	if r.Code != "" {
-		return r.Processes, problem.New(problem.Code(r.Code), r.What, r.Fix)
+		return r, problem.New(problem.Code(r.Code), r.What, r.Fix)
 	}
-	return r.Processes, nil
+	return r, nil
 }

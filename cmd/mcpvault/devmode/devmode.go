@@ -49,6 +49,8 @@ type Config struct {
 	NodeConfig string
 	// LinkDelay is how much later than said the nodes hear the control plane; for drills.
 	LinkDelay time.Duration
+	// Faults lets `mcpvault dev fault` break things: links go through this process, nodes take orders.
+	Faults bool
 	// Executable is this program, which the children are.
 	Executable string
 	// Env is the environment of the children.
@@ -63,11 +65,15 @@ type Dev struct {
 	cfg  Config
 	plan *plan
 	log  *slog.Logger
+	// links are made before anything is started.
+	links *links
 
 	ops sync.Mutex // Held while one command is carried out; taken before mu.
 
 	mu       sync.Mutex // Guards what is below.
 	children map[string]*child
+	demos    map[string]*demoserver.Server
+	faults   map[string]Fault // by what they are on
 	pg       *pgdev.Server
 	info     *Info
 	stopping bool
@@ -89,7 +95,10 @@ func New(cfg Config) (*Dev, error) {
 	if cfg.Events == nil {
 		cfg.Events = io.Discard
 	}
-	return &Dev{cfg: cfg, plan: p, log: cfg.Logger, children: map[string]*child{}, halt: func() {}}, nil
+	return &Dev{
+		cfg: cfg, plan: p, log: cfg.Logger, children: map[string]*child{}, halt: func() {},
+		faults: map[string]Fault{}, links: newLinks(), demos: map[string]*demoserver.Server{},
+	}, nil
 }
 
 // Run starts everything, calls ready once all of it serves, and stops everything when ctx ends or when it is told to
@@ -143,8 +152,11 @@ func (d *Dev) start(ctx context.Context, demos *background) (*Info, error) {
 	if err := d.plan.issueIdentities(); err != nil {
 		return nil, err
 	}
+	if err := d.startLinks(demos); err != nil {
+		return nil, err
+	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return errors.Join(d.startDemos(demos), d.startLink(demos)) })
+	g.Go(func() error { return d.startDemos(demos) })
 	g.Go(func() error { return d.startControlPlane(gctx) })
 	g.Go(func() error { return d.startNodes(gctx) })
 	if err := g.Wait(); err != nil {
@@ -173,6 +185,9 @@ func (d *Dev) startDemos(bg *background) error {
 		server *demoserver.Server
 		port   int
 	}{{demoserver.Demo(), d.plan.demoPort()}, {demoserver.Payments(), d.plan.paymentsPort()}} {
+		d.mu.Lock()
+		d.demos[s.server.Name] = s.server
+		d.mu.Unlock()
 		l, err := listen(s.port)
 		if err != nil {
 			return portTaken(s.port, err)

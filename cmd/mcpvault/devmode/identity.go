@@ -84,8 +84,10 @@ func (p *plan) workloadCA(cell string) string { return filepath.Join(p.keys(), "
 func (p *plan) frontCert() string { return filepath.Join(p.identity("front"), "tls.crt") }
 func (p *plan) frontKey() string  { return filepath.Join(p.identity("front"), "tls.key") }
 
-func issue(ca *svid.CA, id svid.ID, dir string) error {
-	cert, key, err := ca.IssueNode(id, svidTTL)
+func issue(ca *svid.CA, id svid.ID, dir string) error { return issueFor(ca, id, dir, svidTTL) }
+
+func issueFor(ca *svid.CA, id svid.ID, dir string, ttl time.Duration) error {
+	cert, key, err := ca.IssueNode(id, ttl)
 	if err != nil {
 		return fmt.Errorf("issue %s: %w", id, err)
 	}

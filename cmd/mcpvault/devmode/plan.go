@@ -86,7 +86,6 @@ func (p *plan) adminPort() int    { return p.cfg.PortBase }
 func (p *plan) demoPort() int     { return p.cfg.PortBase + 2 }
 func (p *plan) paymentsPort() int { return p.cfg.PortBase + 3 }
 func (p *plan) cellapiPort() int  { return p.cfg.PortBase + 4 }
-func (p *plan) linkPort() int     { return p.cfg.PortBase + 5 }
 
 func (p *plan) adminURL() string { return "http://" + addr(p.adminPort()) }
 
@@ -114,9 +113,6 @@ func (p *plan) ports() []int {
 	ports := []int{p.adminPort(), p.cellapiPort()}
 	if !p.cfg.NoDemo {
 		ports = append(ports, p.demoPort(), p.paymentsPort())
-	}
-	if p.cfg.LinkDelay > 0 {
-		ports = append(ports, p.linkPort())
 	}
 	for _, n := range p.nodes {
 		ports = append(ports, n.http, n.tls, n.raft, n.peer, n.metrics)

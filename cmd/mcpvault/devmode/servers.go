@@ -25,6 +25,9 @@ const (
 	postgres     = "postgres"
 )
 
+// cellRole is what a node is started in.
+const cellRole = "cell"
+
 // loopback is what an upstream may be in development.
 func loopback() []string { return []string{"127.0.0.0/8:*", "::1/128:*"} }
 
@@ -94,14 +97,19 @@ func (d *Dev) startNodes(ctx context.Context) error {
 func (d *Dev) launchNode(n node, fresh bool) error {
 	config := d.plan.config(n.file())
 	c := d.plan.cellConfig(n)
+	d.reroute(n, &c)
 	if err := d.plan.overlay(&c); err != nil {
 		return err
 	}
 	if err := writeYAML(config, c); err != nil {
 		return err
 	}
-	_, err := d.spawn(n.id(), "cell", config, fresh)
-	return err
+	ch, err := d.spawn(n.id(), cellRole, config, fresh)
+	if err != nil {
+		return err
+	}
+	// A node that was broken before it ended begins so.
+	return ch.faults.send(d.nodeFaults(n))
 }
 
 func (p *plan) controlPlaneConfig(databaseURL string) server.Config {
@@ -127,11 +135,8 @@ func (p *plan) cellConfig(n node) cell.Config {
 		TrustDomain: trustDomain, IdentityDir: p.identity(n.file()), Roots: p.rootsFile(),
 		TLSCert: p.frontCert(), TLSKey: p.frontKey(),
 		PublicURLs:    []string{mcpURL(n), mcpTLSURL(n)},
-		DefaultTenant: tenant, Region: n.cell, EgressAllow: loopback(), Dev: true,
+		DefaultTenant: tenant, Region: n.cell, EgressAllow: loopback(), Dev: true, Heartbeat: 300,
 		WorkloadBundles: []cell.WorkloadBundle{{TrustDomain: workloadDomain(n.cell), Bundle: svid.CACert(p.workloadCA(n.cell))}},
-	}
-	if p.cfg.LinkDelay > 0 {
-		c.ControlPlane = "https://" + addr(p.linkPort())
 	}
 	for _, m := range p.nodes {
 		if m.cell == n.cell {

@@ -18,6 +18,7 @@ import (
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
 	"github.com/mcpvault/mcpvault/kit/problem"
+	"github.com/mcpvault/mcpvault/kit/svid"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
 	snapshotv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1"
 )
@@ -182,7 +183,7 @@ func completed(a *cli.App, cmd *cobra.Command) *cobra.Command {
 }
 
 func addServer(a *cli.App) *cobra.Command {
-	var address, description, surface string
+	var address, description, surface, identity string
 	cmd := a.AdminLeaf("add NAME", "Registers a server and reads its tools. Nobody is served before a version is approved.",
 		"  mcpvault server add jira --url https://jira.example.com/mcp\n  mcpvault server add files --url stdio:files --surface files.json", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
@@ -192,6 +193,9 @@ func addServer(a *cli.App) *cobra.Command {
 			given, err := readSurface(a, surface)
 			if err != nil {
 				return err
+			}
+			if address, err = svid.JoinAddress(address, identity); err != nil {
+				return problem.New(problem.Invalid, "the server cannot prove that identity: "+err.Error(), "for example: `--url https://pay.internal/mcp --spiffe-id spiffe://corp.example/pay`")
 			}
 			resp, err := c.Registry.AddServer(ctx, &adminv1.AddServerRequest{Tenant: tenant, Name: args[0], Url: address, Description: description, Surface: given})
 			if err != nil {
@@ -205,6 +209,7 @@ func addServer(a *cli.App) *cobra.Command {
 			return printServer(a, resp.GetServer(), resp.GetVersion())
 		})
 	cmd.Flags().StringVar(&address, "url", "", "address of its Streamable HTTP endpoint; sse+https://... for the transport of 2024-11-05; stdio:NAME for a server that the nodes run")
+	cmd.Flags().StringVar(&identity, "spiffe-id", "", "who must answer at the address, by mTLS with SVIDs instead of the host's name: spiffe://corp.example/pay")
 	cmd.Flags().StringVar(&surface, "surface", "", surfaceUsage)
 	cmd.Flags().StringVar(&description, "description", "", "what it is for")
 	return cmd

@@ -32,6 +32,8 @@ type settingsView struct {
 	// 0 leaves the number to the cell.
 	PerPrincipal uint32 `json:"sessions_per_principal"`
 	PerTenant    uint32 `json:"sessions_per_org"`
+	// What is done about what servers say.
+	Guards guardsView `json:"guards"`
 }
 
 func viewSettings(s *adminv1.Settings) settingsView {
@@ -40,6 +42,7 @@ func viewSettings(s *adminv1.Settings) settingsView {
 		Rates: viewRates(s.GetRateLimits()), MaxCalls: s.GetMaxCalls(),
 		Idle: lasting(s.GetSessionIdle()), Max: lasting(s.GetSessionMax()),
 		PerPrincipal: s.GetSessionsPerPrincipal(), PerTenant: s.GetSessionsPerTenant(),
+		Guards: viewGuards(s.GetGuards()),
 	}
 	for label, d := range s.GetLabelStaleness() {
 		v.Labels[label] = lasting(d)
@@ -60,7 +63,7 @@ func lasting(d *durationpb.Duration) string {
 }
 
 func settingsColumns() []output.Column[settingsView] {
-	return []output.Column[settingsView]{
+	return append([]output.Column[settingsView]{
 		{Head: "MAX STALENESS READ", Cell: func(v settingsView) string { return v.Read }},
 		{Head: "MAX STALENESS WRITE", Cell: func(v settingsView) string { return v.Write }},
 		{Head: "OF LABELS", Cell: func(v settingsView) string { return pairs(v.Labels) }},
@@ -76,7 +79,7 @@ func settingsColumns() []output.Column[settingsView] {
 		{Head: "SESSION MAX", Cell: func(v settingsView) string { return v.Max }},
 		{Head: "PER PRINCIPAL", Cell: func(v settingsView) string { return numberOrDefault(v.PerPrincipal) }},
 		{Head: "PER ORG", Cell: func(v settingsView) string { return numberOrDefault(v.PerTenant) }},
-	}
+	}, guardsColumns()...)
 }
 
 // pairs are a map's keys and values in the order of keys.
@@ -112,13 +115,15 @@ func setSettings(a *cli.App) *cobra.Command {
 	var read, write, after, idle, longest, maxCalls string
 	var labels, rates []string
 	var perPrincipal, perOrg uint32
+	var guards guardsFlags
 	var cmd *cobra.Command
 	cmd = a.AdminLeaf("set", "Changes settings. What is not given stays; `default` goes back to what it was at first.",
 		`  mcpvault settings set --max-staleness-write 12h
   mcpvault settings set --max-staleness-read 24h --after-staleness allow-read-only
   mcpvault settings set --max-staleness-label pci=true:15m --max-staleness-label env=test:default
   mcpvault settings set --rate-limit principal=100/1s+200 --rate-limit tool/payments/refund=10/1m --rate-limit tenant=default
-  mcpvault settings set --session-idle 1h --session-max 12h --sessions-per-principal 64`, cli.Args(),
+  mcpvault settings set --session-idle 1h --session-max 12h --sessions-per-principal 64
+  mcpvault settings set --check-arguments --hidden-text block --question-origin https://login.example.com`, cli.Args(),
 		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
 			req := &adminv1.UpdateSettingsRequest{Tenant: tenant, AfterStaleness: after, LabelStaleness: map[string]*durationpb.Duration{}}
 			var err error
@@ -155,7 +160,8 @@ func setSettings(a *cli.App) *cobra.Command {
 			if cmd.Flags().Changed("sessions-per-org") {
 				req.SessionsPerTenant = &perOrg
 			}
-			if read+write+after+idle+longest+maxCalls == "" && len(labels)+len(rates) == 0 && req.SessionsPerPrincipal == nil && req.SessionsPerTenant == nil {
+			req.Guards = guards.change(cmd)
+			if req.Guards == nil && read+write+after+idle+longest+maxCalls == "" && len(labels)+len(rates) == 0 && req.SessionsPerPrincipal == nil && req.SessionsPerTenant == nil {
 				return problem.New(problem.Invalid, "nothing to change was given", "`mcpvault settings set --help` lists what can be")
 			}
 			resp, err := c.Settings.UpdateSettings(ctx, req)
@@ -175,6 +181,7 @@ func setSettings(a *cli.App) *cobra.Command {
 	cmd.Flags().StringVar(&longest, "session-max", "", "when it ends however busy it is, for example 24h")
 	cmd.Flags().Uint32Var(&perPrincipal, "sessions-per-principal", 0, "how many sessions one principal may have in a cell; 0 for the default")
 	cmd.Flags().Uint32Var(&perOrg, "sessions-per-org", 0, "how many sessions the organisation may have in a cell; 0 for the default")
+	guards.add(cmd)
 	return a.Publishes(cmd, &w)
 }
 

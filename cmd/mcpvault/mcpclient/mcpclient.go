@@ -1,13 +1,12 @@
 // Package mcpclient is the small MCP client behind `mcpvault mcp`. It speaks Streamable HTTP in both eras, the stateless
 // revision first, and hands the server's answer on as the bytes that came, together with what the cell said about its
 // decision. It promises never to send a call twice: it turns to another era only when the server refused to read the
-// request, and reports ErrNotSent when no byte of it can have left.
+// request.
 package mcpclient
 
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -23,9 +22,6 @@ const (
 
 // maxPages bounds how long a list is followed.
 const maxPages = 200
-
-// ErrNotSent is in the chain of an error that came before anything was sent, so that another node may be tried.
-var ErrNotSent = errors.New("nothing was sent")
 
 // Config says whom to call and as whom.
 type Config struct {

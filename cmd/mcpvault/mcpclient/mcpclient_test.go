@@ -3,7 +3,6 @@ package mcpclient_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -154,21 +153,20 @@ func TestFailuresSayWhatTheyAre(t *testing.T) {
 	_ = l.Close()
 	sse := map[string]string{"Content-Type": "text/event-stream"}
 	for name, tc := range map[string]struct {
-		url     string
-		code    problem.Code
-		notSent bool
+		url  string
+		code problem.Code
 	}{
-		"nobody there":      {closed, problem.Unavailable, true},
-		"no token":          {answering(t, 401, nil, ""), problem.Unauthenticated, false},
-		"not JSON":          {answering(t, 200, nil, "hello"), problem.Unavailable, false},
-		"another's answer":  {answering(t, 200, nil, `{"jsonrpc":"2.0","id":9,"result":{}}`), problem.Unavailable, false},
-		"a stream cut off":  {answering(t, 200, sse, "data: {\"jsonrpc\":\"2.0\",\"method\":\"x\"}\n\n"), problem.Unavailable, false},
-		"a stream of waste": {answering(t, 200, sse, "data: nonsense\n\n"), problem.Unavailable, false},
+		"nobody there":      {closed, problem.Unavailable},
+		"no token":          {answering(t, 401, nil, ""), problem.Unauthenticated},
+		"not JSON":          {answering(t, 200, nil, "hello"), problem.Unavailable},
+		"another's answer":  {answering(t, 200, nil, `{"jsonrpc":"2.0","id":9,"result":{}}`), problem.Unavailable},
+		"a stream cut off":  {answering(t, 200, sse, "data: {\"jsonrpc\":\"2.0\",\"method\":\"x\"}\n\n"), problem.Unavailable},
+		"a stream of waste": {answering(t, 200, sse, "data: nonsense\n\n"), problem.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			_, err := client(tc.url, mcpclient.Modern).CallTool(soon(t), "x", nil, nil)
-			if problem.CodeOf(err) != tc.code || errors.Is(err, mcpclient.ErrNotSent) != tc.notSent {
+			if problem.CodeOf(err) != tc.code {
 				t.Fatalf("got %v", err)
 			}
 			if err != nil && strings.Contains(err.Error(), "secret") {
@@ -190,7 +188,7 @@ func TestAnAnswerThatDoesNotComeIsATimeout(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, err := client(s.URL, "").CallTool(ctx, "x", nil, nil)
-	if problem.CodeOf(err) != problem.Timeout || errors.Is(err, mcpclient.ErrNotSent) {
+	if problem.CodeOf(err) != problem.Timeout {
 		t.Fatalf("got %v", err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/mcpvault/mcpvault/kit/nearest"
 	"github.com/mcpvault/mcpvault/kit/problem"
 )
 
@@ -22,29 +23,13 @@ const (
 	maxEvent  = 16 << 20
 )
 
-// NewHTTP returns a client that opens its own connections, follows no redirect (the token would go along) and marks the
-// errors that came before anything was sent.
-func NewHTTP(base *http.Transport) *http.Client {
-	t := base.Clone()
-	dialer := &net.Dialer{}
-	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := dialer.DialContext(ctx, network, address)
-		if err != nil {
-			return nil, notSent{err}
-		}
-		return conn, nil
-	}
+// NewHTTP returns a client that follows no redirect: the token would go along.
+func NewHTTP(base http.RoundTripper) *http.Client {
 	return &http.Client{
-		Transport:     t,
+		Transport:     base,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
-
-// notSent is a failure to connect.
-type notSent struct{ error }
-
-func (e notSent) Is(target error) bool { return target == ErrNotSent }
-func (e notSent) Unwrap() error        { return e.error }
 
 func (c *Client) newRequest(ctx context.Context, method string, body []byte, headers map[string]string) (*http.Request, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.cfg.URL, bytes.NewReader(body))
@@ -109,15 +94,21 @@ func (c *Client) sendError(ctx context.Context, err error) error {
 	if timedOut(ctx, err) {
 		return problem.Newf(problem.Timeout, "raise --timeout, or look with `mcpvault cell status`", "no answer from %s in time", c.cfg.URL).Because(err)
 	}
+	if errors.Is(err, nearest.ErrUnknownOutcome) {
+		return problem.Newf(problem.Unavailable, outcomeUnknown, "%v", err).Because(err)
+	}
 	return problem.Newf(problem.Unavailable, "look with `mcpvault doctor`", "%s cannot be reached", c.cfg.URL).Because(err)
 }
 
+// outcomeUnknown is the next step after a call that may or may not have been made.
+const outcomeUnknown = "the call may have been made: look with `mcpvault audit tail`"
+
 func (c *Client) readError(ctx context.Context, err error) error {
 	if timedOut(ctx, err) {
-		return problem.Newf(problem.Timeout, "the call may have been made: look with `mcpvault audit tail`",
+		return problem.Newf(problem.Timeout, outcomeUnknown,
 			"the answer from %s did not end in time", c.cfg.URL).Because(err)
 	}
-	return problem.Newf(problem.Unavailable, "the call may have been made: look with `mcpvault audit tail`",
+	return problem.Newf(problem.Unavailable, outcomeUnknown,
 		"the answer from %s is not to be read", c.cfg.URL).Because(err)
 }
 

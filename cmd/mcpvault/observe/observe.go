@@ -10,5 +10,5 @@ import (
 
 // Commands are what this package adds to the command line.
 func Commands() []func(*cli.App) *cobra.Command {
-	return []func(*cli.App) *cobra.Command{cellCommand, snapshotCommand, auditCommand, doctorCommand}
+	return []func(*cli.App) *cobra.Command{cellCommand, snapshotCommand, auditCommand, doctorCommand, netcheckCommand}
 }

@@ -180,7 +180,10 @@ func printBench(a *cli.App, r *benchReport) error {
 		line("call C=%-4d  against a bare reverse proxy: calls/s x%.2f, CPU a call x%.2f, p99 x%.2f; with effects, durable before and after: calls/s x%.2f",
 			x.C, x.RPSRatio, x.CPURatio, x.P99Ratio, x.SyncRPSRatio)
 		line("             %.1f us of CPU a call (baseline %.1f)", x.CPUus, x.BaselineCPU)
-		line("             %.0f calls/s (baseline %.0f), p50 %.0f us, p99 %.0f us, %d wrong answers", x.RPS, x.BaselineRPS, x.P50us, x.P99us, x.Wrong)
+		line("             %.0f calls/s (baseline %.0f), p50 %.0f us, p99 %.0f us, %d wrong answers and %d failed calls of %d", x.RPS, x.BaselineRPS, x.P50us, x.P99us, x.Wrong, x.Failed, x.Calls)
+		if x.FirstError != "" {
+			line("             the first that went wrong: %s", x.FirstError)
+		}
 		if x.IdleKB > 0 {
 			line("             an idle session with an open stream: %.1f KB", x.IdleKB)
 		}

@@ -71,7 +71,8 @@ func Dev(a *cli.App) *cobra.Command {
 	f.StringVar(&cfg.NodeConfig, "node-config", "", "a YAML file with settings for every node, as in its own config file: they win over dev's")
 	f.DurationVar(&cfg.LinkDelay, "link-delay", 0, "let the nodes hear the control plane that much later, as over a long line")
 	f.BoolVarP(&verbose, "verbose", "v", false, "say more while starting")
-	cmd.AddCommand(devStatus(a, &dataDir),
+	f.BoolVar(&cfg.Faults, "faults", false, "allow `mcpvault dev fault` to break links, clocks, disks, identities and servers")
+	cmd.AddCommand(devStatus(a, &dataDir), devFault(a, &dataDir),
 		devTell(a, &dataDir, "restart", "Starts a process again, ending it first when it runs.", true),
 		devTell(a, &dataDir, "stop", "Ends processes in order; `all` ends the whole installation.", false),
 		devTell(a, &dataDir, "kill", "Ends processes at once, as a crash would (SIGKILL).", false))

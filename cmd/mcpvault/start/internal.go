@@ -2,14 +2,17 @@ package start
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/fault"
 	"github.com/mcpvault/mcpvault/controlplane/server"
 	"github.com/mcpvault/mcpvault/dataplane/cell"
 	"github.com/mcpvault/mcpvault/kit/daemon"
@@ -21,7 +24,7 @@ const orphanGrace = 5 * time.Second
 
 // Internal are the roles that `mcpvault dev` starts this program in again. They are no interface for people.
 func Internal(a *cli.App) *cobra.Command {
-	g := a.Group("internal", "Servers that mcpvault dev starts.", "  mcpvault internal cell --config FILE", roleCommand(a, "controlplane", serve(server.Run)), roleCommand(a, "cell", serve(cell.Run)), benchPeer(a))
+	g := a.Group("internal", "Servers that mcpvault dev starts.", "  mcpvault internal cell --config FILE", roleCommand(a, "controlplane", serve(server.Run)), cellCommand(a), benchPeer(a))
 	g.Hidden = true
 	return g
 }
@@ -46,6 +49,30 @@ func roleCommand(a *cli.App, name string, run role) *cobra.Command {
 		})
 	cmd.Flags().StringVar(&config, "config", "", "configuration file")
 	cmd.Flags().IntVar(&parent, "parent-fd", 0, "file descriptor whose end means that the parent has gone")
+	return cmd
+}
+
+// cellCommand is the role of a node, which can be broken on purpose.
+func cellCommand(a *cli.App) *cobra.Command {
+	var faults int
+	cmd := roleCommand(a, "cell", serve(func(ctx context.Context, cfg cell.Config, log *slog.Logger) error {
+		if faults == 0 {
+			return cell.Run(ctx, cfg, log)
+		}
+		f := os.NewFile(uintptr(faults), "faults")
+		socket, err := net.FileConn(f)
+		if err != nil {
+			return fmt.Errorf("open the socket for faults: %w", err)
+		}
+		defer func() { _ = socket.Close() }()
+		_ = f.Close() // The connection has a copy.
+		broken := fault.New()
+		if err := broken.Obey(socket); err != nil {
+			return err
+		}
+		return cell.RunOn(ctx, broken.Machine(), cfg, log)
+	}))
+	cmd.Flags().IntVar(&faults, "fault-fd", 0, "file descriptor of the socket that says what is to be broken")
 	return cmd
 }
 

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/drill"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/manage"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/observe"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/policy"
@@ -15,5 +16,5 @@ import (
 // Commands are the whole command line besides what package cli brings itself: the tour types them all, so that whoever
 // starts servers knows them.
 func Commands() []func(*cli.App) *cobra.Command {
-	return slices.Concat(manage.Commands(), observe.Commands(), []func(*cli.App) *cobra.Command{policy.Command, trust.Command, Dev, Demo, Config, Bench, Internal})
+	return slices.Concat(manage.Commands(), observe.Commands(), []func(*cli.App) *cobra.Command{policy.Command, trust.Command, drill.Command, Dev, Demo, Config, Bench, Internal})
 }

@@ -315,13 +315,22 @@ func (b *body) end() bool {
 	return b.skip()
 }
 
-// arrived reports whether the whole body is in the buffer or was read: nothing would have to be waited for.
-func (b *body) arrived() bool {
+// Arrived reports whether the whole body is in the buffer or was read: nothing would have to be waited for.
+func (b *body) Arrived() bool {
 	if !b.mu.TryLock() {
 		return false
 	}
 	defer b.mu.Unlock()
 	return b.ended || !b.chunked && b.err == nil && int64(b.c.w-b.c.r) >= b.left
+}
+
+// wasRead reports whether there is nothing left to read.
+func (b *body) wasRead() bool {
+	if !b.mu.TryLock() {
+		return false
+	}
+	defer b.mu.Unlock()
+	return b.ended
 }
 
 // skip drops what is buffered of the body and reports whether that was all of it.

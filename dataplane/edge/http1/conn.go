@@ -14,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/mcpvault/mcpvault/kit/poll"
 )
 
 const (
@@ -72,7 +74,7 @@ type conn struct {
 	since int64     // guarded by mu; when it began, by the server's clock
 	kick  kick      // guarded by mu
 	x     *exchange // guarded by mu; the request under way
-	watch uint64    // guarded by mu; 0 when nobody watches for the client's leaving
+	watch poll.ID   // guarded by mu; 0 when nobody watches for the client's leaving
 	// writing is since when a write is under way, 0 for none; reading is whether a read of a body is.
 	writing int64 // guarded by mu
 	reading bool  // guarded by mu
@@ -106,9 +108,22 @@ func newConn(s *Server, nc net.Conn) *conn {
 	return c
 }
 
+// serve reads and answers requests until there are no more, or until a handler has left and somebody else goes on.
 func (c *conn) serve() {
-	defer c.close()
-	for c.next() && c.handle() {
+	left := false
+	defer func() {
+		if !left {
+			c.close()
+		}
+	}()
+	for c.next() {
+		x := c.handle()
+		if x == nil {
+			return
+		}
+		if left = x.leave(); left || !c.finish(x) {
+			return
+		}
 	}
 }
 
@@ -234,14 +249,14 @@ func (c *conn) rest(x *exchange) {
 	}
 }
 
-// handle runs the handler for the request whose head was read, and reports whether there can be another one.
-func (c *conn) handle() bool {
+// handle runs the handler for the request whose head was read. It returns nil when there was none to run.
+func (c *conn) handle() *exchange {
 	h := &c.head
 	if h.target != c.target {
 		u, ok := parseTarget(h.target)
 		if !ok {
 			c.refuse(errTarget)
-			return false
+			return nil
 		}
 		c.url, c.target = u, h.target
 	}
@@ -256,13 +271,19 @@ func (c *conn) handle() bool {
 	x.header = c.respHeader
 	r := c.request(x)
 	if !c.begin(x) {
-		return false
+		return nil
 	}
+	x.panicked = !c.call(x, r)
+	return x
+}
+
+// finish ends the answer to a request, and reports whether there can be another one.
+func (c *conn) finish(x *exchange) bool {
 	after := cutOff
-	if c.call(x, r) {
-		after = x.finish()
-	} else {
+	if x.panicked {
 		x.abandon()
+	} else {
+		after = x.finish()
 	}
 	x.requestContext.end()
 	again := c.end()
@@ -370,10 +391,7 @@ func (c *conn) begin(x *exchange) bool {
 func (c *conn) end() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.watch != 0 {
-		c.srv.watcher.remove(c.raw, c.watch)
-		c.watch = 0
-	}
+	c.unwatch()
 	c.x = nil
 	c.wantRead, c.wantWrite = time.Time{}, time.Time{}
 	if !c.hasRead.IsZero() {
@@ -389,6 +407,25 @@ func (c *conn) end() bool {
 		return false
 	}
 	return true
+}
+
+// watchLeaving has the request under way end when its client leaves. Where clients cannot be watched, that they have left
+// shows at the next write to them. It is called with mu held.
+func (c *conn) watchLeaving() {
+	if socket, err := c.raw.SyscallConn(); err == nil {
+		c.watch = c.srv.watcher.Watch(socket, poll.Gone, c.x.requestContext.end)
+	}
+}
+
+// unwatch is called with mu held.
+func (c *conn) unwatch() {
+	if c.watch == 0 {
+		return
+	}
+	if socket, err := c.raw.SyscallConn(); err == nil {
+		c.srv.watcher.Stop(socket, c.watch)
+	}
+	c.watch = 0
 }
 
 // setDeadline is what a request wants of the connection. It takes effect at the next wait, or at once in the one that is

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/mcpvault/mcpvault/kit/poll"
 )
 
 // Config configures a Server. Zero values take the defaults named.
@@ -47,7 +49,7 @@ type Server struct {
 	drains  atomic.Bool
 	cut     atomic.Bool // Base has ended
 	uncut   func() bool
-	watcher *watcher
+	watcher poll.Poller   // of those who may leave
 	closing chan struct{} // closed by Close
 
 	mu        sync.Mutex
@@ -61,7 +63,7 @@ type Server struct {
 // New makes a server.
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
-	s := &Server{cfg: cfg, began: time.Now(), closing: make(chan struct{}), watcher: newWatcher()}
+	s := &Server{cfg: cfg, began: time.Now(), closing: make(chan struct{})}
 	s.tick = max(min(100*time.Millisecond, cfg.HeaderTimeout/4, cfg.IdleTimeout/4, cfg.WriteTimeout/4), 5*time.Millisecond)
 	s.setClock(s.began)
 	s.uncut = context.AfterFunc(cfg.Base, s.cutAll)
@@ -251,5 +253,5 @@ func (s *Server) release() {
 	s.closed = true
 	close(s.closing)
 	s.uncut()
-	s.watcher.close()
+	s.watcher.Close()
 }

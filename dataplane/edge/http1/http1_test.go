@@ -616,3 +616,72 @@ func TestEveryClientGetsItsOwnAnswer(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// endable is what the contexts of requests are besides.
+type endable interface {
+	End(cause error)
+	EndAfter(d time.Duration, cause error)
+	Cause() error
+}
+
+func TestTheHandlerEndsItsContextForItsOwnCause(t *testing.T) {
+	t.Parallel()
+	enough, late := errors.New("enough"), errors.New("late")
+	end := map[string]func(endable){
+		"at once":   func(e endable) { e.End(enough) },
+		"in a time": func(e endable) { e.EndAfter(time.Millisecond, enough) },
+		"in a time that replaces another": func(e endable) {
+			e.EndAfter(time.Hour, late)
+			e.EndAfter(time.Millisecond, enough)
+		},
+		"once": func(e endable) {
+			e.End(enough)
+			e.End(late)
+		},
+	}
+	for name, how := range end {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, told := make(chan error, 2), make(chan struct{}, 1)
+			addr, _ := start(t, http1.Config{}, func(_ http.ResponseWriter, r *http.Request) {
+				ctx := r.Context()
+				e := ctx.(endable)
+				context.AfterFunc(ctx, func() { told <- struct{}{} })
+				got <- e.Cause()
+				how(e)
+				<-ctx.Done()
+				<-told
+				got <- e.Cause()
+			})
+			c := dial(t, addr)
+			c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+			c.answer("GET")
+			if err := <-got; err != nil {
+				t.Error("a cause before the end:", err)
+			}
+			if err := <-got; !errors.Is(err, enough) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestATimeThatWasTakenBackDoesNotCome(t *testing.T) {
+	t.Parallel()
+	addr, _ := start(t, http1.Config{}, func(w http.ResponseWriter, r *http.Request) {
+		e := r.Context().(endable)
+		e.EndAfter(time.Millisecond, errors.New("late"))
+		e.EndAfter(0, nil)
+		stopped := false
+		stop := context.AfterFunc(r.Context(), func() { stopped = true })
+		time.Sleep(300 * time.Millisecond) // three ticks of the server's clock
+		if !stop() || stopped || e.Cause() != nil {
+			w.WriteHeader(http.StatusTeapot)
+		}
+	})
+	c := dial(t, addr)
+	c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	if resp, _ := c.answer("GET"); resp.StatusCode != http.StatusOK {
+		t.Error(resp.Status)
+	}
+}

@@ -37,6 +37,9 @@ type exchange struct {
 	ended           bool
 	failed          error
 	noType          bool // no Content-Type was set: it has to be found out
+
+	panicked bool // what the handler did in place of returning
+	stay     stay // guarded by the connection's mu
 }
 
 // Header is the header of the answer (http.ResponseWriter).
@@ -282,7 +285,7 @@ func (x *exchange) frame(last bool) {
 		x.chunked = true
 		x.out = append(x.out, "Transfer-Encoding: chunked\r\n"...)
 	}
-	if !x.close && (x.c.srv.draining() || !x.body.arrived()) {
+	if !x.close && (x.c.srv.draining() || !x.body.Arrived()) {
 		x.close = true
 	}
 	switch {

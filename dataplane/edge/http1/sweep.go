@@ -69,8 +69,9 @@ func (s *Server) look(c *conn, now int64) {
 			_ = c.nc.SetReadDeadline(past)
 		}
 	case stateRunning:
+		c.x.expire(now)
 		if c.watch == 0 && age > watchAfter && c.raw != nil {
-			c.watch = s.watcher.add(c.raw, &c.x.requestContext)
+			c.watchLeaving()
 		}
 	case stateClosing, stateClosed:
 	}

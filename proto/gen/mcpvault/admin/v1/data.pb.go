@@ -766,7 +766,7 @@ type Settings struct {
 	LabelStaleness map[string]*durationpb.Duration `protobuf:"bytes,3,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// What is done when the bound of reads is over: deny, or allow-read-only, where reads go on but for what carries a label with
 	// a bound of its own.
-	AfterStaleness string `protobuf:"bytes,8,opt,name=after_staleness,json=afterStaleness,proto3" json:"after_staleness,omitempty"`
+	AfterStaleness string `protobuf:"bytes,40,opt,name=after_staleness,json=afterStaleness,proto3" json:"after_staleness,omitempty"`
 	// What callers may ask for over time, by what shares a bucket: principal, tenant, server, tool, discover or resume for each
 	// of them, principal/NAME, server/NAME or tool/SERVER/NAME for one. What is not there has no limit.
 	RateLimits map[string]*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -779,8 +779,10 @@ type Settings struct {
 	// development 4,096 and 100,000.
 	SessionsPerPrincipal uint32 `protobuf:"varint,6,opt,name=sessions_per_principal,json=sessionsPerPrincipal,proto3" json:"sessions_per_principal,omitempty"`
 	SessionsPerTenant    uint32 `protobuf:"varint,7,opt,name=sessions_per_tenant,json=sessionsPerTenant,proto3" json:"sessions_per_tenant,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// What is done about what servers say and ask.
+	Guards        *Guards `protobuf:"bytes,30,opt,name=guards,proto3" json:"guards,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -883,6 +885,104 @@ func (x *Settings) GetSessionsPerTenant() uint32 {
 	return 0
 }
 
+func (x *Settings) GetGuards() *Guards {
+	if x != nil {
+		return x.Guards
+	}
+	return nil
+}
+
+// Guards is what cells do about what servers say.
+type Guards struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of invisible and control characters in what servers say: strip, pass or block.
+	Results string `protobuf:"bytes,1,opt,name=results,proto3" json:"results,omitempty"`
+	// Of questions that ask for credentials or lead to another origin: block or pass.
+	Questions string `protobuf:"bytes,2,opt,name=questions,proto3" json:"questions,omitempty"`
+	// Origins that questions may lead to besides the server's own, as scheme://host[:port].
+	Origins []string `protobuf:"bytes,3,rep,name=origins,proto3" json:"origins,omitempty"`
+	// What no server may ask the client for: elicitation, sampling, roots.
+	Forbidden []string `protobuf:"bytes,4,rep,name=forbidden,proto3" json:"forbidden,omitempty"`
+	// Whether calls are held to the tool's approved input schema.
+	CheckArguments bool `protobuf:"varint,5,opt,name=check_arguments,json=checkArguments,proto3" json:"check_arguments,omitempty"`
+	// Of tools that a server describes otherwise than it was approved: refuse or serve.
+	ChangedTools  string `protobuf:"bytes,6,opt,name=changed_tools,json=changedTools,proto3" json:"changed_tools,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Guards) Reset() {
+	*x = Guards{}
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Guards) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Guards) ProtoMessage() {}
+
+func (x *Guards) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Guards.ProtoReflect.Descriptor instead.
+func (*Guards) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Guards) GetResults() string {
+	if x != nil {
+		return x.Results
+	}
+	return ""
+}
+
+func (x *Guards) GetQuestions() string {
+	if x != nil {
+		return x.Questions
+	}
+	return ""
+}
+
+func (x *Guards) GetOrigins() []string {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
+func (x *Guards) GetForbidden() []string {
+	if x != nil {
+		return x.Forbidden
+	}
+	return nil
+}
+
+func (x *Guards) GetCheckArguments() bool {
+	if x != nil {
+		return x.CheckArguments
+	}
+	return false
+}
+
+func (x *Guards) GetChangedTools() string {
+	if x != nil {
+		return x.ChangedTools
+	}
+	return ""
+}
+
 // RateLimit is a token bucket.
 type RateLimit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -896,7 +996,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +1008,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +1021,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RateLimit) GetRequests() int64 {
@@ -954,7 +1054,7 @@ type GetSettingsRequest struct {
 
 func (x *GetSettingsRequest) Reset() {
 	*x = GetSettingsRequest{}
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1066,7 @@ func (x *GetSettingsRequest) String() string {
 func (*GetSettingsRequest) ProtoMessage() {}
 
 func (x *GetSettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1079,7 @@ func (x *GetSettingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSettingsRequest.ProtoReflect.Descriptor instead.
 func (*GetSettingsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetSettingsRequest) GetTenant() string {
@@ -998,7 +1098,7 @@ type GetSettingsResponse struct {
 
 func (x *GetSettingsResponse) Reset() {
 	*x = GetSettingsResponse{}
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1110,7 @@ func (x *GetSettingsResponse) String() string {
 func (*GetSettingsResponse) ProtoMessage() {}
 
 func (x *GetSettingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1123,7 @@ func (x *GetSettingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSettingsResponse.ProtoReflect.Descriptor instead.
 func (*GetSettingsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetSettingsResponse) GetSettings() *Settings {
@@ -1042,7 +1142,7 @@ type UpdateSettingsRequest struct {
 	// By "key=value"; 0 takes the bound away.
 	LabelStaleness map[string]*durationpb.Duration `protobuf:"bytes,4,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// deny or allow-read-only; "" leaves it.
-	AfterStaleness string `protobuf:"bytes,9,opt,name=after_staleness,json=afterStaleness,proto3" json:"after_staleness,omitempty"`
+	AfterStaleness string `protobuf:"bytes,40,opt,name=after_staleness,json=afterStaleness,proto3" json:"after_staleness,omitempty"`
 	// By what shares a bucket; a limit of 0 requests takes it away. A burst of 0 is as many as requests.
 	RateLimits map[string]*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// 0 goes back to the node's own bound.
@@ -1052,13 +1152,14 @@ type UpdateSettingsRequest struct {
 	SessionMax           *durationpb.Duration `protobuf:"bytes,6,opt,name=session_max,json=sessionMax,proto3" json:"session_max,omitempty"`
 	SessionsPerPrincipal *uint32              `protobuf:"varint,7,opt,name=sessions_per_principal,json=sessionsPerPrincipal,proto3,oneof" json:"sessions_per_principal,omitempty"`
 	SessionsPerTenant    *uint32              `protobuf:"varint,8,opt,name=sessions_per_tenant,json=sessionsPerTenant,proto3,oneof" json:"sessions_per_tenant,omitempty"`
+	Guards               *GuardsChange        `protobuf:"bytes,30,opt,name=guards,proto3" json:"guards,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
 
 func (x *UpdateSettingsRequest) Reset() {
 	*x = UpdateSettingsRequest{}
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1171,7 @@ func (x *UpdateSettingsRequest) String() string {
 func (*UpdateSettingsRequest) ProtoMessage() {}
 
 func (x *UpdateSettingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1184,7 @@ func (x *UpdateSettingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSettingsRequest.ProtoReflect.Descriptor instead.
 func (*UpdateSettingsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpdateSettingsRequest) GetTenant() string {
@@ -1163,6 +1264,191 @@ func (x *UpdateSettingsRequest) GetSessionsPerTenant() uint32 {
 	return 0
 }
 
+func (x *UpdateSettingsRequest) GetGuards() *GuardsChange {
+	if x != nil {
+		return x.Guards
+	}
+	return nil
+}
+
+// GuardsChange changes what is given.
+type GuardsChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// default is strip.
+	Results *string `protobuf:"bytes,1,opt,name=results,proto3,oneof" json:"results,omitempty"`
+	// default is block.
+	Questions *string `protobuf:"bytes,2,opt,name=questions,proto3,oneof" json:"questions,omitempty"`
+	// Replaces the origins.
+	Origins *OriginList `protobuf:"bytes,3,opt,name=origins,proto3" json:"origins,omitempty"`
+	// Replaces what no server may ask for.
+	Forbidden      *RequestList `protobuf:"bytes,4,opt,name=forbidden,proto3" json:"forbidden,omitempty"`
+	CheckArguments *bool        `protobuf:"varint,5,opt,name=check_arguments,json=checkArguments,proto3,oneof" json:"check_arguments,omitempty"`
+	// default is refuse.
+	ChangedTools  *string `protobuf:"bytes,6,opt,name=changed_tools,json=changedTools,proto3,oneof" json:"changed_tools,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuardsChange) Reset() {
+	*x = GuardsChange{}
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuardsChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuardsChange) ProtoMessage() {}
+
+func (x *GuardsChange) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuardsChange.ProtoReflect.Descriptor instead.
+func (*GuardsChange) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GuardsChange) GetResults() string {
+	if x != nil && x.Results != nil {
+		return *x.Results
+	}
+	return ""
+}
+
+func (x *GuardsChange) GetQuestions() string {
+	if x != nil && x.Questions != nil {
+		return *x.Questions
+	}
+	return ""
+}
+
+func (x *GuardsChange) GetOrigins() *OriginList {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
+func (x *GuardsChange) GetForbidden() *RequestList {
+	if x != nil {
+		return x.Forbidden
+	}
+	return nil
+}
+
+func (x *GuardsChange) GetCheckArguments() bool {
+	if x != nil && x.CheckArguments != nil {
+		return *x.CheckArguments
+	}
+	return false
+}
+
+func (x *GuardsChange) GetChangedTools() string {
+	if x != nil && x.ChangedTools != nil {
+		return *x.ChangedTools
+	}
+	return ""
+}
+
+type OriginList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Origins       []string               `protobuf:"bytes,1,rep,name=origins,proto3" json:"origins,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OriginList) Reset() {
+	*x = OriginList{}
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OriginList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OriginList) ProtoMessage() {}
+
+func (x *OriginList) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OriginList.ProtoReflect.Descriptor instead.
+func (*OriginList) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *OriginList) GetOrigins() []string {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
+type RequestList struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Requests      []string               `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestList) Reset() {
+	*x = RequestList{}
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestList) ProtoMessage() {}
+
+func (x *RequestList) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestList.ProtoReflect.Descriptor instead.
+func (*RequestList) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RequestList) GetRequests() []string {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
 type UpdateSettingsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Settings      *Settings              `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
@@ -1173,7 +1459,7 @@ type UpdateSettingsResponse struct {
 
 func (x *UpdateSettingsResponse) Reset() {
 	*x = UpdateSettingsResponse{}
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1471,7 @@ func (x *UpdateSettingsResponse) String() string {
 func (*UpdateSettingsResponse) ProtoMessage() {}
 
 func (x *UpdateSettingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_data_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1484,7 @@ func (x *UpdateSettingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateSettingsResponse.ProtoReflect.Descriptor instead.
 func (*UpdateSettingsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{17}
+	return file_mcpvault_admin_v1_data_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UpdateSettingsResponse) GetSettings() *Settings {
@@ -1269,12 +1555,12 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"\x06access\x18\x04 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\x06access\x12\x16\n" +
 	"\x06remove\x18\x05 \x01(\bR\x06remove\"-\n" +
 	"\x0fSetLinkResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\"\xa7\x06\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"\xda\x06\n" +
 	"\bSettings\x12G\n" +
 	"\x12max_staleness_read\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10maxStalenessRead\x12I\n" +
 	"\x13max_staleness_write\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x11maxStalenessWrite\x12X\n" +
 	"\x0flabel_staleness\x18\x03 \x03(\v2/.mcpvault.admin.v1.Settings.LabelStalenessEntryR\x0elabelStaleness\x12'\n" +
-	"\x0fafter_staleness\x18\b \x01(\tR\x0eafterStaleness\x12L\n" +
+	"\x0fafter_staleness\x18( \x01(\tR\x0eafterStaleness\x12L\n" +
 	"\vrate_limits\x18\x14 \x03(\v2+.mcpvault.admin.v1.Settings.RateLimitsEntryR\n" +
 	"rateLimits\x12\x1b\n" +
 	"\tmax_calls\x18\x15 \x01(\rR\bmaxCalls\x12<\n" +
@@ -1282,13 +1568,21 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"\vsession_max\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"sessionMax\x124\n" +
 	"\x16sessions_per_principal\x18\x06 \x01(\rR\x14sessionsPerPrincipal\x12.\n" +
-	"\x13sessions_per_tenant\x18\a \x01(\rR\x11sessionsPerTenant\x1a\\\n" +
+	"\x13sessions_per_tenant\x18\a \x01(\rR\x11sessionsPerTenant\x121\n" +
+	"\x06guards\x18\x1e \x01(\v2\x19.mcpvault.admin.v1.GuardsR\x06guards\x1a\\\n" +
 	"\x13LabelStalenessEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\x1a[\n" +
 	"\x0fRateLimitsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x122\n" +
-	"\x05value\x18\x02 \x01(\v2\x1c.mcpvault.admin.v1.RateLimitR\x05value:\x028\x01\"j\n" +
+	"\x05value\x18\x02 \x01(\v2\x1c.mcpvault.admin.v1.RateLimitR\x05value:\x028\x01\"\xc6\x01\n" +
+	"\x06Guards\x12\x18\n" +
+	"\aresults\x18\x01 \x01(\tR\aresults\x12\x1c\n" +
+	"\tquestions\x18\x02 \x01(\tR\tquestions\x12\x18\n" +
+	"\aorigins\x18\x03 \x03(\tR\aorigins\x12\x1c\n" +
+	"\tforbidden\x18\x04 \x03(\tR\tforbidden\x12'\n" +
+	"\x0fcheck_arguments\x18\x05 \x01(\bR\x0echeckArguments\x12#\n" +
+	"\rchanged_tools\x18\x06 \x01(\tR\fchangedTools\"j\n" +
 	"\tRateLimit\x12\x1a\n" +
 	"\brequests\x18\x01 \x01(\x03R\brequests\x12+\n" +
 	"\x03per\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03per\x12\x14\n" +
@@ -1296,13 +1590,13 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"\x12GetSettingsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\"N\n" +
 	"\x13GetSettingsResponse\x127\n" +
-	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\"\xac\t\n" +
+	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\"\xe5\t\n" +
 	"\x15UpdateSettingsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12G\n" +
 	"\x12max_staleness_read\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x10maxStalenessRead\x12I\n" +
 	"\x13max_staleness_write\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x11maxStalenessWrite\x12\xb6\x01\n" +
 	"\x0flabel_staleness\x18\x04 \x03(\v2<.mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntryBO\xbaHL\x9a\x01I\x10d\"ErC2A^[A-Za-z0-9][A-Za-z0-9._-]{0,62}=[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x0elabelStaleness\x12G\n" +
-	"\x0fafter_staleness\x18\t \x01(\tB\x1e\xbaH\x1br\x19R\x00R\x04denyR\x0fallow-read-onlyR\x0eafterStaleness\x12\xb1\x01\n" +
+	"\x0fafter_staleness\x18( \x01(\tB\x1e\xbaH\x1br\x19R\x00R\x04denyR\x0fallow-read-onlyR\x0eafterStaleness\x12\xb1\x01\n" +
 	"\vrate_limits\x18\x14 \x03(\v28.mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntryBV\xbaHS\x9a\x01P\x10d\"LrJ\x18\xac\x022E^(principal|tenant|server|tool|discover|resume)(/[^\\x00-\\x20\\x7f]+)?$R\n" +
 	"rateLimits\x12+\n" +
 	"\tmax_calls\x18\x15 \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06H\x00R\bmaxCalls\x88\x01\x01\x12<\n" +
@@ -1311,7 +1605,8 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"sessionMax\x12D\n" +
 	"\x16sessions_per_principal\x18\a \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=H\x01R\x14sessionsPerPrincipal\x88\x01\x01\x12?\n" +
 	"\x13sessions_per_tenant\x18\b \x01(\rB\n" +
-	"\xbaH\a*\x05\x18\x80\xad\xe2\x04H\x02R\x11sessionsPerTenant\x88\x01\x01\x1a\\\n" +
+	"\xbaH\a*\x05\x18\x80\xad\xe2\x04H\x02R\x11sessionsPerTenant\x88\x01\x01\x127\n" +
+	"\x06guards\x18\x1e \x01(\v2\x1f.mcpvault.admin.v1.GuardsChangeR\x06guards\x1a\\\n" +
 	"\x13LabelStalenessEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\x1a[\n" +
@@ -1321,7 +1616,25 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"\n" +
 	"_max_callsB\x19\n" +
 	"\x17_sessions_per_principalB\x16\n" +
-	"\x14_sessions_per_tenant\"m\n" +
+	"\x14_sessions_per_tenant\"\xbf\x03\n" +
+	"\fGuardsChange\x12A\n" +
+	"\aresults\x18\x01 \x01(\tB\"\xbaH\x1fr\x1dR\adefaultR\x05stripR\x04passR\x05blockH\x00R\aresults\x88\x01\x01\x12>\n" +
+	"\tquestions\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16R\adefaultR\x05blockR\x04passH\x01R\tquestions\x88\x01\x01\x127\n" +
+	"\aorigins\x18\x03 \x01(\v2\x1d.mcpvault.admin.v1.OriginListR\aorigins\x12<\n" +
+	"\tforbidden\x18\x04 \x01(\v2\x1e.mcpvault.admin.v1.RequestListR\tforbidden\x12,\n" +
+	"\x0fcheck_arguments\x18\x05 \x01(\bH\x02R\x0echeckArguments\x88\x01\x01\x12G\n" +
+	"\rchanged_tools\x18\x06 \x01(\tB\x1d\xbaH\x1ar\x18R\adefaultR\x06refuseR\x05serveH\x03R\fchangedTools\x88\x01\x01B\n" +
+	"\n" +
+	"\b_resultsB\f\n" +
+	"\n" +
+	"_questionsB\x12\n" +
+	"\x10_check_argumentsB\x10\n" +
+	"\x0e_changed_tools\"V\n" +
+	"\n" +
+	"OriginList\x12H\n" +
+	"\aorigins\x18\x01 \x03(\tB.\xbaH+\x92\x01(\x10d\x18\x01\"\"r \x18\xac\x022\x1b^https?://[a-z0-9.\\[\\]:-]+$R\aorigins\"W\n" +
+	"\vRequestList\x12H\n" +
+	"\brequests\x18\x01 \x03(\tB,\xbaH)\x92\x01&\x10\x03\x18\x01\" r\x1eR\velicitationR\bsamplingR\x05rootsR\brequests\"m\n" +
 	"\x16UpdateSettingsResponse\x127\n" +
 	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision2\x81\x04\n" +
@@ -1348,7 +1661,7 @@ func file_mcpvault_admin_v1_data_proto_rawDescGZIP() []byte {
 	return file_mcpvault_admin_v1_data_proto_rawDescData
 }
 
-var file_mcpvault_admin_v1_data_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_mcpvault_admin_v1_data_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_mcpvault_admin_v1_data_proto_goTypes = []any{
 	(*Endpoint)(nil),               // 0: mcpvault.admin.v1.Endpoint
 	(*EndpointLink)(nil),           // 1: mcpvault.admin.v1.EndpointLink
@@ -1363,60 +1676,68 @@ var file_mcpvault_admin_v1_data_proto_goTypes = []any{
 	(*SetLinkRequest)(nil),         // 10: mcpvault.admin.v1.SetLinkRequest
 	(*SetLinkResponse)(nil),        // 11: mcpvault.admin.v1.SetLinkResponse
 	(*Settings)(nil),               // 12: mcpvault.admin.v1.Settings
-	(*RateLimit)(nil),              // 13: mcpvault.admin.v1.RateLimit
-	(*GetSettingsRequest)(nil),     // 14: mcpvault.admin.v1.GetSettingsRequest
-	(*GetSettingsResponse)(nil),    // 15: mcpvault.admin.v1.GetSettingsResponse
-	(*UpdateSettingsRequest)(nil),  // 16: mcpvault.admin.v1.UpdateSettingsRequest
-	(*UpdateSettingsResponse)(nil), // 17: mcpvault.admin.v1.UpdateSettingsResponse
-	nil,                            // 18: mcpvault.admin.v1.Settings.LabelStalenessEntry
-	nil,                            // 19: mcpvault.admin.v1.Settings.RateLimitsEntry
-	nil,                            // 20: mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry
-	nil,                            // 21: mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry
-	(*durationpb.Duration)(nil),    // 22: google.protobuf.Duration
+	(*Guards)(nil),                 // 13: mcpvault.admin.v1.Guards
+	(*RateLimit)(nil),              // 14: mcpvault.admin.v1.RateLimit
+	(*GetSettingsRequest)(nil),     // 15: mcpvault.admin.v1.GetSettingsRequest
+	(*GetSettingsResponse)(nil),    // 16: mcpvault.admin.v1.GetSettingsResponse
+	(*UpdateSettingsRequest)(nil),  // 17: mcpvault.admin.v1.UpdateSettingsRequest
+	(*GuardsChange)(nil),           // 18: mcpvault.admin.v1.GuardsChange
+	(*OriginList)(nil),             // 19: mcpvault.admin.v1.OriginList
+	(*RequestList)(nil),            // 20: mcpvault.admin.v1.RequestList
+	(*UpdateSettingsResponse)(nil), // 21: mcpvault.admin.v1.UpdateSettingsResponse
+	nil,                            // 22: mcpvault.admin.v1.Settings.LabelStalenessEntry
+	nil,                            // 23: mcpvault.admin.v1.Settings.RateLimitsEntry
+	nil,                            // 24: mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry
+	nil,                            // 25: mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry
+	(*durationpb.Duration)(nil),    // 26: google.protobuf.Duration
 }
 var file_mcpvault_admin_v1_data_proto_depIdxs = []int32{
 	1,  // 0: mcpvault.admin.v1.Endpoint.links:type_name -> mcpvault.admin.v1.EndpointLink
 	0,  // 1: mcpvault.admin.v1.CreateEndpointResponse.endpoint:type_name -> mcpvault.admin.v1.Endpoint
 	0,  // 2: mcpvault.admin.v1.ListEndpointsResponse.endpoints:type_name -> mcpvault.admin.v1.Endpoint
 	0,  // 3: mcpvault.admin.v1.UpdateEndpointResponse.endpoint:type_name -> mcpvault.admin.v1.Endpoint
-	22, // 4: mcpvault.admin.v1.Settings.max_staleness_read:type_name -> google.protobuf.Duration
-	22, // 5: mcpvault.admin.v1.Settings.max_staleness_write:type_name -> google.protobuf.Duration
-	18, // 6: mcpvault.admin.v1.Settings.label_staleness:type_name -> mcpvault.admin.v1.Settings.LabelStalenessEntry
-	19, // 7: mcpvault.admin.v1.Settings.rate_limits:type_name -> mcpvault.admin.v1.Settings.RateLimitsEntry
-	22, // 8: mcpvault.admin.v1.Settings.session_idle:type_name -> google.protobuf.Duration
-	22, // 9: mcpvault.admin.v1.Settings.session_max:type_name -> google.protobuf.Duration
-	22, // 10: mcpvault.admin.v1.RateLimit.per:type_name -> google.protobuf.Duration
-	12, // 11: mcpvault.admin.v1.GetSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
-	22, // 12: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_read:type_name -> google.protobuf.Duration
-	22, // 13: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_write:type_name -> google.protobuf.Duration
-	20, // 14: mcpvault.admin.v1.UpdateSettingsRequest.label_staleness:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry
-	21, // 15: mcpvault.admin.v1.UpdateSettingsRequest.rate_limits:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry
-	22, // 16: mcpvault.admin.v1.UpdateSettingsRequest.session_idle:type_name -> google.protobuf.Duration
-	22, // 17: mcpvault.admin.v1.UpdateSettingsRequest.session_max:type_name -> google.protobuf.Duration
-	12, // 18: mcpvault.admin.v1.UpdateSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
-	22, // 19: mcpvault.admin.v1.Settings.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
-	13, // 20: mcpvault.admin.v1.Settings.RateLimitsEntry.value:type_name -> mcpvault.admin.v1.RateLimit
-	22, // 21: mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
-	13, // 22: mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry.value:type_name -> mcpvault.admin.v1.RateLimit
-	2,  // 23: mcpvault.admin.v1.EndpointService.CreateEndpoint:input_type -> mcpvault.admin.v1.CreateEndpointRequest
-	4,  // 24: mcpvault.admin.v1.EndpointService.ListEndpoints:input_type -> mcpvault.admin.v1.ListEndpointsRequest
-	6,  // 25: mcpvault.admin.v1.EndpointService.UpdateEndpoint:input_type -> mcpvault.admin.v1.UpdateEndpointRequest
-	8,  // 26: mcpvault.admin.v1.EndpointService.DeleteEndpoint:input_type -> mcpvault.admin.v1.DeleteEndpointRequest
-	10, // 27: mcpvault.admin.v1.EndpointService.SetLink:input_type -> mcpvault.admin.v1.SetLinkRequest
-	14, // 28: mcpvault.admin.v1.SettingsService.GetSettings:input_type -> mcpvault.admin.v1.GetSettingsRequest
-	16, // 29: mcpvault.admin.v1.SettingsService.UpdateSettings:input_type -> mcpvault.admin.v1.UpdateSettingsRequest
-	3,  // 30: mcpvault.admin.v1.EndpointService.CreateEndpoint:output_type -> mcpvault.admin.v1.CreateEndpointResponse
-	5,  // 31: mcpvault.admin.v1.EndpointService.ListEndpoints:output_type -> mcpvault.admin.v1.ListEndpointsResponse
-	7,  // 32: mcpvault.admin.v1.EndpointService.UpdateEndpoint:output_type -> mcpvault.admin.v1.UpdateEndpointResponse
-	9,  // 33: mcpvault.admin.v1.EndpointService.DeleteEndpoint:output_type -> mcpvault.admin.v1.DeleteEndpointResponse
-	11, // 34: mcpvault.admin.v1.EndpointService.SetLink:output_type -> mcpvault.admin.v1.SetLinkResponse
-	15, // 35: mcpvault.admin.v1.SettingsService.GetSettings:output_type -> mcpvault.admin.v1.GetSettingsResponse
-	17, // 36: mcpvault.admin.v1.SettingsService.UpdateSettings:output_type -> mcpvault.admin.v1.UpdateSettingsResponse
-	30, // [30:37] is the sub-list for method output_type
-	23, // [23:30] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	26, // 4: mcpvault.admin.v1.Settings.max_staleness_read:type_name -> google.protobuf.Duration
+	26, // 5: mcpvault.admin.v1.Settings.max_staleness_write:type_name -> google.protobuf.Duration
+	22, // 6: mcpvault.admin.v1.Settings.label_staleness:type_name -> mcpvault.admin.v1.Settings.LabelStalenessEntry
+	23, // 7: mcpvault.admin.v1.Settings.rate_limits:type_name -> mcpvault.admin.v1.Settings.RateLimitsEntry
+	26, // 8: mcpvault.admin.v1.Settings.session_idle:type_name -> google.protobuf.Duration
+	26, // 9: mcpvault.admin.v1.Settings.session_max:type_name -> google.protobuf.Duration
+	13, // 10: mcpvault.admin.v1.Settings.guards:type_name -> mcpvault.admin.v1.Guards
+	26, // 11: mcpvault.admin.v1.RateLimit.per:type_name -> google.protobuf.Duration
+	12, // 12: mcpvault.admin.v1.GetSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
+	26, // 13: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_read:type_name -> google.protobuf.Duration
+	26, // 14: mcpvault.admin.v1.UpdateSettingsRequest.max_staleness_write:type_name -> google.protobuf.Duration
+	24, // 15: mcpvault.admin.v1.UpdateSettingsRequest.label_staleness:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry
+	25, // 16: mcpvault.admin.v1.UpdateSettingsRequest.rate_limits:type_name -> mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry
+	26, // 17: mcpvault.admin.v1.UpdateSettingsRequest.session_idle:type_name -> google.protobuf.Duration
+	26, // 18: mcpvault.admin.v1.UpdateSettingsRequest.session_max:type_name -> google.protobuf.Duration
+	18, // 19: mcpvault.admin.v1.UpdateSettingsRequest.guards:type_name -> mcpvault.admin.v1.GuardsChange
+	19, // 20: mcpvault.admin.v1.GuardsChange.origins:type_name -> mcpvault.admin.v1.OriginList
+	20, // 21: mcpvault.admin.v1.GuardsChange.forbidden:type_name -> mcpvault.admin.v1.RequestList
+	12, // 22: mcpvault.admin.v1.UpdateSettingsResponse.settings:type_name -> mcpvault.admin.v1.Settings
+	26, // 23: mcpvault.admin.v1.Settings.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
+	14, // 24: mcpvault.admin.v1.Settings.RateLimitsEntry.value:type_name -> mcpvault.admin.v1.RateLimit
+	26, // 25: mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntry.value:type_name -> google.protobuf.Duration
+	14, // 26: mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntry.value:type_name -> mcpvault.admin.v1.RateLimit
+	2,  // 27: mcpvault.admin.v1.EndpointService.CreateEndpoint:input_type -> mcpvault.admin.v1.CreateEndpointRequest
+	4,  // 28: mcpvault.admin.v1.EndpointService.ListEndpoints:input_type -> mcpvault.admin.v1.ListEndpointsRequest
+	6,  // 29: mcpvault.admin.v1.EndpointService.UpdateEndpoint:input_type -> mcpvault.admin.v1.UpdateEndpointRequest
+	8,  // 30: mcpvault.admin.v1.EndpointService.DeleteEndpoint:input_type -> mcpvault.admin.v1.DeleteEndpointRequest
+	10, // 31: mcpvault.admin.v1.EndpointService.SetLink:input_type -> mcpvault.admin.v1.SetLinkRequest
+	15, // 32: mcpvault.admin.v1.SettingsService.GetSettings:input_type -> mcpvault.admin.v1.GetSettingsRequest
+	17, // 33: mcpvault.admin.v1.SettingsService.UpdateSettings:input_type -> mcpvault.admin.v1.UpdateSettingsRequest
+	3,  // 34: mcpvault.admin.v1.EndpointService.CreateEndpoint:output_type -> mcpvault.admin.v1.CreateEndpointResponse
+	5,  // 35: mcpvault.admin.v1.EndpointService.ListEndpoints:output_type -> mcpvault.admin.v1.ListEndpointsResponse
+	7,  // 36: mcpvault.admin.v1.EndpointService.UpdateEndpoint:output_type -> mcpvault.admin.v1.UpdateEndpointResponse
+	9,  // 37: mcpvault.admin.v1.EndpointService.DeleteEndpoint:output_type -> mcpvault.admin.v1.DeleteEndpointResponse
+	11, // 38: mcpvault.admin.v1.EndpointService.SetLink:output_type -> mcpvault.admin.v1.SetLinkResponse
+	16, // 39: mcpvault.admin.v1.SettingsService.GetSettings:output_type -> mcpvault.admin.v1.GetSettingsResponse
+	21, // 40: mcpvault.admin.v1.SettingsService.UpdateSettings:output_type -> mcpvault.admin.v1.UpdateSettingsResponse
+	34, // [34:41] is the sub-list for method output_type
+	27, // [27:34] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_admin_v1_data_proto_init() }
@@ -1425,14 +1746,15 @@ func file_mcpvault_admin_v1_data_proto_init() {
 		return
 	}
 	file_mcpvault_admin_v1_data_proto_msgTypes[6].OneofWrappers = []any{}
-	file_mcpvault_admin_v1_data_proto_msgTypes[16].OneofWrappers = []any{}
+	file_mcpvault_admin_v1_data_proto_msgTypes[17].OneofWrappers = []any{}
+	file_mcpvault_admin_v1_data_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_admin_v1_data_proto_rawDesc), len(file_mcpvault_admin_v1_data_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

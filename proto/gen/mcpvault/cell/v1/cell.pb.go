@@ -283,6 +283,7 @@ type WatchResponse struct {
 	//	*WatchResponse_Delta
 	//	*WatchResponse_Sessions
 	//	*WatchResponse_Order
+	//	*WatchResponse_Cells
 	Event         isWatchResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -379,6 +380,15 @@ func (x *WatchResponse) GetOrder() *NodeOrder {
 	return nil
 }
 
+func (x *WatchResponse) GetCells() *CellDirectory {
+	if x != nil {
+		if x, ok := x.Event.(*WatchResponse_Cells); ok {
+			return x.Cells
+		}
+	}
+	return nil
+}
+
 type isWatchResponse_Event interface {
 	isWatchResponse_Event()
 }
@@ -412,6 +422,11 @@ type WatchResponse_Order struct {
 	Order *NodeOrder `protobuf:"bytes,6,opt,name=order,proto3,oneof"`
 }
 
+type WatchResponse_Cells struct {
+	// All cells, when something about them has changed and now and then.
+	Cells *CellDirectory `protobuf:"bytes,10,opt,name=cells,proto3,oneof"`
+}
+
 func (*WatchResponse_Update) isWatchResponse_Event() {}
 
 func (*WatchResponse_Heartbeat) isWatchResponse_Event() {}
@@ -423,6 +438,8 @@ func (*WatchResponse_Delta) isWatchResponse_Event() {}
 func (*WatchResponse_Sessions) isWatchResponse_Event() {}
 
 func (*WatchResponse_Order) isWatchResponse_Event() {}
+
+func (*WatchResponse_Cells) isWatchResponse_Event() {}
 
 // NodeOrder has a node do something for whoever runs the cell.
 type NodeOrder struct {
@@ -1384,6 +1401,7 @@ type NodeStatus struct {
 	// Where the other nodes reach it: host:port of its log, and of what nodes say beside it.
 	RaftAddr      string `protobuf:"bytes,20,opt,name=raft_addr,json=raftAddr,proto3" json:"raft_addr,omitempty"`
 	PeerAddr      string `protobuf:"bytes,21,opt,name=peer_addr,json=peerAddr,proto3" json:"peer_addr,omitempty"`
+	Reach         *Reach `protobuf:"bytes,30,opt,name=reach,proto3" json:"reach,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1563,6 +1581,13 @@ func (x *NodeStatus) GetPeerAddr() string {
 		return x.PeerAddr
 	}
 	return ""
+}
+
+func (x *NodeStatus) GetReach() *Reach {
+	if x != nil {
+		return x.Reach
+	}
+	return nil
 }
 
 type ReportStatusRequest struct {
@@ -1801,7 +1826,7 @@ var File_mcpvault_cell_v1_cell_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
-	"\x1bmcpvault/cell/v1/cell.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"R\n" +
+	"\x1bmcpvault/cell/v1/cell.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a mcpvault/cell/v1/directory.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"R\n" +
 	"\fWatchRequest\x12B\n" +
 	"\aapplied\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.AppliedHeadB\t\xbaH\x06\x92\x01\x03\x10\x90NR\aapplied\"\xd5\x01\n" +
 	"\vAppliedHead\x12$\n" +
@@ -1813,14 +1838,16 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
 	"state_hash\x18\x04 \x01(\fB\a\xbaH\x04z\x02\x18 R\tstateHash\x12\x1f\n" +
 	"\x06digest\x18\x05 \x01(\fB\a\xbaH\x04z\x02\x18 R\x06digest\x12!\n" +
-	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xb0\x02\n" +
+	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xe9\x02\n" +
 	"\rWatchResponse\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x1e\n" +
 	"\theartbeat\x18\x02 \x01(\fH\x00R\theartbeat\x12\x14\n" +
 	"\x04kill\x18\x03 \x01(\fH\x00R\x04kill\x129\n" +
 	"\x05delta\x18\x04 \x01(\v2!.mcpvault.snapshot.v1.SignedDeltaH\x00R\x05delta\x12<\n" +
 	"\bsessions\x18\x05 \x01(\v2\x1e.mcpvault.cell.v1.SessionQueryH\x00R\bsessions\x123\n" +
-	"\x05order\x18\x06 \x01(\v2\x1b.mcpvault.cell.v1.NodeOrderH\x00R\x05orderB\a\n" +
+	"\x05order\x18\x06 \x01(\v2\x1b.mcpvault.cell.v1.NodeOrderH\x00R\x05order\x127\n" +
+	"\x05cells\x18\n" +
+	" \x01(\v2\x1f.mcpvault.cell.v1.CellDirectoryH\x00R\x05cellsB\a\n" +
 	"\x05event\"\x89\x02\n" +
 	"\tNodeOrder\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12;\n" +
@@ -1895,7 +1922,7 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reason\x12\x1a\n" +
 	"\brevision\x18\x06 \x01(\x04R\brevision\x12 \n" +
 	"\akill_id\x18\a \x01(\tB\a\xbaH\x04r\x02\x18@R\x06killId\"\x15\n" +
-	"\x13AcknowledgeResponse\"\x89\x06\n" +
+	"\x13AcknowledgeResponse\"\xb8\x06\n" +
 	"\n" +
 	"NodeStatus\x12\x1b\n" +
 	"\x04cell\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04cell\x12\x1b\n" +
@@ -1922,7 +1949,8 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\rmanifest_root\x18\x12 \x01(\fB\a\xbaH\x04z\x02\x18 R\fmanifestRoot\x12#\n" +
 	"\rroots_version\x18\x13 \x01(\x04R\frootsVersion\x12%\n" +
 	"\traft_addr\x18\x14 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\braftAddr\x12%\n" +
-	"\tpeer_addr\x18\x15 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\bpeerAddr\"S\n" +
+	"\tpeer_addr\x18\x15 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\bpeerAddr\x12-\n" +
+	"\x05reach\x18\x1e \x01(\v2\x17.mcpvault.cell.v1.ReachR\x05reach\"S\n" +
 	"\x13ReportStatusRequest\x12<\n" +
 	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusB\x06\xbaH\x03\xc8\x01\x01R\x06status\"\x16\n" +
 	"\x14ReportStatusResponse\"\xad\x02\n" +
@@ -2003,6 +2031,8 @@ var file_mcpvault_cell_v1_cell_proto_goTypes = []any{
 	(*DeliverAuditRequest)(nil),    // 21: mcpvault.cell.v1.DeliverAuditRequest
 	(*DeliverAuditResponse)(nil),   // 22: mcpvault.cell.v1.DeliverAuditResponse
 	(*v1.SignedDelta)(nil),         // 23: mcpvault.snapshot.v1.SignedDelta
+	(*CellDirectory)(nil),          // 24: mcpvault.cell.v1.CellDirectory
+	(*Reach)(nil),                  // 25: mcpvault.cell.v1.Reach
 }
 var file_mcpvault_cell_v1_cell_proto_depIdxs = []int32{
 	3,  // 0: mcpvault.cell.v1.WatchRequest.applied:type_name -> mcpvault.cell.v1.AppliedHead
@@ -2010,32 +2040,34 @@ var file_mcpvault_cell_v1_cell_proto_depIdxs = []int32{
 	23, // 2: mcpvault.cell.v1.WatchResponse.delta:type_name -> mcpvault.snapshot.v1.SignedDelta
 	9,  // 3: mcpvault.cell.v1.WatchResponse.sessions:type_name -> mcpvault.cell.v1.SessionQuery
 	5,  // 4: mcpvault.cell.v1.WatchResponse.order:type_name -> mcpvault.cell.v1.NodeOrder
-	0,  // 5: mcpvault.cell.v1.NodeOrder.kind:type_name -> mcpvault.cell.v1.OrderKind
-	8,  // 6: mcpvault.cell.v1.AnswerOrderRequest.members:type_name -> mcpvault.cell.v1.CellMember
-	12, // 7: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
-	23, // 8: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	1,  // 9: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
-	3,  // 10: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	18, // 11: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
-	2,  // 12: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
-	14, // 13: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
-	16, // 14: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
-	19, // 15: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
-	10, // 16: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
-	6,  // 17: mcpvault.cell.v1.CellService.AnswerOrder:input_type -> mcpvault.cell.v1.AnswerOrderRequest
-	21, // 18: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
-	4,  // 19: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
-	15, // 20: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
-	17, // 21: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
-	20, // 22: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
-	11, // 23: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
-	7,  // 24: mcpvault.cell.v1.CellService.AnswerOrder:output_type -> mcpvault.cell.v1.AnswerOrderResponse
-	22, // 25: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
-	19, // [19:26] is the sub-list for method output_type
-	12, // [12:19] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	24, // 5: mcpvault.cell.v1.WatchResponse.cells:type_name -> mcpvault.cell.v1.CellDirectory
+	0,  // 6: mcpvault.cell.v1.NodeOrder.kind:type_name -> mcpvault.cell.v1.OrderKind
+	8,  // 7: mcpvault.cell.v1.AnswerOrderRequest.members:type_name -> mcpvault.cell.v1.CellMember
+	12, // 8: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
+	23, // 9: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	1,  // 10: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
+	3,  // 11: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
+	25, // 12: mcpvault.cell.v1.NodeStatus.reach:type_name -> mcpvault.cell.v1.Reach
+	18, // 13: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
+	2,  // 14: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
+	14, // 15: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
+	16, // 16: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
+	19, // 17: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
+	10, // 18: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
+	6,  // 19: mcpvault.cell.v1.CellService.AnswerOrder:input_type -> mcpvault.cell.v1.AnswerOrderRequest
+	21, // 20: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
+	4,  // 21: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
+	15, // 22: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
+	17, // 23: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
+	20, // 24: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
+	11, // 25: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
+	7,  // 26: mcpvault.cell.v1.CellService.AnswerOrder:output_type -> mcpvault.cell.v1.AnswerOrderResponse
+	22, // 27: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
+	21, // [21:28] is the sub-list for method output_type
+	14, // [14:21] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_cell_proto_init() }
@@ -2043,6 +2075,7 @@ func file_mcpvault_cell_v1_cell_proto_init() {
 	if File_mcpvault_cell_v1_cell_proto != nil {
 		return
 	}
+	file_mcpvault_cell_v1_directory_proto_init()
 	file_mcpvault_cell_v1_cell_proto_msgTypes[2].OneofWrappers = []any{
 		(*WatchResponse_Update)(nil),
 		(*WatchResponse_Heartbeat)(nil),
@@ -2050,6 +2083,7 @@ func file_mcpvault_cell_v1_cell_proto_init() {
 		(*WatchResponse_Delta)(nil),
 		(*WatchResponse_Sessions)(nil),
 		(*WatchResponse_Order)(nil),
+		(*WatchResponse_Cells)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

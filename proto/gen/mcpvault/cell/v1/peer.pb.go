@@ -1402,7 +1402,11 @@ type GetStatusResponse struct {
 	Update    *Update `protobuf:"bytes,2,opt,name=update,proto3" json:"update,omitempty"`
 	Heartbeat []byte  `protobuf:"bytes,3,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	// DSSE envelopes of the newest snapshot.v1.Kills that this node knows, oldest first; at most 1 MiB of them.
-	Kills         [][]byte `protobuf:"bytes,4,rep,name=kills,proto3" json:"kills,omitempty"`
+	Kills [][]byte `protobuf:"bytes,4,rep,name=kills,proto3" json:"kills,omitempty"`
+	// The newest directory of cells that this node has from the control plane.
+	Cells *CellDirectory `protobuf:"bytes,10,opt,name=cells,proto3" json:"cells,omitempty"`
+	// The node's wall clock in milliseconds, whatever the node thinks of it; 0 where it is not told.
+	WallMs        int64 `protobuf:"varint,30,opt,name=wall_ms,json=wallMs,proto3" json:"wall_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1463,6 +1467,20 @@ func (x *GetStatusResponse) GetKills() [][]byte {
 		return x.Kills
 	}
 	return nil
+}
+
+func (x *GetStatusResponse) GetCells() *CellDirectory {
+	if x != nil {
+		return x.Cells
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetWallMs() int64 {
+	if x != nil {
+		return x.WallMs
+	}
+	return 0
 }
 
 type ShareBudgetsRequest struct {
@@ -1704,7 +1722,7 @@ var File_mcpvault_cell_v1_peer_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1bmcpvault/cell/v1/peer.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bmcpvault/cell/v1/cell.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\x91\x03\n" +
+	"\x1bmcpvault/cell/v1/peer.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1bmcpvault/cell/v1/cell.proto\x1a mcpvault/cell/v1/directory.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\x91\x03\n" +
 	"\tRaftEntry\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x14\n" +
 	"\x04kill\x18\x02 \x01(\fH\x00R\x04kill\x12?\n" +
@@ -1790,12 +1808,15 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\x10ReadBlobResponse\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"(\n" +
 	"\x10GetStatusRequest\x12\x14\n" +
-	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xaf\x01\n" +
+	"\x05brief\x18\x01 \x01(\bR\x05brief\"\xff\x01\n" +
 	"\x11GetStatusResponse\x124\n" +
 	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusR\x06status\x120\n" +
 	"\x06update\x18\x02 \x01(\v2\x18.mcpvault.cell.v1.UpdateR\x06update\x12\x1c\n" +
 	"\theartbeat\x18\x03 \x01(\fR\theartbeat\x12\x14\n" +
-	"\x05kills\x18\x04 \x03(\fR\x05kills\"W\n" +
+	"\x05kills\x18\x04 \x03(\fR\x05kills\x125\n" +
+	"\x05cells\x18\n" +
+	" \x01(\v2\x1f.mcpvault.cell.v1.CellDirectoryR\x05cells\x12\x17\n" +
+	"\awall_ms\x18\x1e \x01(\x03R\x06wallMs\"W\n" +
 	"\x13ShareBudgetsRequest\x12@\n" +
 	"\x06shares\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.BudgetShareB\t\xbaH\x06\x92\x01\x03\x10\x80\x04R\x06shares\"M\n" +
 	"\x14ShareBudgetsResponse\x125\n" +
@@ -1876,6 +1897,7 @@ var file_mcpvault_cell_v1_peer_proto_goTypes = []any{
 	(*NodeOrder)(nil),               // 28: mcpvault.cell.v1.NodeOrder
 	(*AnswerOrderRequest)(nil),      // 29: mcpvault.cell.v1.AnswerOrderRequest
 	(*NodeStatus)(nil),              // 30: mcpvault.cell.v1.NodeStatus
+	(*CellDirectory)(nil),           // 31: mcpvault.cell.v1.CellDirectory
 }
 var file_mcpvault_cell_v1_peer_proto_depIdxs = []int32{
 	26, // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
@@ -1897,27 +1919,28 @@ var file_mcpvault_cell_v1_peer_proto_depIdxs = []int32{
 	0,  // 16: mcpvault.cell.v1.ProposeSessionsResponse.verdicts:type_name -> mcpvault.cell.v1.SessionVerdict
 	30, // 17: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
 	26, // 18: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
-	25, // 19: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
-	25, // 20: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
-	13, // 21: mcpvault.cell.v1.PeerService.CarryOut:input_type -> mcpvault.cell.v1.CarryOutRequest
-	11, // 22: mcpvault.cell.v1.PeerService.TellKills:input_type -> mcpvault.cell.v1.TellKillsRequest
-	15, // 23: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
-	17, // 24: mcpvault.cell.v1.PeerService.ProposeSessions:input_type -> mcpvault.cell.v1.ProposeSessionsRequest
-	19, // 25: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
-	21, // 26: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
-	23, // 27: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
-	14, // 28: mcpvault.cell.v1.PeerService.CarryOut:output_type -> mcpvault.cell.v1.CarryOutResponse
-	12, // 29: mcpvault.cell.v1.PeerService.TellKills:output_type -> mcpvault.cell.v1.TellKillsResponse
-	16, // 30: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
-	18, // 31: mcpvault.cell.v1.PeerService.ProposeSessions:output_type -> mcpvault.cell.v1.ProposeSessionsResponse
-	20, // 32: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
-	22, // 33: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
-	24, // 34: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
-	28, // [28:35] is the sub-list for method output_type
-	21, // [21:28] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	31, // 19: mcpvault.cell.v1.GetStatusResponse.cells:type_name -> mcpvault.cell.v1.CellDirectory
+	25, // 20: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	25, // 21: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	13, // 22: mcpvault.cell.v1.PeerService.CarryOut:input_type -> mcpvault.cell.v1.CarryOutRequest
+	11, // 23: mcpvault.cell.v1.PeerService.TellKills:input_type -> mcpvault.cell.v1.TellKillsRequest
+	15, // 24: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
+	17, // 25: mcpvault.cell.v1.PeerService.ProposeSessions:input_type -> mcpvault.cell.v1.ProposeSessionsRequest
+	19, // 26: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
+	21, // 27: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
+	23, // 28: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
+	14, // 29: mcpvault.cell.v1.PeerService.CarryOut:output_type -> mcpvault.cell.v1.CarryOutResponse
+	12, // 30: mcpvault.cell.v1.PeerService.TellKills:output_type -> mcpvault.cell.v1.TellKillsResponse
+	16, // 31: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
+	18, // 32: mcpvault.cell.v1.PeerService.ProposeSessions:output_type -> mcpvault.cell.v1.ProposeSessionsResponse
+	20, // 33: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
+	22, // 34: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
+	24, // 35: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
+	29, // [29:36] is the sub-list for method output_type
+	22, // [22:29] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_peer_proto_init() }
@@ -1926,6 +1949,7 @@ func file_mcpvault_cell_v1_peer_proto_init() {
 		return
 	}
 	file_mcpvault_cell_v1_cell_proto_init()
+	file_mcpvault_cell_v1_directory_proto_init()
 	file_mcpvault_cell_v1_peer_proto_msgTypes[0].OneofWrappers = []any{
 		(*RaftEntry_Update)(nil),
 		(*RaftEntry_Kill)(nil),

@@ -1807,7 +1807,7 @@ type Settings struct {
 	MaxStalenessWriteMs int64 `protobuf:"varint,2,opt,name=max_staleness_write_ms,json=maxStalenessWriteMs,proto3" json:"max_staleness_write_ms,omitempty"`
 	// Narrower bounds for what carries a label; the narrowest that applies counts. Sorted by label.
 	LabelStaleness []*LabelStaleness `protobuf:"bytes,3,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty"`
-	AfterStaleness AfterStaleness    `protobuf:"varint,30,opt,name=after_staleness,json=afterStaleness,proto3,enum=mcpvault.snapshot.v1.AfterStaleness" json:"after_staleness,omitempty"`
+	AfterStaleness AfterStaleness    `protobuf:"varint,40,opt,name=after_staleness,json=afterStaleness,proto3,enum=mcpvault.snapshot.v1.AfterStaleness" json:"after_staleness,omitempty"`
 	// What callers may ask for over time. Sorted by scope, name and item.
 	RateLimits []*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
 	// How many requests of one principal a node has under way at most; 0 is the node's own bound.
@@ -1819,8 +1819,10 @@ type Settings struct {
 	// How many sessions one principal and the tenant may have in a cell; 0 for the default.
 	SessionsPerPrincipal uint32 `protobuf:"varint,6,opt,name=sessions_per_principal,json=sessionsPerPrincipal,proto3" json:"sessions_per_principal,omitempty"`
 	SessionsPerTenant    uint32 `protobuf:"varint,7,opt,name=sessions_per_tenant,json=sessionsPerTenant,proto3" json:"sessions_per_tenant,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// What is done about what servers say and ask.
+	Guards        *Guards `protobuf:"bytes,30,opt,name=guards,proto3" json:"guards,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
@@ -1923,6 +1925,104 @@ func (x *Settings) GetSessionsPerTenant() uint32 {
 	return 0
 }
 
+func (x *Settings) GetGuards() *Guards {
+	if x != nil {
+		return x.Guards
+	}
+	return nil
+}
+
+// Guards is what a tenant's nodes do about what its servers say. A word that a node does not know is an error to it.
+type Guards struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of invisible and control characters in what servers say: strip, which is the default, pass or block.
+	Results string `protobuf:"bytes,1,opt,name=results,proto3" json:"results,omitempty"`
+	// Of questions that ask for credentials or lead to another origin: block, which is the default, or pass.
+	Questions string `protobuf:"bytes,2,opt,name=questions,proto3" json:"questions,omitempty"`
+	// Origins that questions may lead to besides the server's own, as scheme://host[:port], sorted.
+	Origins []string `protobuf:"bytes,3,rep,name=origins,proto3" json:"origins,omitempty"`
+	// What no server may ask the client for: elicitation, sampling, roots. Sorted.
+	Forbidden []string `protobuf:"bytes,4,rep,name=forbidden,proto3" json:"forbidden,omitempty"`
+	// Calls are held to the tool's approved input schema.
+	CheckArguments bool `protobuf:"varint,5,opt,name=check_arguments,json=checkArguments,proto3" json:"check_arguments,omitempty"`
+	// Of tools that a server describes otherwise than it was approved: refuse, which is the default, or serve.
+	ChangedTools  string `protobuf:"bytes,6,opt,name=changed_tools,json=changedTools,proto3" json:"changed_tools,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Guards) Reset() {
+	*x = Guards{}
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Guards) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Guards) ProtoMessage() {}
+
+func (x *Guards) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Guards.ProtoReflect.Descriptor instead.
+func (*Guards) Descriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Guards) GetResults() string {
+	if x != nil {
+		return x.Results
+	}
+	return ""
+}
+
+func (x *Guards) GetQuestions() string {
+	if x != nil {
+		return x.Questions
+	}
+	return ""
+}
+
+func (x *Guards) GetOrigins() []string {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
+func (x *Guards) GetForbidden() []string {
+	if x != nil {
+		return x.Forbidden
+	}
+	return nil
+}
+
+func (x *Guards) GetCheckArguments() bool {
+	if x != nil {
+		return x.CheckArguments
+	}
+	return false
+}
+
+func (x *Guards) GetChangedTools() string {
+	if x != nil {
+		return x.ChangedTools
+	}
+	return ""
+}
+
 // RateLimit is a token bucket.
 type RateLimit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1941,7 +2041,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[20]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1953,7 +2053,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[20]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1966,7 +2066,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{20}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RateLimit) GetScope() string {
@@ -2022,7 +2122,7 @@ type LabelStaleness struct {
 
 func (x *LabelStaleness) Reset() {
 	*x = LabelStaleness{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[21]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2134,7 @@ func (x *LabelStaleness) String() string {
 func (*LabelStaleness) ProtoMessage() {}
 
 func (x *LabelStaleness) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[21]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2147,7 @@ func (x *LabelStaleness) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelStaleness.ProtoReflect.Descriptor instead.
 func (*LabelStaleness) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{21}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LabelStaleness) GetLabel() string {
@@ -2091,7 +2191,7 @@ type CatalogueServer struct {
 
 func (x *CatalogueServer) Reset() {
 	*x = CatalogueServer{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[22]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2103,7 +2203,7 @@ func (x *CatalogueServer) String() string {
 func (*CatalogueServer) ProtoMessage() {}
 
 func (x *CatalogueServer) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[22]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2116,7 +2216,7 @@ func (x *CatalogueServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogueServer.ProtoReflect.Descriptor instead.
 func (*CatalogueServer) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{22}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CatalogueServer) GetId() string {
@@ -2230,7 +2330,7 @@ type CatalogueEntry struct {
 
 func (x *CatalogueEntry) Reset() {
 	*x = CatalogueEntry{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[23]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2342,7 @@ func (x *CatalogueEntry) String() string {
 func (*CatalogueEntry) ProtoMessage() {}
 
 func (x *CatalogueEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[23]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2355,7 @@ func (x *CatalogueEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogueEntry.ProtoReflect.Descriptor instead.
 func (*CatalogueEntry) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{23}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CatalogueEntry) GetName() string {
@@ -2286,7 +2386,7 @@ type CatalogueTool struct {
 
 func (x *CatalogueTool) Reset() {
 	*x = CatalogueTool{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[24]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2298,7 +2398,7 @@ func (x *CatalogueTool) String() string {
 func (*CatalogueTool) ProtoMessage() {}
 
 func (x *CatalogueTool) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[24]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2311,7 +2411,7 @@ func (x *CatalogueTool) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogueTool.ProtoReflect.Descriptor instead.
 func (*CatalogueTool) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{24}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CatalogueTool) GetName() string {
@@ -2371,7 +2471,7 @@ type Issuer struct {
 
 func (x *Issuer) Reset() {
 	*x = Issuer{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[25]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2483,7 @@ func (x *Issuer) String() string {
 func (*Issuer) ProtoMessage() {}
 
 func (x *Issuer) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[25]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2496,7 @@ func (x *Issuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issuer.ProtoReflect.Descriptor instead.
 func (*Issuer) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{25}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Issuer) GetIssuer() string {
@@ -2492,7 +2592,7 @@ type ScopeRule struct {
 
 func (x *ScopeRule) Reset() {
 	*x = ScopeRule{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[26]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2504,7 +2604,7 @@ func (x *ScopeRule) String() string {
 func (*ScopeRule) ProtoMessage() {}
 
 func (x *ScopeRule) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[26]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2517,7 +2617,7 @@ func (x *ScopeRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScopeRule.ProtoReflect.Descriptor instead.
 func (*ScopeRule) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{26}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ScopeRule) GetScope() string {
@@ -2561,7 +2661,7 @@ type IssuerKey struct {
 
 func (x *IssuerKey) Reset() {
 	*x = IssuerKey{}
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[27]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +2673,7 @@ func (x *IssuerKey) String() string {
 func (*IssuerKey) ProtoMessage() {}
 
 func (x *IssuerKey) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[27]
+	mi := &file_mcpvault_snapshot_v1_snapshot_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2586,7 +2686,7 @@ func (x *IssuerKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuerKey.ProtoReflect.Descriptor instead.
 func (*IssuerKey) Descriptor() ([]byte, []int) {
-	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{27}
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IssuerKey) GetKid() string {
@@ -2745,19 +2845,27 @@ const file_mcpvault_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\aservers\x18\x03 \x03(\v2%.mcpvault.snapshot.v1.CatalogueServerR\aservers\x126\n" +
 	"\aissuers\x18\x04 \x03(\v2\x1c.mcpvault.snapshot.v1.IssuerR\aissuers\x12\x14\n" +
 	"\x05hosts\x18\x05 \x03(\tR\x05hosts\x12:\n" +
-	"\bsettings\x18\x06 \x01(\v2\x1e.mcpvault.snapshot.v1.SettingsR\bsettings\"\xa3\x04\n" +
+	"\bsettings\x18\x06 \x01(\v2\x1e.mcpvault.snapshot.v1.SettingsR\bsettings\"\xd9\x04\n" +
 	"\bSettings\x121\n" +
 	"\x15max_staleness_read_ms\x18\x01 \x01(\x03R\x12maxStalenessReadMs\x123\n" +
 	"\x16max_staleness_write_ms\x18\x02 \x01(\x03R\x13maxStalenessWriteMs\x12M\n" +
 	"\x0flabel_staleness\x18\x03 \x03(\v2$.mcpvault.snapshot.v1.LabelStalenessR\x0elabelStaleness\x12M\n" +
-	"\x0fafter_staleness\x18\x1e \x01(\x0e2$.mcpvault.snapshot.v1.AfterStalenessR\x0eafterStaleness\x12@\n" +
+	"\x0fafter_staleness\x18( \x01(\x0e2$.mcpvault.snapshot.v1.AfterStalenessR\x0eafterStaleness\x12@\n" +
 	"\vrate_limits\x18\x14 \x03(\v2\x1f.mcpvault.snapshot.v1.RateLimitR\n" +
 	"rateLimits\x12\x1b\n" +
 	"\tmax_calls\x18\x15 \x01(\rR\bmaxCalls\x12&\n" +
 	"\x0fsession_idle_ms\x18\x04 \x01(\x03R\rsessionIdleMs\x12$\n" +
 	"\x0esession_max_ms\x18\x05 \x01(\x03R\fsessionMaxMs\x124\n" +
 	"\x16sessions_per_principal\x18\x06 \x01(\rR\x14sessionsPerPrincipal\x12.\n" +
-	"\x13sessions_per_tenant\x18\a \x01(\rR\x11sessionsPerTenant\"\x92\x01\n" +
+	"\x13sessions_per_tenant\x18\a \x01(\rR\x11sessionsPerTenant\x124\n" +
+	"\x06guards\x18\x1e \x01(\v2\x1c.mcpvault.snapshot.v1.GuardsR\x06guards\"\xc6\x01\n" +
+	"\x06Guards\x12\x18\n" +
+	"\aresults\x18\x01 \x01(\tR\aresults\x12\x1c\n" +
+	"\tquestions\x18\x02 \x01(\tR\tquestions\x12\x18\n" +
+	"\aorigins\x18\x03 \x03(\tR\aorigins\x12\x1c\n" +
+	"\tforbidden\x18\x04 \x03(\tR\tforbidden\x12'\n" +
+	"\x0fcheck_arguments\x18\x05 \x01(\bR\x0echeckArguments\x12#\n" +
+	"\rchanged_tools\x18\x06 \x01(\tR\fchangedTools\"\x92\x01\n" +
 	"\tRateLimit\x12\x14\n" +
 	"\x05scope\x18\x01 \x01(\tR\x05scope\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -2865,7 +2973,7 @@ func file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_snapshot_v1_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_mcpvault_snapshot_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_mcpvault_snapshot_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_mcpvault_snapshot_v1_snapshot_proto_goTypes = []any{
 	(KeyRole)(0),            // 0: mcpvault.snapshot.v1.KeyRole
 	(ShardKind)(0),          // 1: mcpvault.snapshot.v1.ShardKind
@@ -2892,14 +3000,15 @@ var file_mcpvault_snapshot_v1_snapshot_proto_goTypes = []any{
 	(*Kill)(nil),            // 22: mcpvault.snapshot.v1.Kill
 	(*Catalogue)(nil),       // 23: mcpvault.snapshot.v1.Catalogue
 	(*Settings)(nil),        // 24: mcpvault.snapshot.v1.Settings
-	(*RateLimit)(nil),       // 25: mcpvault.snapshot.v1.RateLimit
-	(*LabelStaleness)(nil),  // 26: mcpvault.snapshot.v1.LabelStaleness
-	(*CatalogueServer)(nil), // 27: mcpvault.snapshot.v1.CatalogueServer
-	(*CatalogueEntry)(nil),  // 28: mcpvault.snapshot.v1.CatalogueEntry
-	(*CatalogueTool)(nil),   // 29: mcpvault.snapshot.v1.CatalogueTool
-	(*Issuer)(nil),          // 30: mcpvault.snapshot.v1.Issuer
-	(*ScopeRule)(nil),       // 31: mcpvault.snapshot.v1.ScopeRule
-	(*IssuerKey)(nil),       // 32: mcpvault.snapshot.v1.IssuerKey
+	(*Guards)(nil),          // 25: mcpvault.snapshot.v1.Guards
+	(*RateLimit)(nil),       // 26: mcpvault.snapshot.v1.RateLimit
+	(*LabelStaleness)(nil),  // 27: mcpvault.snapshot.v1.LabelStaleness
+	(*CatalogueServer)(nil), // 28: mcpvault.snapshot.v1.CatalogueServer
+	(*CatalogueEntry)(nil),  // 29: mcpvault.snapshot.v1.CatalogueEntry
+	(*CatalogueTool)(nil),   // 30: mcpvault.snapshot.v1.CatalogueTool
+	(*Issuer)(nil),          // 31: mcpvault.snapshot.v1.Issuer
+	(*ScopeRule)(nil),       // 32: mcpvault.snapshot.v1.ScopeRule
+	(*IssuerKey)(nil),       // 33: mcpvault.snapshot.v1.IssuerKey
 }
 var file_mcpvault_snapshot_v1_snapshot_proto_depIdxs = []int32{
 	6,  // 0: mcpvault.snapshot.v1.Envelope.signatures:type_name -> mcpvault.snapshot.v1.Signature
@@ -2917,25 +3026,26 @@ var file_mcpvault_snapshot_v1_snapshot_proto_depIdxs = []int32{
 	16, // 12: mcpvault.snapshot.v1.DeltaCell.allows:type_name -> mcpvault.snapshot.v1.DeltaReach
 	19, // 13: mcpvault.snapshot.v1.Manifest.heads:type_name -> mcpvault.snapshot.v1.HeadRef
 	2,  // 14: mcpvault.snapshot.v1.Kill.kind:type_name -> mcpvault.snapshot.v1.KillKind
-	27, // 15: mcpvault.snapshot.v1.Catalogue.servers:type_name -> mcpvault.snapshot.v1.CatalogueServer
-	30, // 16: mcpvault.snapshot.v1.Catalogue.issuers:type_name -> mcpvault.snapshot.v1.Issuer
+	28, // 15: mcpvault.snapshot.v1.Catalogue.servers:type_name -> mcpvault.snapshot.v1.CatalogueServer
+	31, // 16: mcpvault.snapshot.v1.Catalogue.issuers:type_name -> mcpvault.snapshot.v1.Issuer
 	24, // 17: mcpvault.snapshot.v1.Catalogue.settings:type_name -> mcpvault.snapshot.v1.Settings
-	26, // 18: mcpvault.snapshot.v1.Settings.label_staleness:type_name -> mcpvault.snapshot.v1.LabelStaleness
+	27, // 18: mcpvault.snapshot.v1.Settings.label_staleness:type_name -> mcpvault.snapshot.v1.LabelStaleness
 	4,  // 19: mcpvault.snapshot.v1.Settings.after_staleness:type_name -> mcpvault.snapshot.v1.AfterStaleness
-	25, // 20: mcpvault.snapshot.v1.Settings.rate_limits:type_name -> mcpvault.snapshot.v1.RateLimit
-	29, // 21: mcpvault.snapshot.v1.CatalogueServer.tools:type_name -> mcpvault.snapshot.v1.CatalogueTool
-	28, // 22: mcpvault.snapshot.v1.CatalogueServer.prompts:type_name -> mcpvault.snapshot.v1.CatalogueEntry
-	28, // 23: mcpvault.snapshot.v1.CatalogueServer.resources:type_name -> mcpvault.snapshot.v1.CatalogueEntry
-	28, // 24: mcpvault.snapshot.v1.CatalogueServer.resource_templates:type_name -> mcpvault.snapshot.v1.CatalogueEntry
-	3,  // 25: mcpvault.snapshot.v1.CatalogueTool.effect:type_name -> mcpvault.snapshot.v1.Effect
-	32, // 26: mcpvault.snapshot.v1.Issuer.keys:type_name -> mcpvault.snapshot.v1.IssuerKey
-	31, // 27: mcpvault.snapshot.v1.Issuer.scopes:type_name -> mcpvault.snapshot.v1.ScopeRule
-	3,  // 28: mcpvault.snapshot.v1.ScopeRule.effect:type_name -> mcpvault.snapshot.v1.Effect
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	26, // 20: mcpvault.snapshot.v1.Settings.rate_limits:type_name -> mcpvault.snapshot.v1.RateLimit
+	25, // 21: mcpvault.snapshot.v1.Settings.guards:type_name -> mcpvault.snapshot.v1.Guards
+	30, // 22: mcpvault.snapshot.v1.CatalogueServer.tools:type_name -> mcpvault.snapshot.v1.CatalogueTool
+	29, // 23: mcpvault.snapshot.v1.CatalogueServer.prompts:type_name -> mcpvault.snapshot.v1.CatalogueEntry
+	29, // 24: mcpvault.snapshot.v1.CatalogueServer.resources:type_name -> mcpvault.snapshot.v1.CatalogueEntry
+	29, // 25: mcpvault.snapshot.v1.CatalogueServer.resource_templates:type_name -> mcpvault.snapshot.v1.CatalogueEntry
+	3,  // 26: mcpvault.snapshot.v1.CatalogueTool.effect:type_name -> mcpvault.snapshot.v1.Effect
+	33, // 27: mcpvault.snapshot.v1.Issuer.keys:type_name -> mcpvault.snapshot.v1.IssuerKey
+	32, // 28: mcpvault.snapshot.v1.Issuer.scopes:type_name -> mcpvault.snapshot.v1.ScopeRule
+	3,  // 29: mcpvault.snapshot.v1.ScopeRule.effect:type_name -> mcpvault.snapshot.v1.Effect
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_snapshot_v1_snapshot_proto_init() }
@@ -2949,7 +3059,7 @@ func file_mcpvault_snapshot_v1_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_snapshot_v1_snapshot_proto_rawDesc), len(file_mcpvault_snapshot_v1_snapshot_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

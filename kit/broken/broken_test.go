@@ -1,0 +1,19 @@
+//go:build !broken
+
+package broken_test
+
+import (
+	"testing"
+
+	"github.com/mcpvault/mcpvault/kit/broken"
+)
+
+func TestNoUsualBuildIsBroken(t *testing.T) {
+	t.Parallel()
+	if broken.Is("") || broken.Is("drop-outcome") {
+		t.Error("a build without the tag is broken")
+	}
+	if n := testing.AllocsPerRun(100, func() { _ = broken.Is("x") }); n != 0 {
+		t.Error("asking costs something")
+	}
+}

@@ -145,7 +145,7 @@ func TestEachHeavyLibraryHasOneDoor(t *testing.T) {
 		"github.com/dgraph-io/ristretto":   {"dataplane/authn", "dataplane/inject"},
 		"github.com/mark3labs/mcp-go":      {"dataplane/mcp", "controlplane/registry", "cmd/mcpvault"},
 		"github.com/spiffe/go-spiffe":      {"kit/svid"},
-		"github.com/quic-go/quic-go":       {"dataplane/edge"},
+		"github.com/quic-go/quic-go":       {"dataplane/edge", "dataplane/consensus/quicwire"},
 		"github.com/go-jose/go-jose":       {"kit/jose"},
 		"github.com/cedar-policy/cedar-go": {"controlplane/policy", "snapshot/residual"},
 		"go.opentelemetry.io/otel/sdk":     {"kit/tele"},

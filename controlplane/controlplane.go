@@ -122,6 +122,8 @@ type Label struct {
 // Staleness is how long after the last contact with the control plane calls are still served; 0 is the default.
 type Staleness struct {
 	Read, Write time.Duration
+	// ReadOnlyAfter has reads go on when their bound is over.
+	ReadOnlyAfter bool
 	// Labels are narrower bounds for what carries a label, by "key=value".
 	Labels map[string]time.Duration
 }

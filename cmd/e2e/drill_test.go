@@ -70,6 +70,11 @@ func restart(t *testing.T, d *devrun.Dev, names ...string) {
 
 // outcome is what became of one call, in a word; it may be asked from any goroutine.
 func outcome(d *devrun.Dev, node int, token, server, tool, args string) (word, decision string) {
+	return outcomeBy(&http.Client{Timeout: 15 * time.Second}, d, node, token, server, tool, args)
+}
+
+// outcomeBy is outcome for a client that keeps connections of its own.
+func outcomeBy(client *http.Client, d *devrun.Dev, node int, token, server, tool, args string) (word, decision string) {
 	body := fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":%q,"arguments":%s,%s}}`, tool, args, meta)
 	req, err := http.NewRequest(http.MethodPost, d.MCPURLs[node]+"/"+server, strings.NewReader(body))
 	if err != nil {
@@ -81,7 +86,7 @@ func outcome(d *devrun.Dev, node int, token, server, tool, args string) (word, d
 	} {
 		req.Header.Set(k, v)
 	}
-	resp, err := (&http.Client{Timeout: 15 * time.Second}).Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return "failed: " + err.Error(), ""
 	}

@@ -136,7 +136,12 @@ func permissions() map[string]rule {
 		rpc.SnapshotServiceWaitRevisionProcedure:    wait(read),
 
 		// Cells and logs hold several tenants each.
-		rpc.CellAdminServiceListCellsProcedure: platform,
+		rpc.CellAdminServiceListCellsProcedure:    platform,
+		rpc.CellAdminServiceListMembersProcedure:  platform,
+		rpc.CellAdminServiceAddMemberProcedure:    wait(platform),
+		rpc.CellAdminServiceRemoveMemberProcedure: wait(platform),
+		rpc.CellAdminServiceStepDownProcedure:     wait(platform),
+		rpc.CellAdminServiceDrainNodeProcedure:    wait(platform),
 
 		rpc.SessionServiceListSessionsProcedure: read,
 		rpc.AuditServiceListLogsProcedure:       platform,

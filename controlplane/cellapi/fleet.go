@@ -32,7 +32,7 @@ type Fleet struct {
 
 type stream struct {
 	cancel context.CancelCauseFunc
-	asked  chan *cellv1.SessionQuery
+	asked  chan *cellv1.WatchResponse
 }
 
 // Answer is what a node did with a generation.
@@ -49,8 +49,8 @@ func NewFleet() *Fleet {
 }
 
 // join notes a stream and what its node says it serves. It returns what the node is asked, and what ends it.
-func (f *Fleet) join(n Node, applied map[controlplane.TenantID]snapshot.Version, at time.Time, cancel context.CancelCauseFunc) (asked <-chan *cellv1.SessionQuery, leave func()) {
-	s := &stream{cancel, make(chan *cellv1.SessionQuery, maxAsked)}
+func (f *Fleet) join(n Node, applied map[controlplane.TenantID]snapshot.Version, at time.Time, cancel context.CancelCauseFunc) (asked <-chan *cellv1.WatchResponse, leave func()) {
+	s := &stream{cancel, make(chan *cellv1.WatchResponse, maxAsked)}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if old := f.streams[n]; old != nil {

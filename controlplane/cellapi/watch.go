@@ -58,7 +58,7 @@ func (s *Service) Watch(ctx context.Context, req *cellv1.WatchRequest, out cellv
 		case <-changed:
 		case <-moved:
 		case q := <-asked:
-			if err := out.Send(&cellv1.WatchResponse{Event: &cellv1.WatchResponse_Sessions{Sessions: q}}); err != nil {
+			if err := out.Send(q); err != nil {
 				return err
 			}
 		case <-ctx.Done():

@@ -235,6 +235,9 @@ func (c *compiler) settings() *snapshotv1.Settings {
 		SessionIdleMs: c.in.Sessions.Idle.Milliseconds(), SessionMaxMs: c.in.Sessions.Max.Milliseconds(),
 		SessionsPerPrincipal: c.in.Sessions.PerPrincipal, SessionsPerTenant: c.in.Sessions.PerTenant,
 	}
+	if c.in.Staleness.ReadOnlyAfter {
+		s.AfterStaleness = snapshotv1.AfterStaleness_AFTER_STALENESS_READ_ONLY
+	}
 	for _, label := range slices.Sorted(maps.Keys(c.in.Staleness.Labels)) {
 		s.LabelStaleness = append(s.LabelStaleness, &snapshotv1.LabelStaleness{Label: label, MaxMs: c.in.Staleness.Labels[label].Milliseconds()})
 	}

@@ -34,6 +34,12 @@ const (
 	DefaultSessionMax  = 24 * time.Hour
 )
 
+// What is done when the bound of reads is over.
+const (
+	afterDeny     = "deny"
+	afterReadOnly = "allow-read-only"
+)
+
 // maxLabels bounds the labels that have a bound of their own.
 const maxLabels = 1000
 
@@ -185,6 +191,9 @@ func merge(s controlplane.Staleness, req *adminv1.UpdateSettingsRequest) control
 	if req.GetMaxStalenessWrite() != nil {
 		s.Write = req.GetMaxStalenessWrite().AsDuration()
 	}
+	if after := req.GetAfterStaleness(); after != "" {
+		s.ReadOnlyAfter = after == afterReadOnly
+	}
 	for label, d := range req.GetLabelStaleness() {
 		if s.Labels[label] = d.AsDuration(); d.AsDuration() == 0 {
 			delete(s.Labels, label)
@@ -198,12 +207,16 @@ func show(s state) *adminv1.Settings {
 		MaxStalenessRead:     durationpb.New(cmp.Or(s.stale.Read, compile.DefaultReadStaleness)),
 		MaxStalenessWrite:    durationpb.New(cmp.Or(s.stale.Write, compile.DefaultWriteStaleness)),
 		LabelStaleness:       map[string]*durationpb.Duration{},
+		AfterStaleness:       afterDeny,
 		SessionIdle:          durationpb.New(cmp.Or(s.sessions.Idle, DefaultSessionIdle)),
 		SessionMax:           durationpb.New(cmp.Or(s.sessions.Max, DefaultSessionMax)),
 		SessionsPerPrincipal: s.sessions.PerPrincipal,
 		SessionsPerTenant:    s.sessions.PerTenant,
 		RateLimits:           showLimits(s.rates), MaxCalls: uint32(s.rates.MaxCalls),
 		Guards: showGuards(s.guards),
+	}
+	if s.stale.ReadOnlyAfter {
+		out.AfterStaleness = afterReadOnly
 	}
 	for label, d := range s.stale.Labels {
 		out.LabelStaleness[label] = durationpb.New(d)
@@ -217,7 +230,7 @@ func describe(s state) map[string]any {
 		labels[label] = d.String()
 	}
 	return map[string]any{
-		"read": s.stale.Read.String(), "write": s.stale.Write.String(), "labels": labels,
+		"read": s.stale.Read.String(), "write": s.stale.Write.String(), "labels": labels, "read_only_after": s.stale.ReadOnlyAfter,
 		"session_idle": s.sessions.Idle.String(), "session_max": s.sessions.Max.String(),
 		"sessions_per_principal": s.sessions.PerPrincipal, "sessions_per_tenant": s.sessions.PerTenant,
 		"rate_limits": describeLimits(s.rates), "max_calls": s.rates.MaxCalls,

@@ -18,6 +18,25 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(storetest.Main(m)) }
 
+func TestWhatIsDoneAfterTheBoundIsASettingOfATenant(t *testing.T) {
+	t.Parallel()
+	st := storetest.Open(t)
+	tenant := storetest.Tenant(t, st, "acme")
+	ctx := controlplane.WithCaller(t.Context(), controlplane.Caller{Principal: "root", TenantID: tenant.ID, Tenant: "acme", Home: "acme"})
+	s := settings.New(st)
+	for _, step := range []struct{ set, want string }{
+		{"", "deny"}, {"allow-read-only", "allow-read-only"}, {"", "allow-read-only"}, {"deny", "deny"},
+	} {
+		if _, err := s.UpdateSettings(ctx, &adminv1.UpdateSettingsRequest{AfterStaleness: step.set}); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.GetSettings(ctx, &adminv1.GetSettingsRequest{})
+		if err != nil || got.GetSettings().GetAfterStaleness() != step.want || len(got.GetSettings().GetLabelStaleness()) != 0 {
+			t.Errorf("after %q: %v, %v", step.set, got, err)
+		}
+	}
+}
+
 func TestStalenessHasDefaultsAndIsChangedOneByOne(t *testing.T) {
 	t.Parallel()
 	st := storetest.Open(t)

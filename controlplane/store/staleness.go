@@ -22,6 +22,8 @@ const (
 	staleRead   = "read"
 	staleWrite  = "write"
 	stalePrefix = "label:"
+	// staleAfter is no bound: its row, whatever the time in it, has reads go on after theirs.
+	staleAfter = "read_only_after"
 )
 
 // Staleness is how stale the tenant lets its cells become, where it is not the default.
@@ -41,6 +43,8 @@ func (tx *Tx) Staleness(ctx context.Context) (s controlplane.Staleness, err erro
 			s.Read = d
 		case b.Subject == staleWrite:
 			s.Write = d
+		case b.Subject == staleAfter:
+			s.ReadOnlyAfter = true
 		}
 	}
 	return s, err
@@ -71,6 +75,9 @@ func (tx *Tx) SetStaleness(ctx context.Context, before, next controlplane.Stalen
 // subjects are the bounds that are not the default, as rows name them.
 func subjects(s controlplane.Staleness) map[string]time.Duration {
 	out := map[string]time.Duration{staleRead: s.Read, staleWrite: s.Write}
+	if s.ReadOnlyAfter {
+		out[staleAfter] = time.Millisecond
+	}
 	for label, d := range s.Labels {
 		out[stalePrefix+label] = d
 	}

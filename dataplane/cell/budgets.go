@@ -28,7 +28,7 @@ func ownLimits() *limit.Plan {
 
 func (n *Node) newLimiter() *limit.Limiter {
 	var others []string
-	for _, m := range n.cfg.Members {
+	for _, m := range n.consensus.Members() {
 		if m.Node != n.cfg.Node {
 			others = append(others, m.Node)
 		}

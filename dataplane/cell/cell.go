@@ -54,6 +54,8 @@ type Node struct {
 	clock   *clock
 	// clockSuspect mirrors what pdp was told, so that a change is logged once.
 	clockSuspect atomic.Bool
+	// staleLevels are what the log was last told of each bound; of keepTime's own.
+	staleLevels map[string]int
 	// askClocks wakes whoever asks the peers for their time.
 	askClocks chan struct{}
 	// damaged is set until the control plane has sent everything again that this node's disk had lost.
@@ -84,6 +86,10 @@ type Node struct {
 	upstream  *upstream.Client
 	leases    *session.Leases
 	asked     chan *cellv1.SessionQuery
+	orders    chan *cellv1.NodeOrder
+	drain     draining
+	drainer   chan time.Duration // what a drain may take; one of them is enough
+	exit      func(code int)     // ends the process
 	pep       *pep.PEP
 	sweep     func() // ends idle dialogues with upstreams
 	control   cellv1connect.CellServiceClient
@@ -97,7 +103,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 // RunOn is Run on a machine that may have faults.
 func RunOn(ctx context.Context, m Machine, cfg Config, log *slog.Logger) error {
-	n := &Node{cfg: cfg, machine: m, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked), askClocks: make(chan struct{}, 1)}
+	n := &Node{cfg: cfg, machine: m, log: log.With(tele.KeyCell, cfg.Cell, tele.KeyNode, cfg.Node), started: time.Now(), asked: make(chan *cellv1.SessionQuery, maxAsked), askClocks: make(chan struct{}, 1), orders: make(chan *cellv1.NodeOrder, maxAsked), drainer: make(chan time.Duration, 1), exit: os.Exit, staleLevels: map[string]int{}}
+	ctx, n.drain.stop = context.WithCancelCause(ctx)
+	defer n.drain.stop(nil)
 	defer n.close()
 	if err := n.build(ctx); err != nil {
 		return err
@@ -191,10 +199,10 @@ func (n *Node) openStore(context.Context) error {
 	}
 	n.consensus, err = consensus.New(consensus.Config{
 		Cell: n.cfg.Cell, Node: n.cfg.Node, TrustDomain: n.cfg.TrustDomain,
-		Dir: filepath.Join(n.cfg.DataDir, "raft"), Bind: n.cfg.Listen.Raft, Peers: n.raftPeers(),
+		Dir: filepath.Join(n.cfg.DataDir, "raft"), Bind: n.cfg.Listen.Raft, Peers: n.startingPeers(), Join: n.cfg.Join, Transport: n.cfg.RaftTransport,
 		Identity: n.identity, Key: key, Store: st, Trust: verifier{n},
 		OnApply: n.applied, Admit: n.admit, Logger: n.log, BeforeWrite: n.machine.before(DiskRaft),
-		Heartbeat: time.Duration(n.cfg.Heartbeat) * time.Millisecond,
+		Heartbeat: time.Duration(n.cfg.Heartbeat) * time.Millisecond, DeadAfter: n.cfg.RemoveDeadAfter,
 	})
 	return err
 }
@@ -239,7 +247,7 @@ func (n *Node) openPolicy(context.Context) error {
 	n.feed = feed.New(feed.Config{
 		Cell: n.cfg.Cell, ControlPlane: n.control, Log: proposer{n}, Store: n.store,
 		Sources: []feed.Source{shards{n.control}, n.peers}, PDP: n.pdp, Trust: n.trust, Logger: n.log, Now: n.clock.Now,
-		OnConnect: func() { n.deliverer.Wake() }, OnSessionQuery: n.askedForSessions, OnCells: n.toldOfCells, Registerer: n.reg,
+		OnConnect: func() { n.deliverer.Wake() }, OnSessionQuery: n.askedForSessions, OnOrder: n.ordered, OnCells: n.toldOfCells, Registerer: n.reg,
 	})
 	var err error
 	n.deliverer, err = audit.NewDeliverer(audit.DelivererConfig{
@@ -273,24 +281,6 @@ func (n *Node) close() {
 			n.log.Error("closing", "err", err)
 		}
 	}
-}
-
-func (n *Node) raftPeers() []consensus.Peer {
-	var all []consensus.Peer
-	for _, m := range n.cfg.Members {
-		all = append(all, consensus.Peer{Node: m.Node, Addr: m.Raft})
-	}
-	return all
-}
-
-func (n *Node) peerAddrs() map[string]string {
-	all := map[string]string{}
-	for _, m := range n.cfg.Members {
-		if m.Node != n.cfg.Node {
-			all[m.Node] = m.Peer
-		}
-	}
-	return all
 }
 
 // frontTLS is what MCP clients see; a renewed certificate is read without a restart.

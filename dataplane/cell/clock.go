@@ -157,6 +157,7 @@ func (n *Node) keepHouse(ctx context.Context) error {
 			return n.store.PutHighWater(n.clock.proved())
 		case <-minute.C:
 			n.sweep()
+			n.retireKeys()
 			if err := n.store.PutHighWater(n.clock.proved()); err != nil {
 				n.log.ErrorContext(ctx, "remember the time", "err", err)
 			}
@@ -172,9 +173,12 @@ func (n *Node) keepHouse(ctx context.Context) error {
 // clockEvery is how often the clock is looked at.
 const clockEvery = time.Second
 
-// keepTime judges the clock until ctx ends. It waits for no disk.
+// keepTime judges the clock, and how old the policy is by it, until ctx ends. It waits for no disk.
 func (n *Node) keepTime(ctx context.Context) error {
-	return run.Every(ctx, clockEvery, func(context.Context) { n.judgeClock() })
+	return run.Every(ctx, clockEvery, func(ctx context.Context) {
+		n.judgeClock()
+		n.warnOfStaleness(ctx)
+	})
 }
 
 // judgeClock closes what is leased while the wall clock contradicts what is proved, or the others.

@@ -6,7 +6,9 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/mcpvault/mcpvault/dataplane/consensus"
 	"github.com/mcpvault/mcpvault/dataplane/edge"
 	"github.com/mcpvault/mcpvault/dataplane/inject"
 	"github.com/mcpvault/mcpvault/dataplane/remote"
@@ -25,9 +27,16 @@ type Config struct {
 	DataDir string `yaml:"data_dir"`
 	// ControlPlane is the address of the control plane's cell listener, https://host:port.
 	ControlPlane string `yaml:"control_plane"`
-	// Members are all nodes of the cell, this one included.
+	// Members are all nodes that the cell starts with, this one included. Once it runs, the cell has a list of its own, and these
+	// are addresses.
 	Members []Member `yaml:"members"`
-	Listen  Listen   `yaml:"listen"`
+	// Join says that the cell is there already and takes this node in (`mcpvault cell add`). Members are then those of the cell
+	// as it is, and this node.
+	Join bool `yaml:"join"`
+	// RemoveDeadAfter is how long a node may be silent before the others remove it for good, where they keep a quorum; never
+	// when 0.
+	RemoveDeadAfter time.Duration `yaml:"remove_dead_after"`
+	Listen          Listen        `yaml:"listen"`
 	// TrustDomain is the SPIFFE trust domain of nodes and control plane.
 	TrustDomain string `yaml:"trust_domain"`
 	// IdentityDir holds svid.pem, key.pem and bundle.pem; not needed where SPIFFE_ENDPOINT_SOCKET is set.
@@ -61,6 +70,10 @@ type Config struct {
 	SealKey string `yaml:"seal_key"`
 	// Heartbeat is Raft's, in milliseconds; 500 when 0.
 	Heartbeat int `yaml:"raft_heartbeat_ms"`
+	// RaftTransport carries the log between the nodes: tcp, which is the default, or quic. All nodes of a cell have the same.
+	RaftTransport consensus.Transport `yaml:"raft_transport"`
+	// DiskHangLimit is for how long a write to the log may hang before the process ends with status 74; 20 s when 0.
+	DiskHangLimit time.Duration `yaml:"disk_hang_limit"`
 	// Dev allows plain HTTP on loopback and any loopback Host.
 	Dev bool `yaml:"dev"`
 	// OTLPEndpoint is where spans and metrics go by OTLP over HTTP, http://collector:4318, unless the OTEL_* variables say
@@ -142,7 +155,16 @@ func (c *Config) Problems() []string {
 
 func (c *Config) memberProblems() []string {
 	var p []string
-	if n := len(c.Members); n != 1 && n != 3 && n != 5 {
+	if !c.RaftTransport.Valid() {
+		p = append(p, fmt.Sprintf("raft_transport %.20q: it is tcp (the default) or quic", c.RaftTransport))
+	}
+	if c.DiskHangLimit != 0 && c.DiskHangLimit < 2*time.Second {
+		p = append(p, "disk_hang_limit: at least 2s: a busy disk is not a broken one")
+	}
+	if c.RemoveDeadAfter != 0 && c.RemoveDeadAfter < time.Minute {
+		p = append(p, "remove_dead_after: at least 1m, or 0 for never: a restart must not cost a node its place")
+	}
+	if n := len(c.Members); !c.Join && n != 1 && n != 3 && n != 5 {
 		p = append(p, fmt.Sprintf("members: a cell has 1, 3 or 5 nodes, this names %d", n))
 	}
 	names := map[string]bool{}

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestACellSaysWhatIsWrongWithWhereItIs(t *testing.T) {
@@ -36,6 +37,32 @@ func TestACellNamesTheFrontsThereAre(t *testing.T) {
 		c := Config{Listen: Listen{Front: front}}
 		if bad := slices.ContainsFunc(c.Problems(), func(p string) bool { return strings.HasPrefix(p, "listen.front") }); bad == good {
 			t.Errorf("%q: %v", front, c.Problems())
+		}
+	}
+}
+
+func TestTheSettingsOfACellsLogAreHeldToTheirBounds(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		cfg  Config
+		want string // "" for nothing
+	}{
+		{Config{RaftTransport: "quic", DiskHangLimit: time.Minute, RemoveDeadAfter: 72 * time.Hour}, ""},
+		{Config{RaftTransport: "udp"}, "raft_transport"},
+		{Config{DiskHangLimit: time.Second}, "disk_hang_limit"},
+		{Config{RemoveDeadAfter: time.Second}, "remove_dead_after"},
+		{Config{Members: make([]Member, 2)}, "members:"},
+		{Config{Members: make([]Member, 4), Join: true}, ""},
+	} {
+		if tc.want != "members:" && !tc.cfg.Join {
+			tc.cfg.Members = make([]Member, 3)
+		}
+		about := func(p string) bool {
+			return slices.ContainsFunc([]string{"raft_transport", "disk_hang_limit", "remove_dead_after", "members:"}, func(s string) bool { return strings.HasPrefix(p, s) })
+		}
+		i := slices.IndexFunc(tc.cfg.Problems(), about)
+		if tc.want == "" && i >= 0 || tc.want != "" && (i < 0 || !strings.HasPrefix(tc.cfg.Problems()[i], tc.want)) {
+			t.Errorf("%+v: %v", tc.cfg, tc.cfg.Problems())
 		}
 	}
 }

@@ -3,6 +3,7 @@ package cell
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -22,7 +23,6 @@ import (
 	"github.com/mcpvault/mcpvault/kit/egress"
 	"github.com/mcpvault/mcpvault/kit/run"
 	"github.com/mcpvault/mcpvault/kit/shrink"
-	"github.com/mcpvault/mcpvault/kit/svid"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
 )
 
@@ -128,6 +128,8 @@ func (n *Node) parts() (*run.Group, error) {
 	}
 	g.Add("audit delivery", n.deliverer, 2*time.Second)
 	g.Add("consensus", n.consensus, 3*time.Second)
+	g.Add("kill files", run.Func(n.watchKillFiles), time.Second)
+	g.Add("disk", run.Func(n.watchDisk), time.Second)
 	peerServer, err := n.peerServer()
 	if err != nil {
 		return nil, err
@@ -145,6 +147,8 @@ func (n *Node) parts() (*run.Group, error) {
 	g.Add("pep", n.pep, time.Second)
 	g.Add("sessions", n.leases, time.Second)
 	g.Add("session answers", run.Func(n.answerSessions), time.Second)
+	g.Add("orders", run.Func(n.answerOrders), time.Second)
+	g.Add("drain", run.Func(n.drainWhenTold), time.Second)
 	if n.cfg.Listen.Metrics != "" {
 		ln, err := net.Listen("tcp", n.cfg.Listen.Metrics)
 		if err != nil {
@@ -186,7 +190,7 @@ func (n *Node) addFronts(g *run.Group) error {
 		if err != nil {
 			return fmt.Errorf("%s listener: %w", f.name, err)
 		}
-		h := n.whenAlive(n.withCells(n.whenWhole(n.pep)))
+		h := n.counted(n.whenAlive(n.whenMember(n.withCells(n.whenWhole(n.pep)))))
 		if f.tls {
 			if h, err = n.addQUIC(g, cfg, ln.Addr(), h); err != nil {
 				return err
@@ -222,15 +226,12 @@ func (n *Node) peerServer() (run.Runner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("peer listener: %w", err)
 	}
-	names := make([]string, 0, len(n.cfg.Members))
-	for _, m := range n.cfg.Members {
-		names = append(names, m.Node)
-	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
-	member := n.living(svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, names...))
+	member := n.living(n.isMember)
 	srv := &http.Server{
 		Handler: n.fromAlive(peers.NewHandler(n)), Protocols: protocols, ReadHeaderTimeout: 5 * time.Second,
+		ErrorLog:  slog.NewLogLogger(n.log.Handler(), slog.LevelWarn),
 		TLSConfig: n.guard.ServerTLS(member, member, "h2"),
 	}
 	return &plainServer{n.guard.Listen(ln), srv}, nil

@@ -25,11 +25,11 @@ type check struct {
 // records; it does not need the control plane, a leader or a peer.
 func (n *Node) checks() []check {
 	var all []check
-	all = append(all, check{"killed", true, n.killedProblem()}, check{"policy", true, n.policyProblem()})
+	all = append(all, check{"killed", true, n.killedProblem()}, check{"member", true, n.removedProblem()}, check{"draining", true, n.drainProblem()}, check{"policy", true, n.policyProblem()})
 	all = append(all, check{"audit", true, n.audit.Problem()}, check{"audit_witness", false, n.deliverer.Problem()})
 	all = append(all, check{"identity_renewal", false, n.renewalProblem()})
 	all = append(all, check{"identity", true, n.identityProblem()}, check{"clock", true, n.clockProblem()}, check{"store", true, n.storeProblem()})
-	all = append(all, check{"session_keys", true, n.sessionProblem()})
+	all = append(all, check{"staleness", false, n.stalenessProblem()}, check{"session_keys", true, n.sessionProblem()})
 	var raft, leader, control error
 	if raft = n.consensus.Problem(); raft == nil {
 		if _, ok := n.consensus.Leader(); !ok {
@@ -165,7 +165,7 @@ func (n *Node) nodeStatus() *cellv1.NodeStatus {
 		AuditSize: uint64(n.tlog.Size()), AuditDelivered: uint64(n.deliverer.Delivered()),
 		Sessions: uint64(n.store.Leases().Len()), McpUrl: n.mcpURL(),
 	}
-	s.RaftAddr, s.PeerAddr = n.ownAddress()
+	s.RaftAddr, s.PeerAddr = n.own().Raft, n.own().Peer
 	s.Reach = n.reach()
 	s.RootsVersion = n.trust.Current().Version()
 	if m, err := n.trust.Current().OpenManifest(n.store.Manifest(), n.cfg.Cell); err == nil {

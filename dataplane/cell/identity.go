@@ -49,13 +49,3 @@ func (n *Node) renewalProblem() error {
 	}
 	return fmt.Errorf("the SVID ends at %s, and then nobody speaks to this node: %s", c.NotAfter.UTC().Format(time.RFC3339), reason)
 }
-
-// ownAddress is where the other nodes reach this one.
-func (n *Node) ownAddress() (raft, peer string) {
-	for _, m := range n.cfg.Members {
-		if m.Node == n.cfg.Node {
-			return m.Raft, m.Peer
-		}
-	}
-	return n.cfg.Listen.Raft, n.cfg.Listen.Peer
-}

@@ -13,7 +13,7 @@ func (n *Node) killed(node string) bool {
 	return n.pdp != nil && n.pdp.Current().Killed(snapshotv1.KillKind_KILL_KIND_NODE, "", n.cfg.Cell+"/"+node)
 }
 
-// admit keeps nodes that were killed out of the log.
+// admit keeps nodes that were killed out of the log; who is a member, the log knows by itself.
 func (n *Node) admit(node string) error {
 	if n.killed(node) {
 		return fmt.Errorf("node %q was killed", node)
@@ -40,13 +40,13 @@ func (n *Node) whenAlive(h http.Handler) http.Handler {
 	})
 }
 
-// fromAlive refuses the requests of peers that were killed, on connections from before too.
+// fromAlive refuses the requests of peers that were killed or removed, on connections from before too.
 func (n *Node) fromAlive(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS != nil {
 			id, err := svid.PeerID(*r.TLS)
-			if _, node, ok := svid.ParseNode(id); err != nil || !ok || n.killed(node) {
-				http.Error(w, "this node was killed", http.StatusForbidden)
+			if _, node, ok := svid.ParseNode(id); err != nil || !ok || n.killed(node) || n.left(node) {
+				http.Error(w, "this node was killed or removed", http.StatusForbidden)
 				return
 			}
 		}

@@ -23,8 +23,20 @@ const proposeLimit = 5 * time.Second
 
 func (p proposer) Leads() bool { return p.n.consensus.Leads() }
 
+// Propose gives up on a kill sooner than on the rest, and tells the peers of it beside the log then.
 func (p proposer) Propose(ctx context.Context, entry *cellv1.RaftEntry) error {
-	ctx, cancel := context.WithTimeout(ctx, proposeLimit)
+	if entry.GetKill() == nil {
+		return p.propose(ctx, proposeLimit, entry)
+	}
+	err := p.propose(ctx, killCommit, entry)
+	if err != nil {
+		p.n.tellKills(ctx)
+	}
+	return err
+}
+
+func (p proposer) propose(ctx context.Context, limit time.Duration, entry *cellv1.RaftEntry) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if p.n.inLog(entry) {
 		return nil
@@ -66,6 +78,10 @@ func (s shards) Fetch(ctx context.Context, d snapshot.Digest, size int64) ([]byt
 
 // Propose makes the node, with Blob and Status, a peer of the others.
 func (n *Node) Propose(ctx context.Context, e *cellv1.RaftEntry) (uint64, error) {
+	switch e.GetCommand().(type) {
+	case *cellv1.RaftEntry_Members, *cellv1.RaftEntry_SessionKey, *cellv1.RaftEntry_Sessions:
+		return 0, problem.New(problem.Denied, "this entry is the leader's own to propose", "")
+	}
 	if n.consensus.Leads() && n.inLog(e) {
 		return n.consensus.AppliedIndex(), nil
 	}
@@ -99,6 +115,8 @@ func (n *Node) applied(a consensus.Applied) {
 		}
 	case *cellv1.RaftEntry_SessionKey:
 		n.takeSessionKeys()
+	case *cellv1.RaftEntry_Members:
+		n.membersChanged()
 	case *cellv1.RaftEntry_Sessions, *cellv1.RaftEntry_SessionState:
 		n.sessionsApplied(a)
 	default:
@@ -144,7 +162,7 @@ func (n *Node) catchUp(ctx context.Context) {
 	}
 	n.feed.Activate(ctx)
 	// What was committed is on a majority; the damaged disk itself does not count.
-	if whole > len(n.cfg.Members)/2 && n.damaged.Swap(false) {
+	if whole > len(n.consensus.Members())/2 && n.damaged.Swap(false) {
 		n.log.WarnContext(ctx, "the peers have brought what this disk had lost", "peers", whole)
 	}
 }

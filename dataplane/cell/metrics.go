@@ -2,7 +2,6 @@ package cell
 
 import (
 	"math"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -33,7 +32,7 @@ func (n *Node) registerMetrics() error {
 			func() float64 { return float64(n.consensus.Elections()) }),
 		gauge("mcpvault_ratelimit_buckets", "Buckets of rate limits that are kept.", func() float64 { return float64(n.limits.Buckets()) }),
 		gauge("mcpvault_raft_term", "Raft's term.", func() float64 { return float64(n.consensus.Term()) }),
-		gauge("mcpvault_snapshot_age_seconds", "Age of the newest confirmation of the oldest confirmed tenant.", n.oldestConfirmation),
+		gauge("mcpvault_snapshot_age_seconds", "Age of the newest heartbeat that confirmed the oldest confirmed tenant, in trusted time.", n.oldestConfirmation),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "mcpvault_equivocations_total", Help: "Comparisons in which a peer held something else under the same number. Any is an alarm.",
 		}, func() float64 { return float64(n.contradictions.Load()) }),
@@ -48,7 +47,7 @@ func (n *Node) registerMetrics() error {
 			}
 			return float64(until.Unix())
 		}),
-		&versions{n}, &upstreams{n},
+		&versions{n}, &upstreams{n}, &bounds{n},
 	} {
 		if err := n.reg.Register(c); err != nil {
 			return err
@@ -78,7 +77,7 @@ func (n *Node) leaderContact() float64 {
 }
 
 func (n *Node) oldestConfirmation() float64 {
-	oldest := time.Now().UnixMilli()
+	oldest := n.clock.Now().UnixMilli()
 	now := oldest
 	for _, t := range n.pdp.Current().Tenants() {
 		oldest = min(oldest, t.ConfirmedMS())

@@ -32,13 +32,21 @@ func promised() []string {
 		"mcpvault_raft_elections_total", "mcpvault_streams_active", "mcpvault_upstream_up", "mcpvault_circuit_breaker_state",
 		"mcpvault_svid_not_after_timestamp_seconds", "mcpvault_audit_events_total", "mcpvault_audit_queue_depth",
 		"mcpvault_audit_export_lag_seconds", "mcpvault_audit_dropped_total", "mcpvault_audit_checkpoint_timestamp_seconds",
-		"mcpvault_ratelimited_total", "mcp_server_operation_duration_seconds", "mcp_client_operation_duration_seconds",
+		"mcpvault_staleness_ratio", "mcpvault_ratelimited_total", "mcp_server_operation_duration_seconds", "mcp_client_operation_duration_seconds",
 	}
 }
 
 // built makes a node's rooms without running them.
 func built(t *testing.T) *Node {
 	t.Helper()
+	n, _ := builtBy(t)
+	return n
+}
+
+// builtBy is built, with the authority that the node believes.
+func builtBy(t *testing.T) (*Node, *snapshottest.Authority) {
+	t.Helper()
+	authority := snapshottest.NewAuthority(t)
 	dir := t.TempDir()
 	ca, err := svid.CreateCA(filepath.Join(dir, "ca"), "mcpvault.test")
 	if err != nil {
@@ -56,7 +64,7 @@ func built(t *testing.T) *Node {
 		t.Fatal(err)
 	}
 	roots := filepath.Join(dir, "roots.pb")
-	if err := os.WriteFile(roots, snapshottest.NewAuthority(t).Roots, 0o600); err != nil {
+	if err := os.WriteFile(roots, authority.Roots, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	n := &Node{log: slog.New(slog.DiscardHandler), started: time.Now(), cfg: Config{
@@ -68,7 +76,7 @@ func built(t *testing.T) *Node {
 	if err := n.build(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return n
+	return n, authority
 }
 
 // serve puts a tenant with one server into the live policy.

@@ -116,6 +116,36 @@ func (n *Node) answerSessions(ctx context.Context) error {
 	}
 }
 
+// ordered hears an order; one too many is not answered.
+func (n *Node) ordered(o *cellv1.NodeOrder) {
+	select {
+	case n.orders <- o:
+	default:
+	}
+}
+
+// answerOrders does what the control plane asks for, one thing after the other.
+func (n *Node) answerOrders(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case o := <-n.orders:
+			var answer *cellv1.AnswerOrderRequest
+			if o.GetKind() == cellv1.OrderKind_ORDER_KIND_DRAIN {
+				answer = n.startDrain(ctx, o)
+			} else {
+				answer = n.obey(ctx, o)
+			}
+			actx, cancel := context.WithTimeout(ctx, answerLimit)
+			if _, err := n.control.AnswerOrder(actx, answer); err != nil {
+				n.log.WarnContext(ctx, "an order was not answered", "err", err)
+			}
+			cancel()
+		}
+	}
+}
+
 // sessionsAsked are the sessions that a question is about.
 func sessionsAsked(leases *store.Leases, q *cellv1.SessionQuery) (*cellv1.AnswerSessionsRequest, error) {
 	answer := &cellv1.AnswerSessionsRequest{Id: q.GetId()}

@@ -14,7 +14,7 @@ import (
 type network struct {
 	addr  func(node string) string
 	links map[pair]*link
-	ways  map[pair]net.Listener
+	ways  map[pair]way
 	stop  chan struct{}
 	wg    sync.WaitGroup
 
@@ -23,6 +23,36 @@ type network struct {
 }
 
 type pair struct{ from, to string }
+
+// way is a port where one node finds another, over TCP and UDP.
+type way struct {
+	net.Listener
+	packets *net.UDPConn
+}
+
+// way takes a port that is free for both.
+func (n *network) way(t testing.TB) way {
+	t.Helper()
+	for range 100 {
+		ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := ln.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // it is one
+		packets, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+		if err == nil {
+			return way{ln, packets}
+		}
+		_ = ln.Close()
+	}
+	t.Fatal("no port is free for TCP and UDP")
+	return way{}
+}
+
+func (n *network) start(p pair, w way) {
+	n.wg.Go(func() { n.relay(p, w.Listener) })
+	n.wg.Go(func() { n.relayPackets(p, w.packets) })
+}
 
 // link lets bytes through or holds them, as a network that drops packets does to TCP.
 type link struct {
@@ -60,7 +90,7 @@ func (l *link) wait() <-chan struct{} {
 func newNetwork(t testing.TB, names []string, addr func(string) string) *network {
 	t.Helper()
 	n := &network{
-		addr: addr, links: map[pair]*link{}, ways: map[pair]net.Listener{}, stop: make(chan struct{}),
+		addr: addr, links: map[pair]*link{}, ways: map[pair]way{}, stop: make(chan struct{}),
 		conns: map[net.Conn]struct{}{},
 	}
 	for _, from := range names {
@@ -69,15 +99,11 @@ func newNetwork(t testing.TB, names []string, addr func(string) string) *network
 				continue
 			}
 			p := pair{from, to}
-			ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			n.links[p], n.ways[p] = newLink(), ln
+			n.links[p], n.ways[p] = newLink(), n.way(t)
 		}
 	}
 	for p, ln := range n.ways {
-		n.wg.Go(func() { n.relay(p, ln) })
+		n.start(p, ln)
 	}
 	return n
 }
@@ -88,23 +114,19 @@ const anybody = "*"
 // extend makes the ways to and from a further node, and one for all who have not heard of it, whose address it returns.
 func (n *network) extend(t testing.TB, names []string, name string) string {
 	t.Helper()
-	more := map[pair]net.Listener{}
+	more := map[pair]way{}
 	for _, other := range names {
-		more[pair{name, other}], more[pair{other, name}] = nil, nil
+		more[pair{name, other}], more[pair{other, name}] = way{}, way{}
 	}
-	more[pair{anybody, name}], more[pair{name, anybody}] = nil, nil
+	more[pair{anybody, name}], more[pair{name, anybody}] = way{}, way{}
 	for p := range more {
-		ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		more[p] = ln
+		more[p] = n.way(t)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for p, ln := range more {
 		n.links[p], n.ways[p] = newLink(), ln
-		n.wg.Go(func() { n.relay(p, ln) })
+		n.start(p, ln)
 	}
 	return more[pair{anybody, name}].Addr().String()
 }
@@ -215,8 +237,9 @@ func (n *network) drop(conn net.Conn) {
 func (n *network) close() {
 	close(n.stop)
 	n.mu.Lock()
-	for _, ln := range n.ways {
-		_ = ln.Close()
+	for _, w := range n.ways {
+		_ = w.Close()
+		_ = w.packets.Close()
 	}
 	for conn := range n.conns {
 		_ = conn.Close()

@@ -100,6 +100,9 @@ func TestALeaderWhoseDiskHangsIsReplaced(t *testing.T) {
 	next := c.WaitLeader(rest...)
 	t.Logf("new leader after %s", time.Since(began))
 	must(t, c.Propose(c.Kill("after"), next))
+	if hung := c.Node(leader).Log.Hung(); hung == 0 || hung > time.Since(began) || c.Node(next).Log.Hung() > time.Second {
+		t.Errorf("after %s the disk has hung for %s", time.Since(began), hung)
+	}
 	if hung == nil {
 		t.Error("an entry was acknowledged that the leader could not write")
 	}

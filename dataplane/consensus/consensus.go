@@ -54,14 +54,28 @@ type Peer struct {
 	Addr, Beside string
 }
 
+// Transport is TCP, a TLS connection for each that Raft asks for, or QUIC, one connection to each member.
+type Transport string
+
+// The transports.
+const (
+	TCP  Transport = "tcp"
+	QUIC Transport = "quic"
+)
+
+// Valid reports whether t is one; empty means TCP.
+func (t Transport) Valid() bool { return t == "" || t == TCP || t == QUIC }
+
 // Config is what a node's log needs. Peers, Identity, Store and Trust are required.
 type Config struct {
 	Cell, Node  string
 	TrustDomain string
 	// Dir holds the log and its snapshots.
 	Dir string
-	// Bind is the host:port to listen on.
+	// Bind is the host:port to listen on: TCP or UDP, as Transport says.
 	Bind string
+	// Transport carries the log between the members; they must agree. TCP when empty.
+	Transport Transport
 	// Peers are the members that the cell starts with, this node included; once the cell has agreed on a list of its own they
 	// are no more than addresses.
 	Peers []Peer
@@ -108,6 +122,7 @@ type Node struct {
 	refused   atomic.Uint64
 	elections atomic.Uint64
 	tendNow   chan struct{} // wakes the leader's look at the members
+	writing   atomic.Pointer[writer]
 
 	mu      sync.RWMutex    // guards what follows
 	raft    *raft.Raft      // nil while the log is not in service
@@ -217,6 +232,14 @@ func (n *Node) Problem() error {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	return n.failure
+}
+
+// Hung is for how long the log's disk has not come back from a write; 0 while it is well.
+func (n *Node) Hung() time.Duration {
+	if w := n.writing.Load(); w != nil {
+		return w.hung()
+	}
+	return 0
 }
 
 // Leader is the name of the node that leads; ok is false while nobody does, as far as this node knows.

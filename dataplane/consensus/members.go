@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -186,27 +187,47 @@ func (n *Node) RemoveMember(ctx context.Context, node string) error {
 // heardWithin is how long ago a member may have answered to count as there.
 func (n *Node) heardWithin() time.Duration { return max(2*time.Second, 4*n.cfg.Heartbeat) }
 
-// QuorumWithout is a problem, conflict, when the cell could not go on without a node. This node must lead: others do not know.
-func (n *Node) QuorumWithout(node string) error {
-	var rest, there int
-	var silent []string
+// present counts who votes beside a node, and who of those is heard.
+func (n *Node) present(beside string) (rest, there int, silent string) {
+	var names []string
 	for _, m := range n.Members() {
-		if !m.Votes || m.Node == node {
+		if !m.Votes || m.Node == beside {
 			continue
 		}
 		rest++
 		if m.Known && m.Heard < n.heardWithin() {
 			there++
 		} else {
-			silent = append(silent, m.Node)
+			names = append(names, m.Node)
 		}
 	}
+	if len(names) > 0 {
+		silent = " (not " + strings.Join(names, ", ") + ")"
+	}
+	return rest, there, silent
+}
+
+// QuorumWithout is a problem, conflict, when the cell could not go on after the removal of a node. This node must lead: others
+// do not know.
+func (n *Node) QuorumWithout(node string) error {
+	rest, there, silent := n.present(node)
 	switch need := rest/2 + 1; {
 	case rest == 0:
 		return problem.Newf(problem.Conflict, "add a node first", "node %s is the only one of cell %s that votes", node, n.cfg.Cell)
 	case there < need:
 		return problem.Newf(problem.Conflict, "bring the silent nodes back first, or remove one of those",
-			"without node %s the quorum would be lost: of the %d others that vote %d are heard, %d are needed; silent: %v", node, rest, there, need, silent)
+			"without node %s the quorum would be lost: of the others that vote %d are heard%s, %d are needed", node, there, silent, need)
+	}
+	return nil
+}
+
+// QuorumDuring is a problem, conflict, when the cell could not go on while a node is down and still counts. This node must lead.
+func (n *Node) QuorumDuring(node string) error {
+	rest, there, silent := n.present(node)
+	votes := slices.ContainsFunc(n.Members(), func(m Member) bool { return m.Votes && m.Node == node })
+	if need := (rest+1)/2 + 1; votes && there < need {
+		return problem.Newf(problem.Conflict, "bring the silent nodes back first",
+			"while node %s is down the quorum would be lost: of the others that vote %d are heard%s, %d are needed", node, there, silent, need)
 	}
 	return nil
 }

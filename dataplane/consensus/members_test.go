@@ -206,9 +206,18 @@ func TestRemovalIsRefusedWhenTheQuorumWouldBeLost(t *testing.T) {
 	if problem.CodeOf(err) != problem.Conflict {
 		t.Fatalf("got %v", err)
 	}
-	// The one that is down may go.
+	if err := c.Node(leader).Log.QuorumDuring(rest[1]); problem.CodeOf(err) != problem.Conflict {
+		t.Errorf("while it is down: %v", err)
+	}
+	// The one that is down may go, and after it either of two may be removed, but not be down.
 	must(t, remove(c, rest[0], leader, rest[1]))
 	must(t, c.Propose(c.Kill("k"), leader, rest[1]))
+	left := c.WaitLeader(leader, rest[1])
+	other := others([]string{leader, rest[1]}, left)[0]
+	c.Eventually("the two hear each other", func() bool { return c.Node(left).Log.QuorumWithout(left) == nil })
+	if err := c.Node(left).Log.QuorumDuring(other); problem.CodeOf(err) != problem.Conflict {
+		t.Errorf("one of two down: %v", err)
+	}
 	one := celltest.New(t, 1)
 	one.WaitLeader()
 	if err := one.Node("n1").Log.QuorumWithout("n1"); problem.CodeOf(err) != problem.Conflict {

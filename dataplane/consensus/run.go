@@ -68,6 +68,7 @@ func (n *Node) serve(ctx context.Context) (err error) {
 	life, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	w := startWriter(n.cfg.WriteLimit, n.cfg.BeforeWrite, end)
+	n.writing.Store(w)
 	logs, err := openLog(filepath.Join(n.cfg.Dir, "raft.db"), n.cfg.Key, w)
 	defer func() { err = errors.Join(err, release(ctx, w, logs)) }()
 	if err != nil {
@@ -98,7 +99,7 @@ func (n *Node) serve(ctx context.Context) (err error) {
 		var r *raft.Raft
 		if r, err = newRaft(conf, machine, guard{logs}, snaps, transport); err == nil {
 			n.watchElections(r)
-			n.begin(r, layer.ln.Addr().String(), transport)
+			n.begin(r, layer.wire.addr().String(), transport)
 			n.attend(life, r, layer)
 			n.stop(ctx, r, w, layer, transport.NetworkTransport)
 			machine.settle(ctx)

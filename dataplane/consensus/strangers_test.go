@@ -1,6 +1,7 @@
 package consensus_test
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/dataplane/celltest"
 	"github.com/mcpvault/mcpvault/dataplane/consensus"
+	"github.com/mcpvault/mcpvault/dataplane/consensus/quicwire"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	"github.com/mcpvault/mcpvault/kit/svid"
 	cellv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1"
@@ -68,29 +70,90 @@ func knock(addr string, cfg *tls.Config) error {
 
 func TestOnlyMembersAreLetIn(t *testing.T) {
 	t.Parallel()
-	c := celltest.New(t, 3)
-	c.WaitLeader()
-	addr := c.Node("n1").Log.Addr()
-	toN1 := svid.CellMembers(celltest.TrustDomain, celltest.CellName, "n1")
-	foreign, err := svid.CreateCA(t.TempDir(), celltest.TrustDomain)
-	must(t, err)
-	cpID, cpErr := svid.ControlPlaneID(celltest.TrustDomain, "cp")
-	must(t, knock(addr, svid.ClientTLS(node(t, c.CA, celltest.CellName, "n2"), toN1, protocol)))
-	believing := svid.ClientTLS(node(t, foreign, celltest.CellName, "n2"), toN1, protocol)
-	believing.VerifyPeerCertificate = nil // it takes the server as it is; the server must not take it
-	for name, cfg := range map[string]*tls.Config{
-		"plain TCP":                nil,
-		"a node of another cell":   svid.ClientTLS(node(t, c.CA, "us", "n2"), toN1, protocol),
-		"a node that was removed":  svid.ClientTLS(node(t, c.CA, celltest.CellName, "n9"), toN1, protocol),
-		"a control plane":          svid.ClientTLS(identity(t, c.CA, cpID, cpErr), toN1, protocol),
-		"a member of another CA":   believing,
-		"a member, other protocol": svid.ClientTLS(node(t, c.CA, celltest.CellName, "n2"), toN1, "h2"),
-	} {
-		if err := knock(addr, cfg); err == nil {
-			t.Errorf("%s was let in", name)
-		}
+	for _, by := range []struct {
+		transport consensus.Transport
+		knock     func(addr string, cfg *tls.Config) error
+	}{{consensus.TCP, knock}, {consensus.QUIC, knockQUIC}} {
+		t.Run(string(by.transport), func(t *testing.T) {
+			t.Parallel()
+			c := celltest.New(t, 3, over(by.transport))
+			c.WaitLeader()
+			addr := c.Node("n1").Log.Addr()
+			toN1 := svid.CellMembers(celltest.TrustDomain, celltest.CellName, "n1")
+			foreign, err := svid.CreateCA(t.TempDir(), celltest.TrustDomain)
+			must(t, err)
+			cpID, cpErr := svid.ControlPlaneID(celltest.TrustDomain, "cp")
+			must(t, by.knock(addr, svid.ClientTLS(node(t, c.CA, celltest.CellName, "n2"), toN1, protocol)))
+			believing := svid.ClientTLS(node(t, foreign, celltest.CellName, "n2"), toN1, protocol)
+			believing.VerifyPeerCertificate = nil // it takes the server as it is; the server must not take it
+			nobody := svid.ClientTLS(node(t, c.CA, celltest.CellName, "n2"), toN1, protocol)
+			nobody.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &tls.Certificate{}, nil }
+			for name, cfg := range map[string]*tls.Config{
+				"plain bytes":              nil,
+				"no certificate":           nobody,
+				"a node of another cell":   svid.ClientTLS(node(t, c.CA, "us", "n2"), toN1, protocol),
+				"a node that is no member": svid.ClientTLS(node(t, c.CA, celltest.CellName, "n9"), toN1, protocol),
+				"a control plane":          svid.ClientTLS(identity(t, c.CA, cpID, cpErr), toN1, protocol),
+				"a member of another CA":   believing,
+				"a member, other protocol": svid.ClientTLS(node(t, c.CA, celltest.CellName, "n2"), toN1, "h2"),
+			} {
+				if err := by.knock(addr, cfg); err == nil {
+					t.Errorf("%s was let in", name)
+				}
+			}
+			must(t, c.Propose(c.Kill("k")))
+		})
 	}
-	must(t, c.Propose(c.Kill("k")))
+}
+
+func over(transport consensus.Transport) func(*consensus.Config) {
+	return func(cfg *consensus.Config) { cfg.Transport = transport }
+}
+
+// knockQUIC is knock over QUIC; without a configuration it sends bytes that are no QUIC.
+func knockQUIC(addr string, cfg *tls.Config) error {
+	if cfg == nil {
+		conn, err := net.Dial("udp", addr)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close() }()
+		_ = conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
+		if _, err := conn.Write(make([]byte, 1200)); err != nil {
+			return err
+		}
+		if _, err = conn.Read(make([]byte, 1)); err == nil {
+			return nil
+		}
+		return err
+	}
+	end, err := quicwire.Listen("127.0.0.1:0", cfg, time.Second, func(net.Addr, error) {})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = end.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	conn, err := end.Dial(ctx, addr, cfg)
+	if err != nil {
+		return err
+	}
+	stream, err := conn.Open(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := stream.Write(make([]byte, 1)); err != nil {
+		return err
+	}
+	_ = stream.SetDeadline(time.Now().Add(time.Second))
+	_, err = stream.Read(make([]byte, 1))
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() && conn.Context().Err() == nil {
+		return nil
+	}
+	if err == nil {
+		err = errors.New("an answer before a whole message")
+	}
+	return err
 }
 
 func TestStrangersWhoSayNothingDoNotKeepMembersOut(t *testing.T) {
@@ -155,8 +218,17 @@ func TestANodeThatIsNotAdmittedIsLeftOut(t *testing.T) {
 // A member that is expelled loses the connections that it has, too.
 func TestAMemberThatIsExpelledIsCutOff(t *testing.T) {
 	t.Parallel()
+	for _, transport := range []consensus.Transport{consensus.TCP, consensus.QUIC} {
+		t.Run(string(transport), func(t *testing.T) {
+			t.Parallel()
+			expelledIsCutOff(t, transport)
+		})
+	}
+}
+
+func expelledIsCutOff(t *testing.T, transport consensus.Transport) {
 	var expelled atomic.Bool
-	c := celltest.New(t, 3, func(cfg *consensus.Config) {
+	c := celltest.New(t, 3, over(transport), func(cfg *consensus.Config) {
 		cfg.Admit = func(node string) error {
 			if expelled.Load() && node == "n3" {
 				return errors.New("expelled")

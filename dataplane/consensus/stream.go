@@ -3,7 +3,7 @@ package consensus
 import (
 	"context"
 	"crypto/tls"
-	"errors"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -25,17 +25,15 @@ const (
 	maxConnAge = 15 * time.Minute
 )
 
-// stream is Raft's transport: TLS 1.3 with SVIDs on both sides. Addresses in the log are node names; where a name is
-// found is this node's own business, and who answers there must prove the name.
+// stream is Raft's transport: TLS 1.3 with SVIDs on both sides, over TCP or QUIC. Addresses in the log are node names; where a
+// name is found is this node's own business, and who answers there must prove the name.
 type stream struct {
-	cfg    *Config
-	n      *Node
-	log    *slog.Logger
-	ln     net.Listener
-	server *tls.Config
+	cfg  *Config
+	n    *Node
+	log  *slog.Logger
+	wire wire
 
 	accepted chan net.Conn
-	slots    chan struct{}
 	// life ends with the stream.
 	life context.Context
 	end  context.CancelFunc
@@ -46,27 +44,40 @@ type stream struct {
 	conns map[*tracked]string
 }
 
+// wire is what carries the bytes.
+type wire interface {
+	// accept lets in whom the TLS configuration lets in and hands on what they open, until the stream's life ends.
+	accept(s *stream)
+	// dial connects to a member at an address.
+	dial(ctx context.Context, s *stream, node, addr string, cfg *tls.Config) (net.Conn, error)
+	addr() net.Addr
+	close() error
+}
+
 func listen(n *Node) (*stream, error) {
-	cfg, log := &n.cfg, n.log
 	life, end := context.WithCancel(context.Background())
-	ln, err := (&net.ListenConfig{}).Listen(life, "tcp", cfg.Bind)
-	if err != nil {
-		end()
-		return nil, err
-	}
 	s := &stream{
-		cfg: cfg, n: n, log: log, ln: ln,
-		accepted: make(chan net.Conn), slots: make(chan struct{}, maxHandshakes),
-		conns: map[*tracked]string{}, life: life, end: end,
+		cfg: &n.cfg, n: n, log: n.log, accepted: make(chan net.Conn), conns: map[*tracked]string{}, life: life, end: end,
 	}
-	s.server = svid.ServerTLS(cfg.Identity, func(peer svid.ID) error {
+	server := svid.ServerTLS(n.cfg.Identity, func(peer svid.ID) error {
 		_, node, _ := svid.ParseNode(peer.String())
-		if err := svid.CellMembers(cfg.TrustDomain, cfg.Cell, node)(peer); err != nil {
+		if err := svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, node)(peer); err != nil {
 			return err
 		}
 		return s.admit(node)
 	}, alpn)
-	s.wg.Go(s.acceptLoop)
+	var err error
+	switch n.cfg.Transport {
+	case QUIC:
+		s.wire, err = listenQUIC(n.cfg.Bind, server, n.log)
+	default:
+		s.wire, err = listenTCP(life, n.cfg.Bind, server)
+	}
+	if err != nil {
+		end()
+		return nil, err
+	}
+	s.wg.Go(func() { s.wire.accept(s) })
 	return s, nil
 }
 
@@ -81,51 +92,8 @@ func (s *stream) admit(node string) error {
 	return s.cfg.Admit(node)
 }
 
-func (s *stream) acceptLoop() {
-	for {
-		conn, err := s.ln.Accept()
-		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			// Out of file descriptors, most likely: do not spin.
-			select {
-			case <-s.life.Done():
-				return
-			case <-time.After(50 * time.Millisecond):
-			}
-			continue
-		}
-		select {
-		case s.slots <- struct{}{}:
-			s.wg.Go(func() {
-				defer func() { <-s.slots }()
-				s.handshake(conn)
-			})
-		case <-s.life.Done():
-			_ = conn.Close()
-			return
-		}
-	}
-}
-
-// handshake lets a member in. Until it is over the connection can hold nothing but one of the slots.
-func (s *stream) handshake(raw net.Conn) {
-	ctx, cancel := context.WithTimeout(s.life, handshakeLimit)
-	defer cancel()
-	conn := s.track(tls.Server(raw, s.server), "")
-	if conn == nil {
-		return
-	}
-	if err := conn.HandshakeContext(ctx); err != nil {
-		s.log.Warn("a connection to the log was refused", "remote", raw.RemoteAddr().String(), "error", err)
-		_ = conn.Close()
-		return
-	}
-	if peer, err := svid.PeerID(conn.ConnectionState()); err == nil {
-		_, node, _ := svid.ParseNode(peer)
-		s.name(conn, node)
-	}
+// hand gives a connection of a member to Raft, or closes it.
+func (s *stream) hand(conn net.Conn) {
 	select {
 	case s.accepted <- conn:
 	case <-s.life.Done():
@@ -133,68 +101,82 @@ func (s *stream) handshake(raw net.Conn) {
 	}
 }
 
-// tracked is a connection that ends with the stream, or at its age.
+// tracked is something that ends with the stream, with its member's membership, or at its age.
 type tracked struct {
-	*tls.Conn
 	s   *stream
 	age *time.Timer
+	// chain is what its member has shown, nil before the handshake is over.
+	chain []*x509.Certificate // guarded by s.mu
+	// cut ends it at once, without a farewell that may wait for a peer that is cut off.
+	cut func()
 }
 
-func (c *tracked) Close() error {
-	c.age.Stop()
-	c.s.mu.Lock()
-	delete(c.s.conns, c)
-	c.s.mu.Unlock()
-	return c.Conn.Close()
+// forget is for what has ended by itself.
+func (t *tracked) forget() {
+	t.age.Stop()
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	delete(t.s.conns, t)
 }
 
-// abandon closes without a TLS farewell, which may wait for a peer that is cut off.
-func (c *tracked) abandon() {
-	_ = c.NetConn().Close()
-	_ = c.Close()
+func (t *tracked) abandon() {
+	t.cut()
+	t.forget()
 }
 
-// track returns nil when the stream is closed already; the connection is closed then.
-func (s *stream) track(conn *tls.Conn, node string) *tracked {
-	c := &tracked{Conn: conn, s: s}
+// track returns nil when the stream is closed already; what it would have kept is cut then.
+func (s *stream) track(node string, cut func()) *tracked {
+	t := &tracked{s: s, cut: cut}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	select {
 	case <-s.life.Done():
-		_ = conn.NetConn().Close()
+		cut()
 		return nil
 	default:
 	}
-	c.age = time.AfterFunc(maxConnAge, c.abandon)
-	s.conns[c] = node
-	return c
+	t.age = time.AfterFunc(maxConnAge, t.abandon)
+	s.conns[t] = node
+	return t
 }
 
-// name notes whose connection it is.
-func (s *stream) name(c *tracked, node string) {
+// name notes whose it is, by the certificates that the handshake has verified.
+func (s *stream) name(t *tracked, state tls.ConnectionState) {
+	peer, err := svid.PeerID(state)
+	if err != nil {
+		return
+	}
+	_, node, _ := svid.ParseNode(peer)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, open := s.conns[c]; open {
-		s.conns[c] = node
+	if _, open := s.conns[t]; open {
+		s.conns[t], t.chain = node, state.PeerCertificates
 	}
 }
 
 // recheck closes the connections of members that are not admitted any more, or whose SVIDs are worth nothing any more.
 func (s *stream) recheck() {
+	type member struct {
+		t     *tracked
+		node  string
+		chain []*x509.Certificate
+	}
+	var open []member
 	s.mu.Lock()
-	open := maps.Clone(s.conns)
-	s.mu.Unlock()
-	for c, node := range open {
-		if node == "" {
-			continue
+	for t, node := range s.conns {
+		if node != "" {
+			open = append(open, member{t, node, t.chain})
 		}
-		err := s.admit(node)
-		if err == nil {
-			_, _, _, err = svid.Standing(s.cfg.Identity, c.ConnectionState().PeerCertificates, time.Now())
+	}
+	s.mu.Unlock()
+	for _, m := range open {
+		err := s.admit(m.node)
+		if err == nil && m.chain != nil {
+			_, _, _, err = svid.Standing(s.cfg.Identity, m.chain, time.Now())
 		}
 		if err != nil {
-			s.log.Warn("a member is no longer admitted to the log", "peer", node, "error", err)
-			c.abandon()
+			s.log.Warn("a member is no longer admitted to the log", "peer", m.node, "error", err)
+			m.t.abandon()
 		}
 	}
 }
@@ -228,16 +210,8 @@ func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Co
 	}
 	ctx, cancel := context.WithTimeout(s.life, timeout)
 	defer cancel()
-	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	conn, err := s.wire.dial(ctx, s, node, addr, svid.ClientTLS(s.cfg.Identity, svid.Exactly(id), alpn))
 	if err != nil {
-		return nil, err
-	}
-	conn := s.track(tls.Client(raw, svid.ClientTLS(s.cfg.Identity, svid.Exactly(id), alpn)), node)
-	if conn == nil {
-		return nil, net.ErrClosed
-	}
-	if err := conn.HandshakeContext(ctx); err != nil {
-		_ = conn.Close()
 		return nil, fmt.Errorf("node %s at %s: %w", node, addr, err)
 	}
 	return conn, nil
@@ -248,7 +222,7 @@ func (s *stream) Close() error {
 	var err error
 	s.once.Do(func() {
 		s.end()
-		err = s.ln.Close()
+		err = s.wire.close()
 		s.mu.Lock()
 		open := maps.Clone(s.conns)
 		s.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,6 +26,8 @@ type writer struct {
 	// ended is closed when the goroutine has ended, which a hanging disk delays.
 	ended  chan struct{}
 	onFail func(error)
+	// busy is when the write that is under way began, in ns; 0 while none is.
+	busy atomic.Int64
 
 	mu    sync.Mutex // guards cause
 	cause error
@@ -52,6 +55,7 @@ func (w *writer) loop() {
 		case <-w.quit:
 			return
 		case j := <-w.jobs:
+			w.busy.Store(time.Now().UnixNano())
 			var err error
 			if w.before != nil {
 				err = w.before()
@@ -59,6 +63,7 @@ func (w *writer) loop() {
 			if err == nil {
 				err = j.do()
 			}
+			w.busy.Store(0)
 			j.done <- err
 		}
 	}
@@ -105,6 +110,15 @@ func (w *writer) err() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.cause
+}
+
+// hung is for how long the write that is under way has been; 0 while none is.
+func (w *writer) hung() time.Duration {
+	began := w.busy.Load()
+	if began == 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, began))
 }
 
 // stop lets the goroutine end after the write in progress.

@@ -55,6 +55,8 @@ type Config struct {
 	OnConnect func()
 	// OnSessionQuery hears what the control plane asks about sessions; it must not block. It may be nil.
 	OnSessionQuery func(*cellv1.SessionQuery)
+	// OnOrder hears what the control plane wants done; it must not block. It may be nil.
+	OnOrder func(*cellv1.NodeOrder)
 	// OnCells hears where the cells are; it must not block. It may be nil.
 	OnCells func(*cellv1.CellDirectory)
 	// Now is the time that the node believes; the wall clock when nil.
@@ -233,6 +235,11 @@ func (f *Feed) handle(ctx context.Context, ev *cellv1.WatchResponse) {
 	case *cellv1.WatchResponse_Sessions:
 		if f.cfg.OnSessionQuery != nil {
 			f.cfg.OnSessionQuery(e.Sessions)
+		}
+		return
+	case *cellv1.WatchResponse_Order:
+		if f.cfg.OnOrder != nil {
+			f.cfg.OnOrder(e.Order)
 		}
 		return
 	case *cellv1.WatchResponse_Cells:

@@ -25,6 +25,12 @@ func (member) Propose(context.Context, *cellv1.RaftEntry) (uint64, error) { pani
 func (member) ProposeSessions(context.Context, *cellv1.SessionBatch) ([]cellv1.SessionVerdict, error) {
 	panic("not asked here")
 }
+
+func (member) HearKills(context.Context, string, [][]byte) { panic("not asked here") }
+
+func (member) CarryOut(context.Context, *cellv1.NodeOrder) *cellv1.AnswerOrderRequest {
+	panic("not asked here")
+}
 func (member) Blob(snapshot.Digest) ([]byte, error) { panic("not asked here") }
 
 func (member) Status(bool) *cellv1.GetStatusResponse { panic("not asked here") }

@@ -14,6 +14,9 @@ type Bound struct {
 	Effects bool
 }
 
+// noBound is longer than anybody waits, and shorter than the age of what a clock says that is not to be believed.
+const noBound = math.MaxInt64 - 1
+
 // narrow is the bound of what carries the labels.
 func (b Bound) narrow(limits map[string]int64, labels []string) Bound {
 	if len(limits) == 0 {
@@ -30,6 +33,9 @@ func (b Bound) narrow(limits map[string]int64, labels []string) Bound {
 // Bound is that of a class of calls, whatever they reach. A class without an effect is held to that of destructive ones.
 func (t *Tenant) Bound(effect snapshotv1.Effect) Bound {
 	if effect == snapshotv1.Effect_EFFECT_READ {
+		if t.Settings.GetAfterStaleness() == snapshotv1.AfterStaleness_AFTER_STALENESS_READ_ONLY {
+			return Bound{MS: noBound}
+		}
 		return Bound{MS: t.Settings.GetMaxStalenessReadMs()}
 	}
 	return Bound{MS: t.Settings.GetMaxStalenessWriteMs(), Effects: true}

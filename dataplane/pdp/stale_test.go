@@ -20,6 +20,11 @@ const (
 // class=payment for 300.
 func labelled(t *testing.T) *pdp.Tenant {
 	t.Helper()
+	return labelledWith(t, snapshotv1.AfterStaleness_AFTER_STALENESS_UNSPECIFIED)
+}
+
+func labelledWith(t *testing.T, after snapshotv1.AfterStaleness) *pdp.Tenant {
+	t.Helper()
 	raw, err := builder.Build(&snapshot.Policy{
 		Tenant: "id-acme", Principals: []snapshot.Principal{{Name: "alice"}},
 		Servers: []snapshot.Server{{Name: "bank", Items: []string{"balance", "pay", "close", snapshot.ItemOther}}},
@@ -37,7 +42,7 @@ func labelled(t *testing.T) *pdp.Tenant {
 	}
 	got, err := pdp.NewTenant(&snapshotv1.Head{TenantId: "id-acme", Tenant: "acme", Epoch: 1, Generation: 1}, d, x, &snapshotv1.Catalogue{
 		Settings: &snapshotv1.Settings{
-			MaxStalenessReadMs: 10_000, MaxStalenessWriteMs: 1000,
+			MaxStalenessReadMs: 10_000, MaxStalenessWriteMs: 1000, AfterStaleness: after,
 			LabelStaleness: []*snapshotv1.LabelStaleness{
 				{Label: "class=payment", MaxMs: 300}, {Label: "class=slow", MaxMs: 99_000}, {Label: "region=eu", MaxMs: 5000},
 			},
@@ -91,6 +96,27 @@ func TestTheNarrowestBoundOfClassAndLabelsCounts(t *testing.T) {
 	p.SuspectClock(true)
 	if s.Fresh(tenant, tool("balance").Called, confirmed) {
 		t.Error("a bound is measured by a clock that is not believed")
+	}
+}
+
+func TestWhereReadsGoOnAfterTheirBoundNothingElseDoes(t *testing.T) {
+	t.Parallel()
+	p := pdp.New("acme")
+	p.Activate([]*pdp.Tenant{labelledWith(t, snapshotv1.AfterStaleness_AFTER_STALENESS_READ_ONLY)}, nil)
+	p.RenewLease("id-acme", 1)
+	s := p.Current()
+	tenant := s.Tenant("id-acme")
+	const years = 10 * 365 * 24 * 3600e3
+	if !s.Fresh(tenant, tenant.Bound(read), years) || s.Fresh(tenant, tenant.Bound(write), years) || s.Fresh(tenant, tenant.Bound(destructive), years) {
+		t.Error("reads are to go on, and only reads")
+	}
+	bank, _ := tenant.Server("bank")
+	if balance, _ := bank.Tool("balance"); s.Fresh(tenant, balance.Called, years) {
+		t.Error("a label's own bound is over")
+	}
+	p.SuspectClock(true)
+	if s.Fresh(tenant, tenant.Bound(read), years) {
+		t.Error("a clock that is not believed closes reads too")
 	}
 }
 

@@ -2,7 +2,6 @@ package peers
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"time"
 
@@ -15,9 +14,9 @@ import (
 
 // ShareBudgets tells one peer what this node gave it, and returns its answer.
 func (s *Set) ShareBudgets(ctx context.Context, node string, out []limit.Entry) ([]limit.Entry, error) {
-	c, ok := s.clients[node]
-	if !ok {
-		return nil, fmt.Errorf("%q is not a peer of this node", node)
+	c, err := s.client(node)
+	if err != nil {
+		return nil, err
 	}
 	r, err := c.ShareBudgets(ctx, &cellv1.ShareBudgetsRequest{Shares: toWire(out)})
 	if err != nil {

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,46 +29,87 @@ const (
 	chunkBytes = 256 << 10
 	// maxStatus bounds what one peer may answer: all heads of the cell and the deltas behind them.
 	maxStatus = 64 << 20
-	// maxRequest bounds what a peer may send: entries of the log, or a message about budgets.
-	maxRequest = 1 << 20
+	// maxRequest bounds what a peer may send: entries of the log, kills, or a message about budgets.
+	maxRequest = 2 << 20
 	// compressFrom is where compressing begins to pay between machines that stand side by side: a compressor takes 800 KB, and a
 	// peer asks how this node is every second.
 	compressFrom = 64 << 10
 )
 
-// Set is this node's view of the others.
+// Set is this node's view of the others. It is safe for concurrent use.
 type Set struct {
-	clients map[string]cellv1connect.PeerServiceClient
-	order   []string
+	transport func(node string) http.RoundTripper
+
+	mu    sync.RWMutex // guards what follows, which is replaced and never changed
+	peers map[string]peer
+	order []string
+}
+
+type peer struct {
+	addr   string
+	client cellv1connect.PeerServiceClient
+	http   http.RoundTripper
 }
 
 // NewSet makes clients for the peers, by node name; transport gives the authorised transport to one of them.
 func NewSet(addrs map[string]string, transport func(node string) http.RoundTripper) *Set {
-	s := &Set{clients: make(map[string]cellv1connect.PeerServiceClient, len(addrs))}
-	for node, addr := range addrs {
-		hc := &http.Client{Transport: transport(node)}
-		s.clients[node] = cellv1connect.NewPeerServiceClient(connect.NewClient(
-			connecthttp.NewTransport(hc, "https://"+addr, connecthttp.WithReadMaxBytes(maxStatus))))
-		s.order = append(s.order, node)
-	}
+	s := &Set{transport: transport}
+	s.Update(addrs)
 	return s
+}
+
+// Update replaces the peers. The connections of those that stay where they are stay open.
+func (s *Set) Update(addrs map[string]string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := make(map[string]peer, len(addrs))
+	for node, addr := range addrs {
+		if have, ok := s.peers[node]; ok && have.addr == addr {
+			next[node] = have
+			continue
+		}
+		t := s.transport(node)
+		next[node] = peer{addr, cellv1connect.NewPeerServiceClient(connect.NewClient(
+			connecthttp.NewTransport(&http.Client{Transport: t}, "https://"+addr, connecthttp.WithReadMaxBytes(maxStatus)))), t}
+	}
+	for node, have := range s.peers {
+		if next[node].addr != have.addr {
+			(&http.Client{Transport: have.http}).CloseIdleConnections()
+		}
+	}
+	s.peers, s.order = next, slices.Sorted(maps.Keys(next))
+}
+
+func (s *Set) all() (map[string]peer, []string) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.peers, s.order
+}
+
+func (s *Set) client(node string) (cellv1connect.PeerServiceClient, error) {
+	all, _ := s.all()
+	p, ok := all[node]
+	if !ok {
+		return nil, fmt.Errorf("%q is not a peer of this node", node)
+	}
+	return p.client, nil
 }
 
 // Propose hands an entry to the node that leads.
 func (s *Set) Propose(ctx context.Context, leader string, entry *cellv1.RaftEntry) error {
-	c, ok := s.clients[leader]
-	if !ok {
-		return fmt.Errorf("leader %q is not a peer of this node", leader)
+	c, err := s.client(leader)
+	if err != nil {
+		return err
 	}
-	_, err := c.Propose(ctx, &cellv1.ProposeRequest{Entry: entry})
+	_, err = c.Propose(ctx, &cellv1.ProposeRequest{Entry: entry})
 	return err
 }
 
 // ProposeSessions hands a change of leases to the node that leads, and returns what became of each opening in it.
 func (s *Set) ProposeSessions(ctx context.Context, leader string, b *cellv1.SessionBatch) ([]cellv1.SessionVerdict, error) {
-	c, ok := s.clients[leader]
-	if !ok {
-		return nil, fmt.Errorf("leader %q is not a peer of this node", leader)
+	c, err := s.client(leader)
+	if err != nil {
+		return nil, err
 	}
 	r, err := c.ProposeSessions(ctx, &cellv1.ProposeSessionsRequest{Batch: b})
 	return r.GetVerdicts(), err
@@ -75,8 +118,9 @@ func (s *Set) ProposeSessions(ctx context.Context, leader string, b *cellv1.Sess
 // Fetch reads a shard from whichever peer has it.
 func (s *Set) Fetch(ctx context.Context, d snapshot.Digest, size int64) ([]byte, error) {
 	var errs error
-	for _, node := range s.order {
-		b, err := s.read(ctx, s.clients[node], d, size)
+	all, order := s.all()
+	for _, node := range order {
+		b, err := s.read(ctx, all[node].client, d, size)
 		if err == nil {
 			return b, nil
 		}
@@ -127,9 +171,9 @@ func Collect(size int64, next func() ([]byte, error)) ([]byte, error) {
 
 // Status asks one peer how it is and what it would serve.
 func (s *Set) Status(ctx context.Context, node string) (*cellv1.GetStatusResponse, error) {
-	c, ok := s.clients[node]
-	if !ok {
-		return nil, fmt.Errorf("%q is not a peer of this node", node)
+	c, err := s.client(node)
+	if err != nil {
+		return nil, err
 	}
 	return c.GetStatus(ctx, &cellv1.GetStatusRequest{})
 }
@@ -140,9 +184,10 @@ func (s *Set) Statuses(ctx context.Context, brief bool) []*cellv1.GetStatusRespo
 	var mu sync.Mutex
 	var all []*cellv1.GetStatusResponse
 	var wg sync.WaitGroup
-	for node, c := range s.clients {
+	peers, _ := s.all()
+	for node, p := range peers {
 		wg.Go(func() {
-			r, err := c.GetStatus(ctx, &cellv1.GetStatusRequest{Brief: brief})
+			r, err := p.client.GetStatus(ctx, &cellv1.GetStatusRequest{Brief: brief})
 			if err != nil || r.GetStatus() == nil {
 				return
 			}
@@ -162,10 +207,11 @@ func (s *Set) Clocks(ctx context.Context, now func() time.Time) []time.Duration 
 	var mu sync.Mutex
 	var all []time.Duration
 	var wg sync.WaitGroup
-	for _, c := range s.clients {
+	peers, _ := s.all()
+	for _, p := range peers {
 		wg.Go(func() {
 			asked, begin := now(), time.Now()
-			r, err := c.GetStatus(ctx, &cellv1.GetStatusRequest{Brief: true})
+			r, err := p.client.GetStatus(ctx, &cellv1.GetStatusRequest{Brief: true})
 			if err != nil || r.GetWallMs() <= 0 {
 				return
 			}
@@ -185,6 +231,8 @@ type Node interface {
 	ProposeSessions(ctx context.Context, b *cellv1.SessionBatch) ([]cellv1.SessionVerdict, error)
 	Blob(d snapshot.Digest) ([]byte, error)
 	Status(brief bool) *cellv1.GetStatusResponse
+	HearKills(ctx context.Context, peer string, kills [][]byte)
+	CarryOut(ctx context.Context, o *cellv1.NodeOrder) *cellv1.AnswerOrderRequest
 	ShareBudgets(peer string, in []limit.Entry) []limit.Entry
 }
 

@@ -41,3 +41,30 @@ func TestALabelClosesItsToolsBeforeTheOthers(t *testing.T) {
 		t.Errorf("after the next heartbeat: %s", a.body)
 	}
 }
+
+func TestAfterTheBoundReadsGoOnWhereTheTenantWantsThat(t *testing.T) {
+	t.Parallel()
+	for _, after := range []snapshotv1.AfterStaleness{
+		snapshotv1.AfterStaleness_AFTER_STALENESS_UNSPECIFIED, snapshotv1.AfterStaleness_AFTER_STALENESS_READ_ONLY,
+	} {
+		up := newScripted(t)
+		var ahead atomic.Int64
+		now := func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+		server := catalogueServer("pay", up.url, allEras(), plainTool("balance", read), plainTool("refund", destructive))
+		g := newGateway(t, pep.Config{Now: now}, []snapshot.Grant{{ID: "g1", Subject: "user:alice", Server: "pay"}}, server)
+		g.cat.Settings.AfterStaleness = after
+		g.publish()
+		ahead.Store(int64(100 * time.Hour))
+		goOn := after == snapshotv1.AfterStaleness_AFTER_STALENESS_READ_ONLY
+		if a := g.call("/mcp/pay", "alice", "balance", "{}"); strings.Contains(a.body, `"reason":"stale"`) == goOn {
+			t.Errorf("%s: a read: %s", after, a.body)
+		}
+		if list := g.modern("/mcp/pay", "alice", "tools/list", "", "").body; strings.Contains(list, `"balance"`) != goOn {
+			t.Errorf("%s: the list: %s", after, list)
+		}
+		before := up.calls()
+		if a := g.call("/mcp/pay", "alice", "refund", "{}"); !strings.Contains(a.body, `"reason":"stale"`) || up.calls() != before {
+			t.Errorf("%s: a call with effects: %s", after, a.body)
+		}
+	}
+}

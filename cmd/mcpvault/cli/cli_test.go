@@ -146,7 +146,7 @@ func TestTheCommandsThatScriptsRelyOnAreThere(t *testing.T) {
 		"org list", "org get", "org create", "team list", "team get", "team create", "team add-member", "team remove-member",
 		"user list", "user get", "user create", "user disable", "user enable", "role list", "role get", "role create", "role assign", "role unassign",
 		"grant", "revoke", "grants list", "server add", "server list", "server get", "server versions", "server scan", "server approve", "server rm",
-		"token create", "token list", "token revoke", "mcp list", "mcp call", "cell list", "cell status",
+		"token create", "token list", "token revoke", "mcp list", "mcp call", "cell list", "cell status", "cell members", "cell add", "cell remove", "cell step-down", "cell drain",
 		"snapshot list", "snapshot get", "snapshot verify", "audit tail", "audit get", "audit verify", "audit search", "audit changes",
 		"access explain", "access who-can", "access what-can", "access replay", "kill", "doctor", "completion bash", "version",
 	} {

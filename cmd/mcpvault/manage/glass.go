@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -187,4 +188,54 @@ func killImport(a *cli.App) *cobra.Command {
 		})
 	cmd.Flags().StringVar(&roots, "roots", "", "file of root keys; the context's when not given")
 	return cmd
+}
+
+// killDeliver puts a file where a node of a cell that is cut off looks for it, and waits for its verdict.
+func killDeliver(a *cli.App) *cobra.Command {
+	var dataDir string
+	wait := 5 * time.Second
+	cmd := a.Leaf("deliver FILE", "On a node's machine, hands it kills that were signed offline; its peers hear of them from it. No control plane is needed.",
+		"  mcpvault kill deliver mallory.kills --data-dir /var/lib/mcpvault", cli.Args("FILE"),
+		func(ctx context.Context, args []string) error {
+			raw, err := os.ReadFile(args[0])
+			if err != nil {
+				return problem.New(problem.NotFound, "the file cannot be read: "+err.Error(), "check its name")
+			}
+			if _, err := breakglass.Parse(raw); err != nil {
+				return problem.New(problem.Invalid, args[0]+" is no file of kills: "+err.Error(), "make one with `mcpvault kill sign`")
+			}
+			name := filepath.Join(dataDir, "kills", ulid.Make().String())
+			err = os.WriteFile(name, raw, 0o600) //nolint:gosec // the person at the keyboard names the directory
+			if err == nil {
+				err = os.Rename(name, name+".kills")
+			}
+			if err != nil {
+				return problem.New(problem.NotFound, "it cannot be put there: "+err.Error(), "give the node's own data_dir with --data-dir, as the user that it runs as")
+			}
+			return awaitDelivered(ctx, a, name+".kills", wait)
+		})
+	cmd.Flags().StringVar(&dataDir, "data-dir", "", "the node's data_dir")
+	cmd.Flags().DurationVar(&wait, "wait", wait, "how long to wait for the node")
+	return cmd
+}
+
+func awaitDelivered(ctx context.Context, a *cli.App, path string, wait time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := os.Stat(path + ".taken"); err == nil {
+			a.Notef("in force on this node; it tells its peers")
+			return nil
+		}
+		if _, err := os.Stat(path + ".refused"); err == nil {
+			return problem.New(problem.Denied, "the node refuses the file whole", "its log says why; `mcpvault kill inspect FILE --roots FILE` checks it against the node's roots")
+		}
+		select {
+		case <-ctx.Done():
+			return problem.Newf(problem.Timeout, "is it running? It takes the file when it starts", "the node has not looked at %s", path)
+		case <-tick.C:
+		}
+	}
 }

@@ -110,7 +110,7 @@ func killCommand(a *cli.App) *cobra.Command {
 	cmd.Flags().BoolVar(&everywhere, "everywhere", false, "in every organisation; for an owner of the platform")
 	cmd.Flags().DurationVar(&wait, "wait", wait, "how long to wait for the nodes to acknowledge")
 	cmd.ValidArgs = killKinds()
-	cmd.AddCommand(killList(a), killSign(a), killInspect(a), killImport(a))
+	cmd.AddCommand(killList(a), killSign(a), killInspect(a), killImport(a), killDeliver(a))
 	return cmd
 }
 

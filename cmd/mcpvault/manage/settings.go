@@ -23,6 +23,7 @@ type settingsView struct {
 	Read   string            `json:"max_staleness_read"`
 	Write  string            `json:"max_staleness_write"`
 	Labels map[string]string `json:"label_staleness"`
+	After  string            `json:"after_staleness"`
 	// Rates are as they are set: 100/1s+200.
 	Rates    map[string]string `json:"rate_limits"`
 	MaxCalls uint32            `json:"max_calls"`
@@ -37,7 +38,7 @@ type settingsView struct {
 
 func viewSettings(s *adminv1.Settings) settingsView {
 	v := settingsView{
-		Read: lasting(s.GetMaxStalenessRead()), Write: lasting(s.GetMaxStalenessWrite()), Labels: map[string]string{},
+		Read: lasting(s.GetMaxStalenessRead()), Write: lasting(s.GetMaxStalenessWrite()), Labels: map[string]string{}, After: s.GetAfterStaleness(),
 		Rates: viewRates(s.GetRateLimits()), MaxCalls: s.GetMaxCalls(),
 		Idle: lasting(s.GetSessionIdle()), Max: lasting(s.GetSessionMax()),
 		PerPrincipal: s.GetSessionsPerPrincipal(), PerTenant: s.GetSessionsPerTenant(),
@@ -66,6 +67,7 @@ func settingsColumns() []output.Column[settingsView] {
 		{Head: "MAX STALENESS READ", Cell: func(v settingsView) string { return v.Read }},
 		{Head: "MAX STALENESS WRITE", Cell: func(v settingsView) string { return v.Write }},
 		{Head: "OF LABELS", Cell: func(v settingsView) string { return pairs(v.Labels) }},
+		{Head: "AFTER IT", Cell: func(v settingsView) string { return v.After }},
 		{Head: "RATE LIMITS", Cell: func(v settingsView) string { return pairs(v.Rates) }},
 		{Head: "MAX CALLS", Cell: func(v settingsView) string {
 			if v.MaxCalls == 0 {
@@ -110,19 +112,20 @@ func settingsCommand(a *cli.App) *cobra.Command {
 
 func setSettings(a *cli.App) *cobra.Command {
 	var w cli.Waiting
-	var read, write, idle, longest, maxCalls string
+	var read, write, after, idle, longest, maxCalls string
 	var labels, rates []string
 	var perPrincipal, perOrg uint32
 	var guards guardsFlags
 	var cmd *cobra.Command
 	cmd = a.AdminLeaf("set", "Changes settings. What is not given stays; `default` goes back to what it was at first.",
 		`  mcpvault settings set --max-staleness-write 12h
+  mcpvault settings set --max-staleness-read 24h --after-staleness allow-read-only
   mcpvault settings set --max-staleness-label pci=true:15m --max-staleness-label env=test:default
   mcpvault settings set --rate-limit principal=100/1s+200 --rate-limit tool/payments/refund=10/1m --rate-limit tenant=default
   mcpvault settings set --session-idle 1h --session-max 12h --sessions-per-principal 64
   mcpvault settings set --check-arguments --hidden-text block --question-origin https://login.example.com`, cli.Args(),
 		func(ctx context.Context, c *admin.Client, tenant string, _ []string) error {
-			req := &adminv1.UpdateSettingsRequest{Tenant: tenant, LabelStaleness: map[string]*durationpb.Duration{}}
+			req := &adminv1.UpdateSettingsRequest{Tenant: tenant, AfterStaleness: after, LabelStaleness: map[string]*durationpb.Duration{}}
 			var err error
 			if req.MaxStalenessRead, err = bound(read); err != nil {
 				return err
@@ -158,7 +161,7 @@ func setSettings(a *cli.App) *cobra.Command {
 				req.SessionsPerTenant = &perOrg
 			}
 			req.Guards = guards.change(cmd)
-			if req.Guards == nil && read+write+idle+longest+maxCalls == "" && len(labels)+len(rates) == 0 && req.SessionsPerPrincipal == nil && req.SessionsPerTenant == nil {
+			if req.Guards == nil && read+write+after+idle+longest+maxCalls == "" && len(labels)+len(rates) == 0 && req.SessionsPerPrincipal == nil && req.SessionsPerTenant == nil {
 				return problem.New(problem.Invalid, "nothing to change was given", "`mcpvault settings set --help` lists what can be")
 			}
 			resp, err := c.Settings.UpdateSettings(ctx, req)
@@ -170,6 +173,7 @@ func setSettings(a *cli.App) *cobra.Command {
 		})
 	cmd.Flags().StringVar(&read, "max-staleness-read", "", "how long after the last contact with the control plane a cell still serves reads, for example 72h")
 	cmd.Flags().StringVar(&write, "max-staleness-write", "", "the same for everything else, for example 24h")
+	cmd.Flags().StringVar(&after, "after-staleness", "", "what a cell does when the bound of reads is over: deny, or allow-read-only")
 	cmd.Flags().StringArrayVar(&labels, "max-staleness-label", nil, "KEY=VALUE:TIME: a narrower bound for what carries the label, for example pci=true:15m; may be given again")
 	cmd.Flags().StringArrayVar(&rates, "rate-limit", nil, "SUBJECT=REQUESTS/TIME[+BURST]: what may be asked for over time; the subject is principal, tenant, server, tool, discover or resume for each of them, or principal/NAME, server/NAME, tool/SERVER/NAME; may be given again")
 	cmd.Flags().StringVar(&maxCalls, "max-calls", "", "how many requests of one principal a node has under way at most")

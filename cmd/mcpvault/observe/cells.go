@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -77,6 +78,15 @@ func (n nodeView) oldestConfirmed() string {
 	return oldest
 }
 
+// age is how long ago that is.
+func (n nodeView) age() string {
+	at, err := time.Parse(time.RFC3339, n.oldestConfirmed())
+	if err != nil {
+		return "-"
+	}
+	return max(0, time.Since(at)).Round(time.Second).String()
+}
+
 func (c cellView) connected() string {
 	n := 0
 	for _, node := range c.Nodes {
@@ -132,7 +142,7 @@ func cellCommand(a *cli.App) *cobra.Command {
 			return cli.PrintList(a, nodes, nodeColumns()...)
 		})
 	return a.Group("cell", "Cells: the places where calls are decided.", "  mcpvault cell status", list, status,
-		machines.JoinTokens(a), machines.Join(a))
+		machines.JoinTokens(a), machines.Join(a), membersCommand(a), addMember(a), removeMember(a), stepDown(a), drainNode(a))
 }
 
 // states are the beginnings of the state hashes: nodes that serve one generation have the same.
@@ -160,6 +170,7 @@ func nodeColumns() []output.Column[nodeView] {
 		})},
 		{Head: "HEARTBEAT", Cell: func(v nodeView) string { return v.Heartbeat }},
 		{Head: "CONFIRMED", Cell: nodeView.oldestConfirmed},
+		{Head: "AGE", Cell: nodeView.age},
 		{Head: "ROOTS", Cell: func(v nodeView) string { return fmt.Sprint(v.Roots) }, Wide: true},
 		{Head: "AUDIT", Cell: func(v nodeView) string { return fmt.Sprintf("%d/%d", v.Delivered, v.Audit) }},
 		{Head: "PROBLEMS", Cell: func(v nodeView) string { return strings.Join(v.Problems, "; ") }},

@@ -764,6 +764,9 @@ type Settings struct {
 	MaxStalenessWrite *durationpb.Duration `protobuf:"bytes,2,opt,name=max_staleness_write,json=maxStalenessWrite,proto3" json:"max_staleness_write,omitempty"`
 	// Narrower bounds for what carries a label, by "key=value"; the narrowest that applies counts.
 	LabelStaleness map[string]*durationpb.Duration `protobuf:"bytes,3,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What is done when the bound of reads is over: deny, or allow-read-only, where reads go on but for what carries a label with
+	// a bound of its own.
+	AfterStaleness string `protobuf:"bytes,40,opt,name=after_staleness,json=afterStaleness,proto3" json:"after_staleness,omitempty"`
 	// What callers may ask for over time, by what shares a bucket: principal, tenant, server, tool, discover or resume for each
 	// of them, principal/NAME, server/NAME or tool/SERVER/NAME for one. What is not there has no limit.
 	RateLimits map[string]*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -831,6 +834,13 @@ func (x *Settings) GetLabelStaleness() map[string]*durationpb.Duration {
 		return x.LabelStaleness
 	}
 	return nil
+}
+
+func (x *Settings) GetAfterStaleness() string {
+	if x != nil {
+		return x.AfterStaleness
+	}
+	return ""
 }
 
 func (x *Settings) GetRateLimits() map[string]*RateLimit {
@@ -1131,6 +1141,8 @@ type UpdateSettingsRequest struct {
 	MaxStalenessWrite *durationpb.Duration `protobuf:"bytes,3,opt,name=max_staleness_write,json=maxStalenessWrite,proto3" json:"max_staleness_write,omitempty"`
 	// By "key=value"; 0 takes the bound away.
 	LabelStaleness map[string]*durationpb.Duration `protobuf:"bytes,4,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// deny or allow-read-only; "" leaves it.
+	AfterStaleness string `protobuf:"bytes,40,opt,name=after_staleness,json=afterStaleness,proto3" json:"after_staleness,omitempty"`
 	// By what shares a bucket; a limit of 0 requests takes it away. A burst of 0 is as many as requests.
 	RateLimits map[string]*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// 0 goes back to the node's own bound.
@@ -1201,6 +1213,13 @@ func (x *UpdateSettingsRequest) GetLabelStaleness() map[string]*durationpb.Durat
 		return x.LabelStaleness
 	}
 	return nil
+}
+
+func (x *UpdateSettingsRequest) GetAfterStaleness() string {
+	if x != nil {
+		return x.AfterStaleness
+	}
+	return ""
 }
 
 func (x *UpdateSettingsRequest) GetRateLimits() map[string]*RateLimit {
@@ -1536,11 +1555,12 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"\x06access\x18\x04 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\x06access\x12\x16\n" +
 	"\x06remove\x18\x05 \x01(\bR\x06remove\"-\n" +
 	"\x0fSetLinkResponse\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\"\xb1\x06\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"\xda\x06\n" +
 	"\bSettings\x12G\n" +
 	"\x12max_staleness_read\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x10maxStalenessRead\x12I\n" +
 	"\x13max_staleness_write\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x11maxStalenessWrite\x12X\n" +
-	"\x0flabel_staleness\x18\x03 \x03(\v2/.mcpvault.admin.v1.Settings.LabelStalenessEntryR\x0elabelStaleness\x12L\n" +
+	"\x0flabel_staleness\x18\x03 \x03(\v2/.mcpvault.admin.v1.Settings.LabelStalenessEntryR\x0elabelStaleness\x12'\n" +
+	"\x0fafter_staleness\x18( \x01(\tR\x0eafterStaleness\x12L\n" +
 	"\vrate_limits\x18\x14 \x03(\v2+.mcpvault.admin.v1.Settings.RateLimitsEntryR\n" +
 	"rateLimits\x12\x1b\n" +
 	"\tmax_calls\x18\x15 \x01(\rR\bmaxCalls\x12<\n" +
@@ -1570,12 +1590,13 @@ const file_mcpvault_admin_v1_data_proto_rawDesc = "" +
 	"\x12GetSettingsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\"N\n" +
 	"\x13GetSettingsResponse\x127\n" +
-	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\"\x9c\t\n" +
+	"\bsettings\x18\x01 \x01(\v2\x1b.mcpvault.admin.v1.SettingsR\bsettings\"\xe5\t\n" +
 	"\x15UpdateSettingsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12G\n" +
 	"\x12max_staleness_read\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x10maxStalenessRead\x12I\n" +
 	"\x13max_staleness_write\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x11maxStalenessWrite\x12\xb6\x01\n" +
-	"\x0flabel_staleness\x18\x04 \x03(\v2<.mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntryBO\xbaHL\x9a\x01I\x10d\"ErC2A^[A-Za-z0-9][A-Za-z0-9._-]{0,62}=[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x0elabelStaleness\x12\xb1\x01\n" +
+	"\x0flabel_staleness\x18\x04 \x03(\v2<.mcpvault.admin.v1.UpdateSettingsRequest.LabelStalenessEntryBO\xbaHL\x9a\x01I\x10d\"ErC2A^[A-Za-z0-9][A-Za-z0-9._-]{0,62}=[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x0elabelStaleness\x12G\n" +
+	"\x0fafter_staleness\x18( \x01(\tB\x1e\xbaH\x1br\x19R\x00R\x04denyR\x0fallow-read-onlyR\x0eafterStaleness\x12\xb1\x01\n" +
 	"\vrate_limits\x18\x14 \x03(\v28.mcpvault.admin.v1.UpdateSettingsRequest.RateLimitsEntryBV\xbaHS\x9a\x01P\x10d\"LrJ\x18\xac\x022E^(principal|tenant|server|tool|discover|resume)(/[^\\x00-\\x20\\x7f]+)?$R\n" +
 	"rateLimits\x12+\n" +
 	"\tmax_calls\x18\x15 \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06H\x00R\bmaxCalls\x88\x01\x01\x12<\n" +

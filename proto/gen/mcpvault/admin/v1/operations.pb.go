@@ -597,6 +597,498 @@ func (x *WaitRevisionResponse) GetElapsedMs() float64 {
 	return 0
 }
 
+type ListMembersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cell          string                 `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListMembersRequest) Reset() {
+	*x = ListMembersRequest{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMembersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMembersRequest) ProtoMessage() {}
+
+func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
+func (*ListMembersRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListMembersRequest) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+type ListMembersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Leader        string                 `protobuf:"bytes,1,opt,name=leader,proto3" json:"leader,omitempty"`
+	Members       []*v11.CellMember      `protobuf:"bytes,2,rep,name=members,proto3" json:"members,omitempty"`
+	Removed       []string               `protobuf:"bytes,3,rep,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListMembersResponse) Reset() {
+	*x = ListMembersResponse{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListMembersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListMembersResponse) ProtoMessage() {}
+
+func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListMembersResponse.ProtoReflect.Descriptor instead.
+func (*ListMembersResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListMembersResponse) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *ListMembersResponse) GetMembers() []*v11.CellMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *ListMembersResponse) GetRemoved() []string {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
+type AddMemberRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Cell  string                 `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
+	Node  string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// host:port each. When empty, those that the node has told.
+	Raft          string `protobuf:"bytes,3,opt,name=raft,proto3" json:"raft,omitempty"`
+	Peer          string `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddMemberRequest) Reset() {
+	*x = AddMemberRequest{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddMemberRequest) ProtoMessage() {}
+
+func (x *AddMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddMemberRequest.ProtoReflect.Descriptor instead.
+func (*AddMemberRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AddMemberRequest) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+func (x *AddMemberRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AddMemberRequest) GetRaft() string {
+	if x != nil {
+		return x.Raft
+	}
+	return ""
+}
+
+func (x *AddMemberRequest) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+type AddMemberResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddMemberResponse) Reset() {
+	*x = AddMemberResponse{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddMemberResponse) ProtoMessage() {}
+
+func (x *AddMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddMemberResponse.ProtoReflect.Descriptor instead.
+func (*AddMemberResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{11}
+}
+
+type RemoveMemberRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cell          string                 `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMemberRequest) Reset() {
+	*x = RemoveMemberRequest{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMemberRequest) ProtoMessage() {}
+
+func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
+func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RemoveMemberRequest) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+func (x *RemoveMemberRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type RemoveMemberResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMemberResponse) Reset() {
+	*x = RemoveMemberResponse{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMemberResponse) ProtoMessage() {}
+
+func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMemberResponse.ProtoReflect.Descriptor instead.
+func (*RemoveMemberResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{13}
+}
+
+type StepDownRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cell          string                 `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepDownRequest) Reset() {
+	*x = StepDownRequest{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepDownRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepDownRequest) ProtoMessage() {}
+
+func (x *StepDownRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepDownRequest.ProtoReflect.Descriptor instead.
+func (*StepDownRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *StepDownRequest) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+type StepDownResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who leads now.
+	Leader        string `protobuf:"bytes,1,opt,name=leader,proto3" json:"leader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StepDownResponse) Reset() {
+	*x = StepDownResponse{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StepDownResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StepDownResponse) ProtoMessage() {}
+
+func (x *StepDownResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StepDownResponse.ProtoReflect.Descriptor instead.
+func (*StepDownResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *StepDownResponse) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+type DrainNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Cell  string                 `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
+	Node  string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	// How long calls may take to finish; 0 means 30 s.
+	GraceMs int64 `protobuf:"varint,3,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
+	// Drains it even where the cell loses its quorum by it.
+	Force         bool `protobuf:"varint,4,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeRequest) Reset() {
+	*x = DrainNodeRequest{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeRequest) ProtoMessage() {}
+
+func (x *DrainNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeRequest.ProtoReflect.Descriptor instead.
+func (*DrainNodeRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DrainNodeRequest) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+func (x *DrainNodeRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *DrainNodeRequest) GetGraceMs() int64 {
+	if x != nil {
+		return x.GraceMs
+	}
+	return 0
+}
+
+func (x *DrainNodeRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type DrainNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainNodeResponse) Reset() {
+	*x = DrainNodeResponse{}
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainNodeResponse) ProtoMessage() {}
+
+func (x *DrainNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainNodeResponse.ProtoReflect.Descriptor instead.
+func (*DrainNodeResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{17}
+}
+
 type ListSessionsRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -612,7 +1104,7 @@ type ListSessionsRequest struct {
 
 func (x *ListSessionsRequest) Reset() {
 	*x = ListSessionsRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[8]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -624,7 +1116,7 @@ func (x *ListSessionsRequest) String() string {
 func (*ListSessionsRequest) ProtoMessage() {}
 
 func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[8]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -637,7 +1129,7 @@ func (x *ListSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ListSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{8}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListSessionsRequest) GetTenant() string {
@@ -688,7 +1180,7 @@ type ListSessionsResponse struct {
 
 func (x *ListSessionsResponse) Reset() {
 	*x = ListSessionsResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[9]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +1192,7 @@ func (x *ListSessionsResponse) String() string {
 func (*ListSessionsResponse) ProtoMessage() {}
 
 func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[9]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +1205,7 @@ func (x *ListSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ListSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{9}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListSessionsResponse) GetSessions() []*Session {
@@ -762,7 +1254,7 @@ type Session struct {
 
 func (x *Session) Reset() {
 	*x = Session{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[10]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +1266,7 @@ func (x *Session) String() string {
 func (*Session) ProtoMessage() {}
 
 func (x *Session) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[10]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +1279,7 @@ func (x *Session) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Session.ProtoReflect.Descriptor instead.
 func (*Session) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Session) GetId() string {
@@ -868,7 +1360,7 @@ type ListCellsRequest struct {
 
 func (x *ListCellsRequest) Reset() {
 	*x = ListCellsRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[11]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +1372,7 @@ func (x *ListCellsRequest) String() string {
 func (*ListCellsRequest) ProtoMessage() {}
 
 func (x *ListCellsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[11]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +1385,7 @@ func (x *ListCellsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCellsRequest.ProtoReflect.Descriptor instead.
 func (*ListCellsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{21}
 }
 
 type ListCellsResponse struct {
@@ -905,7 +1397,7 @@ type ListCellsResponse struct {
 
 func (x *ListCellsResponse) Reset() {
 	*x = ListCellsResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[12]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1409,7 @@ func (x *ListCellsResponse) String() string {
 func (*ListCellsResponse) ProtoMessage() {}
 
 func (x *ListCellsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[12]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1422,7 @@ func (x *ListCellsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCellsResponse.ProtoReflect.Descriptor instead.
 func (*ListCellsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListCellsResponse) GetCells() []*Cell {
@@ -952,7 +1444,7 @@ type Cell struct {
 
 func (x *Cell) Reset() {
 	*x = Cell{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1456,7 @@ func (x *Cell) String() string {
 func (*Cell) ProtoMessage() {}
 
 func (x *Cell) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[13]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1469,7 @@ func (x *Cell) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cell.ProtoReflect.Descriptor instead.
 func (*Cell) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Cell) GetName() string {
@@ -1012,7 +1504,7 @@ type CellNode struct {
 
 func (x *CellNode) Reset() {
 	*x = CellNode{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1516,7 @@ func (x *CellNode) String() string {
 func (*CellNode) ProtoMessage() {}
 
 func (x *CellNode) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[14]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1529,7 @@ func (x *CellNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CellNode.ProtoReflect.Descriptor instead.
 func (*CellNode) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CellNode) GetStatus() *v11.NodeStatus {
@@ -1075,7 +1567,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1087,7 +1579,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[15]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1100,7 +1592,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AuditRecord) GetLogId() string {
@@ -1149,7 +1641,7 @@ type AuditLog struct {
 
 func (x *AuditLog) Reset() {
 	*x = AuditLog{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1653,7 @@ func (x *AuditLog) String() string {
 func (*AuditLog) ProtoMessage() {}
 
 func (x *AuditLog) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[16]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1666,7 @@ func (x *AuditLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditLog.ProtoReflect.Descriptor instead.
 func (*AuditLog) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *AuditLog) GetLogId() string {
@@ -1251,7 +1743,7 @@ type SearchRecordsRequest struct {
 
 func (x *SearchRecordsRequest) Reset() {
 	*x = SearchRecordsRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1263,7 +1755,7 @@ func (x *SearchRecordsRequest) String() string {
 func (*SearchRecordsRequest) ProtoMessage() {}
 
 func (x *SearchRecordsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[17]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1768,7 @@ func (x *SearchRecordsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchRecordsRequest.ProtoReflect.Descriptor instead.
 func (*SearchRecordsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{17}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SearchRecordsRequest) GetTenant() string {
@@ -1346,7 +1838,7 @@ type SearchRecordsResponse struct {
 
 func (x *SearchRecordsResponse) Reset() {
 	*x = SearchRecordsResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[18]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1850,7 @@ func (x *SearchRecordsResponse) String() string {
 func (*SearchRecordsResponse) ProtoMessage() {}
 
 func (x *SearchRecordsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[18]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1863,7 @@ func (x *SearchRecordsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SearchRecordsResponse.ProtoReflect.Descriptor instead.
 func (*SearchRecordsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{18}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SearchRecordsResponse) GetRecords() []*AuditRecord {
@@ -1399,7 +1891,7 @@ type GetRecordRequest struct {
 
 func (x *GetRecordRequest) Reset() {
 	*x = GetRecordRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[19]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1411,7 +1903,7 @@ func (x *GetRecordRequest) String() string {
 func (*GetRecordRequest) ProtoMessage() {}
 
 func (x *GetRecordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[19]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1424,7 +1916,7 @@ func (x *GetRecordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRecordRequest.ProtoReflect.Descriptor instead.
 func (*GetRecordRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{19}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetRecordRequest) GetTenant() string {
@@ -1450,7 +1942,7 @@ type GetRecordResponse struct {
 
 func (x *GetRecordResponse) Reset() {
 	*x = GetRecordResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[20]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1954,7 @@ func (x *GetRecordResponse) String() string {
 func (*GetRecordResponse) ProtoMessage() {}
 
 func (x *GetRecordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[20]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1967,7 @@ func (x *GetRecordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRecordResponse.ProtoReflect.Descriptor instead.
 func (*GetRecordResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{20}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetRecordResponse) GetRecords() []*ProvenRecord {
@@ -1497,7 +1989,7 @@ type ProvenRecord struct {
 
 func (x *ProvenRecord) Reset() {
 	*x = ProvenRecord{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[21]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +2001,7 @@ func (x *ProvenRecord) String() string {
 func (*ProvenRecord) ProtoMessage() {}
 
 func (x *ProvenRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[21]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +2014,7 @@ func (x *ProvenRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProvenRecord.ProtoReflect.Descriptor instead.
 func (*ProvenRecord) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{21}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ProvenRecord) GetRecord() *AuditRecord {
@@ -1554,7 +2046,7 @@ type ListLogsRequest struct {
 
 func (x *ListLogsRequest) Reset() {
 	*x = ListLogsRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[22]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +2058,7 @@ func (x *ListLogsRequest) String() string {
 func (*ListLogsRequest) ProtoMessage() {}
 
 func (x *ListLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[22]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +2071,7 @@ func (x *ListLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogsRequest.ProtoReflect.Descriptor instead.
 func (*ListLogsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{22}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{32}
 }
 
 type ListLogsResponse struct {
@@ -1591,7 +2083,7 @@ type ListLogsResponse struct {
 
 func (x *ListLogsResponse) Reset() {
 	*x = ListLogsResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[23]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1603,7 +2095,7 @@ func (x *ListLogsResponse) String() string {
 func (*ListLogsResponse) ProtoMessage() {}
 
 func (x *ListLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[23]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +2108,7 @@ func (x *ListLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListLogsResponse.ProtoReflect.Descriptor instead.
 func (*ListLogsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{23}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListLogsResponse) GetLogs() []*AuditLog {
@@ -1637,7 +2129,7 @@ type ReadLogRequest struct {
 
 func (x *ReadLogRequest) Reset() {
 	*x = ReadLogRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[24]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1649,7 +2141,7 @@ func (x *ReadLogRequest) String() string {
 func (*ReadLogRequest) ProtoMessage() {}
 
 func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[24]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1662,7 +2154,7 @@ func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{24}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReadLogRequest) GetLogId() string {
@@ -1696,7 +2188,7 @@ type ReadLogResponse struct {
 
 func (x *ReadLogResponse) Reset() {
 	*x = ReadLogResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[25]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +2200,7 @@ func (x *ReadLogResponse) String() string {
 func (*ReadLogResponse) ProtoMessage() {}
 
 func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[25]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +2213,7 @@ func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{25}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReadLogResponse) GetLeaves() [][]byte {
@@ -1748,7 +2240,7 @@ type ListChangesRequest struct {
 
 func (x *ListChangesRequest) Reset() {
 	*x = ListChangesRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[26]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +2252,7 @@ func (x *ListChangesRequest) String() string {
 func (*ListChangesRequest) ProtoMessage() {}
 
 func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[26]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +2265,7 @@ func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
 func (*ListChangesRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{26}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListChangesRequest) GetTenant() string {
@@ -1800,7 +2292,7 @@ type ListChangesResponse struct {
 
 func (x *ListChangesResponse) Reset() {
 	*x = ListChangesResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[27]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +2304,7 @@ func (x *ListChangesResponse) String() string {
 func (*ListChangesResponse) ProtoMessage() {}
 
 func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[27]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +2317,7 @@ func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
 func (*ListChangesResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{27}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListChangesResponse) GetChanges() []*Change {
@@ -1854,7 +2346,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[28]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1866,7 +2358,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[28]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1879,7 +2371,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{28}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Change) GetSequence() uint64 {
@@ -1946,7 +2438,7 @@ type GetRootsRequest struct {
 
 func (x *GetRootsRequest) Reset() {
 	*x = GetRootsRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[29]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2450,7 @@ func (x *GetRootsRequest) String() string {
 func (*GetRootsRequest) ProtoMessage() {}
 
 func (x *GetRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[29]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2463,7 @@ func (x *GetRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRootsRequest.ProtoReflect.Descriptor instead.
 func (*GetRootsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{29}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{39}
 }
 
 type GetRootsResponse struct {
@@ -1988,7 +2480,7 @@ type GetRootsResponse struct {
 
 func (x *GetRootsResponse) Reset() {
 	*x = GetRootsResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[30]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2000,7 +2492,7 @@ func (x *GetRootsResponse) String() string {
 func (*GetRootsResponse) ProtoMessage() {}
 
 func (x *GetRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[30]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2013,7 +2505,7 @@ func (x *GetRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRootsResponse.ProtoReflect.Descriptor instead.
 func (*GetRootsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{30}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetRootsResponse) GetRoots() []byte {
@@ -2053,7 +2545,7 @@ type InstallRootsRequest struct {
 
 func (x *InstallRootsRequest) Reset() {
 	*x = InstallRootsRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[31]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2065,7 +2557,7 @@ func (x *InstallRootsRequest) String() string {
 func (*InstallRootsRequest) ProtoMessage() {}
 
 func (x *InstallRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[31]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2078,7 +2570,7 @@ func (x *InstallRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstallRootsRequest.ProtoReflect.Descriptor instead.
 func (*InstallRootsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{31}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *InstallRootsRequest) GetRoots() []byte {
@@ -2097,7 +2589,7 @@ type InstallRootsResponse struct {
 
 func (x *InstallRootsResponse) Reset() {
 	*x = InstallRootsResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[32]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2601,7 @@ func (x *InstallRootsResponse) String() string {
 func (*InstallRootsResponse) ProtoMessage() {}
 
 func (x *InstallRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[32]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2614,7 @@ func (x *InstallRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstallRootsResponse.ProtoReflect.Descriptor instead.
 func (*InstallRootsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{32}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *InstallRootsResponse) GetVersion() uint64 {
@@ -2140,7 +2632,7 @@ type WhoamiRequest struct {
 
 func (x *WhoamiRequest) Reset() {
 	*x = WhoamiRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[33]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2152,7 +2644,7 @@ func (x *WhoamiRequest) String() string {
 func (*WhoamiRequest) ProtoMessage() {}
 
 func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[33]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2165,7 +2657,7 @@ func (x *WhoamiRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiRequest.ProtoReflect.Descriptor instead.
 func (*WhoamiRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{33}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{43}
 }
 
 type WhoamiResponse struct {
@@ -2181,7 +2673,7 @@ type WhoamiResponse struct {
 
 func (x *WhoamiResponse) Reset() {
 	*x = WhoamiResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[34]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2193,7 +2685,7 @@ func (x *WhoamiResponse) String() string {
 func (*WhoamiResponse) ProtoMessage() {}
 
 func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[34]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2206,7 +2698,7 @@ func (x *WhoamiResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhoamiResponse.ProtoReflect.Descriptor instead.
 func (*WhoamiResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{34}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *WhoamiResponse) GetPrincipal() string {
@@ -2245,7 +2737,7 @@ type CheckHealthRequest struct {
 
 func (x *CheckHealthRequest) Reset() {
 	*x = CheckHealthRequest{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[35]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2749,7 @@ func (x *CheckHealthRequest) String() string {
 func (*CheckHealthRequest) ProtoMessage() {}
 
 func (x *CheckHealthRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[35]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2762,7 @@ func (x *CheckHealthRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHealthRequest.ProtoReflect.Descriptor instead.
 func (*CheckHealthRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{35}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{45}
 }
 
 type CheckHealthResponse struct {
@@ -2283,7 +2775,7 @@ type CheckHealthResponse struct {
 
 func (x *CheckHealthResponse) Reset() {
 	*x = CheckHealthResponse{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[36]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2295,7 +2787,7 @@ func (x *CheckHealthResponse) String() string {
 func (*CheckHealthResponse) ProtoMessage() {}
 
 func (x *CheckHealthResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[36]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2308,7 +2800,7 @@ func (x *CheckHealthResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckHealthResponse.ProtoReflect.Descriptor instead.
 func (*CheckHealthResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{36}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *CheckHealthResponse) GetVersion() string {
@@ -2337,7 +2829,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[37]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2841,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[37]
+	mi := &file_mcpvault_admin_v1_operations_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2854,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{37}
+	return file_mcpvault_admin_v1_operations_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *HealthCheck) GetName() string {
@@ -2453,7 +2945,33 @@ const file_mcpvault_admin_v1_operations_proto_rawDesc = "" +
 	"generation\x12.\n" +
 	"\x04acks\x18\x03 \x03(\v2\x1a.mcpvault.admin.v1.NodeAckR\x04acks\x12\x1d\n" +
 	"\n" +
-	"elapsed_ms\x18\x04 \x01(\x01R\telapsedMs\"\xca\x01\n" +
+	"elapsed_ms\x18\x04 \x01(\x01R\telapsedMs\"3\n" +
+	"\x12ListMembersRequest\x12\x1d\n" +
+	"\x04cell\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04cell\"\x7f\n" +
+	"\x13ListMembersResponse\x12\x16\n" +
+	"\x06leader\x18\x01 \x01(\tR\x06leader\x126\n" +
+	"\amembers\x18\x02 \x03(\v2\x1c.mcpvault.cell.v1.CellMemberR\amembers\x12\x18\n" +
+	"\aremoved\x18\x03 \x03(\tR\aremoved\"\x8c\x01\n" +
+	"\x10AddMemberRequest\x12\x1d\n" +
+	"\x04cell\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04cell\x12\x1d\n" +
+	"\x04node\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04node\x12\x1c\n" +
+	"\x04raft\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04raft\x12\x1c\n" +
+	"\x04peer\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04peer\"\x13\n" +
+	"\x11AddMemberResponse\"S\n" +
+	"\x13RemoveMemberRequest\x12\x1d\n" +
+	"\x04cell\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04cell\x12\x1d\n" +
+	"\x04node\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04node\"\x16\n" +
+	"\x14RemoveMemberResponse\"0\n" +
+	"\x0fStepDownRequest\x12\x1d\n" +
+	"\x04cell\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04cell\"*\n" +
+	"\x10StepDownResponse\x12\x16\n" +
+	"\x06leader\x18\x01 \x01(\tR\x06leader\"\x8e\x01\n" +
+	"\x10DrainNodeRequest\x12\x1d\n" +
+	"\x04cell\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04cell\x12\x1d\n" +
+	"\x04node\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04node\x12&\n" +
+	"\bgrace_ms\x18\x03 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\xcf$(\x00R\agraceMs\x12\x14\n" +
+	"\x05force\x18\x04 \x01(\bR\x05force\"\x13\n" +
+	"\x11DrainNodeResponse\"\xca\x01\n" +
 	"\x13ListSessionsRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12&\n" +
 	"\tprincipal\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\tprincipal\x12 \n" +
@@ -2579,9 +3097,14 @@ const file_mcpvault_admin_v1_operations_proto_rawDesc = "" +
 	"\x0fSnapshotService\x12m\n" +
 	"\x0fListGenerations\x12).mcpvault.admin.v1.ListGenerationsRequest\x1a*.mcpvault.admin.v1.ListGenerationsResponse\"\x03\x90\x02\x01\x12g\n" +
 	"\rGetGeneration\x12'.mcpvault.admin.v1.GetGenerationRequest\x1a(.mcpvault.admin.v1.GetGenerationResponse\"\x03\x90\x02\x01\x12_\n" +
-	"\fWaitRevision\x12&.mcpvault.admin.v1.WaitRevisionRequest\x1a'.mcpvault.admin.v1.WaitRevisionResponse2o\n" +
+	"\fWaitRevision\x12&.mcpvault.admin.v1.WaitRevisionRequest\x1a'.mcpvault.admin.v1.WaitRevisionResponse2\xb8\x04\n" +
 	"\x10CellAdminService\x12[\n" +
-	"\tListCells\x12#.mcpvault.admin.v1.ListCellsRequest\x1a$.mcpvault.admin.v1.ListCellsResponse\"\x03\x90\x02\x012v\n" +
+	"\tListCells\x12#.mcpvault.admin.v1.ListCellsRequest\x1a$.mcpvault.admin.v1.ListCellsResponse\"\x03\x90\x02\x01\x12a\n" +
+	"\vListMembers\x12%.mcpvault.admin.v1.ListMembersRequest\x1a&.mcpvault.admin.v1.ListMembersResponse\"\x03\x90\x02\x01\x12V\n" +
+	"\tAddMember\x12#.mcpvault.admin.v1.AddMemberRequest\x1a$.mcpvault.admin.v1.AddMemberResponse\x12_\n" +
+	"\fRemoveMember\x12&.mcpvault.admin.v1.RemoveMemberRequest\x1a'.mcpvault.admin.v1.RemoveMemberResponse\x12S\n" +
+	"\bStepDown\x12\".mcpvault.admin.v1.StepDownRequest\x1a#.mcpvault.admin.v1.StepDownResponse\x12V\n" +
+	"\tDrainNode\x12#.mcpvault.admin.v1.DrainNodeRequest\x1a$.mcpvault.admin.v1.DrainNodeResponse2v\n" +
 	"\x0eSessionService\x12d\n" +
 	"\fListSessions\x12&.mcpvault.admin.v1.ListSessionsRequest\x1a'.mcpvault.admin.v1.ListSessionsResponse\"\x03\x90\x02\x012\xe8\x03\n" +
 	"\fAuditService\x12g\n" +
@@ -2609,7 +3132,7 @@ func file_mcpvault_admin_v1_operations_proto_rawDescGZIP() []byte {
 	return file_mcpvault_admin_v1_operations_proto_rawDescData
 }
 
-var file_mcpvault_admin_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_mcpvault_admin_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_mcpvault_admin_v1_operations_proto_goTypes = []any{
 	(*Generation)(nil),              // 0: mcpvault.admin.v1.Generation
 	(*NodeAck)(nil),                 // 1: mcpvault.admin.v1.NodeAck
@@ -2619,91 +3142,113 @@ var file_mcpvault_admin_v1_operations_proto_goTypes = []any{
 	(*GetGenerationResponse)(nil),   // 5: mcpvault.admin.v1.GetGenerationResponse
 	(*WaitRevisionRequest)(nil),     // 6: mcpvault.admin.v1.WaitRevisionRequest
 	(*WaitRevisionResponse)(nil),    // 7: mcpvault.admin.v1.WaitRevisionResponse
-	(*ListSessionsRequest)(nil),     // 8: mcpvault.admin.v1.ListSessionsRequest
-	(*ListSessionsResponse)(nil),    // 9: mcpvault.admin.v1.ListSessionsResponse
-	(*Session)(nil),                 // 10: mcpvault.admin.v1.Session
-	(*ListCellsRequest)(nil),        // 11: mcpvault.admin.v1.ListCellsRequest
-	(*ListCellsResponse)(nil),       // 12: mcpvault.admin.v1.ListCellsResponse
-	(*Cell)(nil),                    // 13: mcpvault.admin.v1.Cell
-	(*CellNode)(nil),                // 14: mcpvault.admin.v1.CellNode
-	(*AuditRecord)(nil),             // 15: mcpvault.admin.v1.AuditRecord
-	(*AuditLog)(nil),                // 16: mcpvault.admin.v1.AuditLog
-	(*SearchRecordsRequest)(nil),    // 17: mcpvault.admin.v1.SearchRecordsRequest
-	(*SearchRecordsResponse)(nil),   // 18: mcpvault.admin.v1.SearchRecordsResponse
-	(*GetRecordRequest)(nil),        // 19: mcpvault.admin.v1.GetRecordRequest
-	(*GetRecordResponse)(nil),       // 20: mcpvault.admin.v1.GetRecordResponse
-	(*ProvenRecord)(nil),            // 21: mcpvault.admin.v1.ProvenRecord
-	(*ListLogsRequest)(nil),         // 22: mcpvault.admin.v1.ListLogsRequest
-	(*ListLogsResponse)(nil),        // 23: mcpvault.admin.v1.ListLogsResponse
-	(*ReadLogRequest)(nil),          // 24: mcpvault.admin.v1.ReadLogRequest
-	(*ReadLogResponse)(nil),         // 25: mcpvault.admin.v1.ReadLogResponse
-	(*ListChangesRequest)(nil),      // 26: mcpvault.admin.v1.ListChangesRequest
-	(*ListChangesResponse)(nil),     // 27: mcpvault.admin.v1.ListChangesResponse
-	(*Change)(nil),                  // 28: mcpvault.admin.v1.Change
-	(*GetRootsRequest)(nil),         // 29: mcpvault.admin.v1.GetRootsRequest
-	(*GetRootsResponse)(nil),        // 30: mcpvault.admin.v1.GetRootsResponse
-	(*InstallRootsRequest)(nil),     // 31: mcpvault.admin.v1.InstallRootsRequest
-	(*InstallRootsResponse)(nil),    // 32: mcpvault.admin.v1.InstallRootsResponse
-	(*WhoamiRequest)(nil),           // 33: mcpvault.admin.v1.WhoamiRequest
-	(*WhoamiResponse)(nil),          // 34: mcpvault.admin.v1.WhoamiResponse
-	(*CheckHealthRequest)(nil),      // 35: mcpvault.admin.v1.CheckHealthRequest
-	(*CheckHealthResponse)(nil),     // 36: mcpvault.admin.v1.CheckHealthResponse
-	(*HealthCheck)(nil),             // 37: mcpvault.admin.v1.HealthCheck
-	(*v1.SignedDelta)(nil),          // 38: mcpvault.snapshot.v1.SignedDelta
-	(*durationpb.Duration)(nil),     // 39: google.protobuf.Duration
-	(*v11.NodeStatus)(nil),          // 40: mcpvault.cell.v1.NodeStatus
+	(*ListMembersRequest)(nil),      // 8: mcpvault.admin.v1.ListMembersRequest
+	(*ListMembersResponse)(nil),     // 9: mcpvault.admin.v1.ListMembersResponse
+	(*AddMemberRequest)(nil),        // 10: mcpvault.admin.v1.AddMemberRequest
+	(*AddMemberResponse)(nil),       // 11: mcpvault.admin.v1.AddMemberResponse
+	(*RemoveMemberRequest)(nil),     // 12: mcpvault.admin.v1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),    // 13: mcpvault.admin.v1.RemoveMemberResponse
+	(*StepDownRequest)(nil),         // 14: mcpvault.admin.v1.StepDownRequest
+	(*StepDownResponse)(nil),        // 15: mcpvault.admin.v1.StepDownResponse
+	(*DrainNodeRequest)(nil),        // 16: mcpvault.admin.v1.DrainNodeRequest
+	(*DrainNodeResponse)(nil),       // 17: mcpvault.admin.v1.DrainNodeResponse
+	(*ListSessionsRequest)(nil),     // 18: mcpvault.admin.v1.ListSessionsRequest
+	(*ListSessionsResponse)(nil),    // 19: mcpvault.admin.v1.ListSessionsResponse
+	(*Session)(nil),                 // 20: mcpvault.admin.v1.Session
+	(*ListCellsRequest)(nil),        // 21: mcpvault.admin.v1.ListCellsRequest
+	(*ListCellsResponse)(nil),       // 22: mcpvault.admin.v1.ListCellsResponse
+	(*Cell)(nil),                    // 23: mcpvault.admin.v1.Cell
+	(*CellNode)(nil),                // 24: mcpvault.admin.v1.CellNode
+	(*AuditRecord)(nil),             // 25: mcpvault.admin.v1.AuditRecord
+	(*AuditLog)(nil),                // 26: mcpvault.admin.v1.AuditLog
+	(*SearchRecordsRequest)(nil),    // 27: mcpvault.admin.v1.SearchRecordsRequest
+	(*SearchRecordsResponse)(nil),   // 28: mcpvault.admin.v1.SearchRecordsResponse
+	(*GetRecordRequest)(nil),        // 29: mcpvault.admin.v1.GetRecordRequest
+	(*GetRecordResponse)(nil),       // 30: mcpvault.admin.v1.GetRecordResponse
+	(*ProvenRecord)(nil),            // 31: mcpvault.admin.v1.ProvenRecord
+	(*ListLogsRequest)(nil),         // 32: mcpvault.admin.v1.ListLogsRequest
+	(*ListLogsResponse)(nil),        // 33: mcpvault.admin.v1.ListLogsResponse
+	(*ReadLogRequest)(nil),          // 34: mcpvault.admin.v1.ReadLogRequest
+	(*ReadLogResponse)(nil),         // 35: mcpvault.admin.v1.ReadLogResponse
+	(*ListChangesRequest)(nil),      // 36: mcpvault.admin.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),     // 37: mcpvault.admin.v1.ListChangesResponse
+	(*Change)(nil),                  // 38: mcpvault.admin.v1.Change
+	(*GetRootsRequest)(nil),         // 39: mcpvault.admin.v1.GetRootsRequest
+	(*GetRootsResponse)(nil),        // 40: mcpvault.admin.v1.GetRootsResponse
+	(*InstallRootsRequest)(nil),     // 41: mcpvault.admin.v1.InstallRootsRequest
+	(*InstallRootsResponse)(nil),    // 42: mcpvault.admin.v1.InstallRootsResponse
+	(*WhoamiRequest)(nil),           // 43: mcpvault.admin.v1.WhoamiRequest
+	(*WhoamiResponse)(nil),          // 44: mcpvault.admin.v1.WhoamiResponse
+	(*CheckHealthRequest)(nil),      // 45: mcpvault.admin.v1.CheckHealthRequest
+	(*CheckHealthResponse)(nil),     // 46: mcpvault.admin.v1.CheckHealthResponse
+	(*HealthCheck)(nil),             // 47: mcpvault.admin.v1.HealthCheck
+	(*v1.SignedDelta)(nil),          // 48: mcpvault.snapshot.v1.SignedDelta
+	(*durationpb.Duration)(nil),     // 49: google.protobuf.Duration
+	(*v11.CellMember)(nil),          // 50: mcpvault.cell.v1.CellMember
+	(*v11.NodeStatus)(nil),          // 51: mcpvault.cell.v1.NodeStatus
 }
 var file_mcpvault_admin_v1_operations_proto_depIdxs = []int32{
 	1,  // 0: mcpvault.admin.v1.Generation.acks:type_name -> mcpvault.admin.v1.NodeAck
 	0,  // 1: mcpvault.admin.v1.ListGenerationsResponse.generations:type_name -> mcpvault.admin.v1.Generation
 	0,  // 2: mcpvault.admin.v1.GetGenerationResponse.generation:type_name -> mcpvault.admin.v1.Generation
-	38, // 3: mcpvault.admin.v1.GetGenerationResponse.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	39, // 4: mcpvault.admin.v1.WaitRevisionRequest.timeout:type_name -> google.protobuf.Duration
+	48, // 3: mcpvault.admin.v1.GetGenerationResponse.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	49, // 4: mcpvault.admin.v1.WaitRevisionRequest.timeout:type_name -> google.protobuf.Duration
 	1,  // 5: mcpvault.admin.v1.WaitRevisionResponse.acks:type_name -> mcpvault.admin.v1.NodeAck
-	10, // 6: mcpvault.admin.v1.ListSessionsResponse.sessions:type_name -> mcpvault.admin.v1.Session
-	13, // 7: mcpvault.admin.v1.ListCellsResponse.cells:type_name -> mcpvault.admin.v1.Cell
-	14, // 8: mcpvault.admin.v1.Cell.nodes:type_name -> mcpvault.admin.v1.CellNode
-	40, // 9: mcpvault.admin.v1.CellNode.status:type_name -> mcpvault.cell.v1.NodeStatus
-	15, // 10: mcpvault.admin.v1.SearchRecordsResponse.records:type_name -> mcpvault.admin.v1.AuditRecord
-	21, // 11: mcpvault.admin.v1.GetRecordResponse.records:type_name -> mcpvault.admin.v1.ProvenRecord
-	15, // 12: mcpvault.admin.v1.ProvenRecord.record:type_name -> mcpvault.admin.v1.AuditRecord
-	16, // 13: mcpvault.admin.v1.ProvenRecord.log:type_name -> mcpvault.admin.v1.AuditLog
-	16, // 14: mcpvault.admin.v1.ListLogsResponse.logs:type_name -> mcpvault.admin.v1.AuditLog
-	28, // 15: mcpvault.admin.v1.ListChangesResponse.changes:type_name -> mcpvault.admin.v1.Change
-	37, // 16: mcpvault.admin.v1.CheckHealthResponse.checks:type_name -> mcpvault.admin.v1.HealthCheck
-	2,  // 17: mcpvault.admin.v1.SnapshotService.ListGenerations:input_type -> mcpvault.admin.v1.ListGenerationsRequest
-	4,  // 18: mcpvault.admin.v1.SnapshotService.GetGeneration:input_type -> mcpvault.admin.v1.GetGenerationRequest
-	6,  // 19: mcpvault.admin.v1.SnapshotService.WaitRevision:input_type -> mcpvault.admin.v1.WaitRevisionRequest
-	11, // 20: mcpvault.admin.v1.CellAdminService.ListCells:input_type -> mcpvault.admin.v1.ListCellsRequest
-	8,  // 21: mcpvault.admin.v1.SessionService.ListSessions:input_type -> mcpvault.admin.v1.ListSessionsRequest
-	17, // 22: mcpvault.admin.v1.AuditService.SearchRecords:input_type -> mcpvault.admin.v1.SearchRecordsRequest
-	19, // 23: mcpvault.admin.v1.AuditService.GetRecord:input_type -> mcpvault.admin.v1.GetRecordRequest
-	22, // 24: mcpvault.admin.v1.AuditService.ListLogs:input_type -> mcpvault.admin.v1.ListLogsRequest
-	24, // 25: mcpvault.admin.v1.AuditService.ReadLog:input_type -> mcpvault.admin.v1.ReadLogRequest
-	26, // 26: mcpvault.admin.v1.AuditService.ListChanges:input_type -> mcpvault.admin.v1.ListChangesRequest
-	33, // 27: mcpvault.admin.v1.SystemService.Whoami:input_type -> mcpvault.admin.v1.WhoamiRequest
-	35, // 28: mcpvault.admin.v1.SystemService.CheckHealth:input_type -> mcpvault.admin.v1.CheckHealthRequest
-	29, // 29: mcpvault.admin.v1.SystemService.GetRoots:input_type -> mcpvault.admin.v1.GetRootsRequest
-	31, // 30: mcpvault.admin.v1.SystemService.InstallRoots:input_type -> mcpvault.admin.v1.InstallRootsRequest
-	3,  // 31: mcpvault.admin.v1.SnapshotService.ListGenerations:output_type -> mcpvault.admin.v1.ListGenerationsResponse
-	5,  // 32: mcpvault.admin.v1.SnapshotService.GetGeneration:output_type -> mcpvault.admin.v1.GetGenerationResponse
-	7,  // 33: mcpvault.admin.v1.SnapshotService.WaitRevision:output_type -> mcpvault.admin.v1.WaitRevisionResponse
-	12, // 34: mcpvault.admin.v1.CellAdminService.ListCells:output_type -> mcpvault.admin.v1.ListCellsResponse
-	9,  // 35: mcpvault.admin.v1.SessionService.ListSessions:output_type -> mcpvault.admin.v1.ListSessionsResponse
-	18, // 36: mcpvault.admin.v1.AuditService.SearchRecords:output_type -> mcpvault.admin.v1.SearchRecordsResponse
-	20, // 37: mcpvault.admin.v1.AuditService.GetRecord:output_type -> mcpvault.admin.v1.GetRecordResponse
-	23, // 38: mcpvault.admin.v1.AuditService.ListLogs:output_type -> mcpvault.admin.v1.ListLogsResponse
-	25, // 39: mcpvault.admin.v1.AuditService.ReadLog:output_type -> mcpvault.admin.v1.ReadLogResponse
-	27, // 40: mcpvault.admin.v1.AuditService.ListChanges:output_type -> mcpvault.admin.v1.ListChangesResponse
-	34, // 41: mcpvault.admin.v1.SystemService.Whoami:output_type -> mcpvault.admin.v1.WhoamiResponse
-	36, // 42: mcpvault.admin.v1.SystemService.CheckHealth:output_type -> mcpvault.admin.v1.CheckHealthResponse
-	30, // 43: mcpvault.admin.v1.SystemService.GetRoots:output_type -> mcpvault.admin.v1.GetRootsResponse
-	32, // 44: mcpvault.admin.v1.SystemService.InstallRoots:output_type -> mcpvault.admin.v1.InstallRootsResponse
-	31, // [31:45] is the sub-list for method output_type
-	17, // [17:31] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	50, // 6: mcpvault.admin.v1.ListMembersResponse.members:type_name -> mcpvault.cell.v1.CellMember
+	20, // 7: mcpvault.admin.v1.ListSessionsResponse.sessions:type_name -> mcpvault.admin.v1.Session
+	23, // 8: mcpvault.admin.v1.ListCellsResponse.cells:type_name -> mcpvault.admin.v1.Cell
+	24, // 9: mcpvault.admin.v1.Cell.nodes:type_name -> mcpvault.admin.v1.CellNode
+	51, // 10: mcpvault.admin.v1.CellNode.status:type_name -> mcpvault.cell.v1.NodeStatus
+	25, // 11: mcpvault.admin.v1.SearchRecordsResponse.records:type_name -> mcpvault.admin.v1.AuditRecord
+	31, // 12: mcpvault.admin.v1.GetRecordResponse.records:type_name -> mcpvault.admin.v1.ProvenRecord
+	25, // 13: mcpvault.admin.v1.ProvenRecord.record:type_name -> mcpvault.admin.v1.AuditRecord
+	26, // 14: mcpvault.admin.v1.ProvenRecord.log:type_name -> mcpvault.admin.v1.AuditLog
+	26, // 15: mcpvault.admin.v1.ListLogsResponse.logs:type_name -> mcpvault.admin.v1.AuditLog
+	38, // 16: mcpvault.admin.v1.ListChangesResponse.changes:type_name -> mcpvault.admin.v1.Change
+	47, // 17: mcpvault.admin.v1.CheckHealthResponse.checks:type_name -> mcpvault.admin.v1.HealthCheck
+	2,  // 18: mcpvault.admin.v1.SnapshotService.ListGenerations:input_type -> mcpvault.admin.v1.ListGenerationsRequest
+	4,  // 19: mcpvault.admin.v1.SnapshotService.GetGeneration:input_type -> mcpvault.admin.v1.GetGenerationRequest
+	6,  // 20: mcpvault.admin.v1.SnapshotService.WaitRevision:input_type -> mcpvault.admin.v1.WaitRevisionRequest
+	21, // 21: mcpvault.admin.v1.CellAdminService.ListCells:input_type -> mcpvault.admin.v1.ListCellsRequest
+	8,  // 22: mcpvault.admin.v1.CellAdminService.ListMembers:input_type -> mcpvault.admin.v1.ListMembersRequest
+	10, // 23: mcpvault.admin.v1.CellAdminService.AddMember:input_type -> mcpvault.admin.v1.AddMemberRequest
+	12, // 24: mcpvault.admin.v1.CellAdminService.RemoveMember:input_type -> mcpvault.admin.v1.RemoveMemberRequest
+	14, // 25: mcpvault.admin.v1.CellAdminService.StepDown:input_type -> mcpvault.admin.v1.StepDownRequest
+	16, // 26: mcpvault.admin.v1.CellAdminService.DrainNode:input_type -> mcpvault.admin.v1.DrainNodeRequest
+	18, // 27: mcpvault.admin.v1.SessionService.ListSessions:input_type -> mcpvault.admin.v1.ListSessionsRequest
+	27, // 28: mcpvault.admin.v1.AuditService.SearchRecords:input_type -> mcpvault.admin.v1.SearchRecordsRequest
+	29, // 29: mcpvault.admin.v1.AuditService.GetRecord:input_type -> mcpvault.admin.v1.GetRecordRequest
+	32, // 30: mcpvault.admin.v1.AuditService.ListLogs:input_type -> mcpvault.admin.v1.ListLogsRequest
+	34, // 31: mcpvault.admin.v1.AuditService.ReadLog:input_type -> mcpvault.admin.v1.ReadLogRequest
+	36, // 32: mcpvault.admin.v1.AuditService.ListChanges:input_type -> mcpvault.admin.v1.ListChangesRequest
+	43, // 33: mcpvault.admin.v1.SystemService.Whoami:input_type -> mcpvault.admin.v1.WhoamiRequest
+	45, // 34: mcpvault.admin.v1.SystemService.CheckHealth:input_type -> mcpvault.admin.v1.CheckHealthRequest
+	39, // 35: mcpvault.admin.v1.SystemService.GetRoots:input_type -> mcpvault.admin.v1.GetRootsRequest
+	41, // 36: mcpvault.admin.v1.SystemService.InstallRoots:input_type -> mcpvault.admin.v1.InstallRootsRequest
+	3,  // 37: mcpvault.admin.v1.SnapshotService.ListGenerations:output_type -> mcpvault.admin.v1.ListGenerationsResponse
+	5,  // 38: mcpvault.admin.v1.SnapshotService.GetGeneration:output_type -> mcpvault.admin.v1.GetGenerationResponse
+	7,  // 39: mcpvault.admin.v1.SnapshotService.WaitRevision:output_type -> mcpvault.admin.v1.WaitRevisionResponse
+	22, // 40: mcpvault.admin.v1.CellAdminService.ListCells:output_type -> mcpvault.admin.v1.ListCellsResponse
+	9,  // 41: mcpvault.admin.v1.CellAdminService.ListMembers:output_type -> mcpvault.admin.v1.ListMembersResponse
+	11, // 42: mcpvault.admin.v1.CellAdminService.AddMember:output_type -> mcpvault.admin.v1.AddMemberResponse
+	13, // 43: mcpvault.admin.v1.CellAdminService.RemoveMember:output_type -> mcpvault.admin.v1.RemoveMemberResponse
+	15, // 44: mcpvault.admin.v1.CellAdminService.StepDown:output_type -> mcpvault.admin.v1.StepDownResponse
+	17, // 45: mcpvault.admin.v1.CellAdminService.DrainNode:output_type -> mcpvault.admin.v1.DrainNodeResponse
+	19, // 46: mcpvault.admin.v1.SessionService.ListSessions:output_type -> mcpvault.admin.v1.ListSessionsResponse
+	28, // 47: mcpvault.admin.v1.AuditService.SearchRecords:output_type -> mcpvault.admin.v1.SearchRecordsResponse
+	30, // 48: mcpvault.admin.v1.AuditService.GetRecord:output_type -> mcpvault.admin.v1.GetRecordResponse
+	33, // 49: mcpvault.admin.v1.AuditService.ListLogs:output_type -> mcpvault.admin.v1.ListLogsResponse
+	35, // 50: mcpvault.admin.v1.AuditService.ReadLog:output_type -> mcpvault.admin.v1.ReadLogResponse
+	37, // 51: mcpvault.admin.v1.AuditService.ListChanges:output_type -> mcpvault.admin.v1.ListChangesResponse
+	44, // 52: mcpvault.admin.v1.SystemService.Whoami:output_type -> mcpvault.admin.v1.WhoamiResponse
+	46, // 53: mcpvault.admin.v1.SystemService.CheckHealth:output_type -> mcpvault.admin.v1.CheckHealthResponse
+	40, // 54: mcpvault.admin.v1.SystemService.GetRoots:output_type -> mcpvault.admin.v1.GetRootsResponse
+	42, // 55: mcpvault.admin.v1.SystemService.InstallRoots:output_type -> mcpvault.admin.v1.InstallRootsResponse
+	37, // [37:56] is the sub-list for method output_type
+	18, // [18:37] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_admin_v1_operations_proto_init() }
@@ -2717,7 +3262,7 @@ func file_mcpvault_admin_v1_operations_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_admin_v1_operations_proto_rawDesc), len(file_mcpvault_admin_v1_operations_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -26,6 +26,72 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type OrderKind int32
+
+const (
+	OrderKind_ORDER_KIND_UNSPECIFIED OrderKind = 0
+	// Say who the members are, as the leader knows them.
+	OrderKind_ORDER_KIND_LIST OrderKind = 1
+	// Take a node in, remove one for good: carried out by the leader, wherever it is.
+	OrderKind_ORDER_KIND_ADD    OrderKind = 2
+	OrderKind_ORDER_KIND_REMOVE OrderKind = 3
+	// Let another node lead.
+	OrderKind_ORDER_KIND_STEP_DOWN OrderKind = 4
+	// Serve nobody any more and stop: carried out by the node that is named.
+	OrderKind_ORDER_KIND_DRAIN OrderKind = 5
+	// Say whether the cell can go on while a node is down; asked of the leader.
+	OrderKind_ORDER_KIND_SPARE OrderKind = 6
+)
+
+// Enum value maps for OrderKind.
+var (
+	OrderKind_name = map[int32]string{
+		0: "ORDER_KIND_UNSPECIFIED",
+		1: "ORDER_KIND_LIST",
+		2: "ORDER_KIND_ADD",
+		3: "ORDER_KIND_REMOVE",
+		4: "ORDER_KIND_STEP_DOWN",
+		5: "ORDER_KIND_DRAIN",
+		6: "ORDER_KIND_SPARE",
+	}
+	OrderKind_value = map[string]int32{
+		"ORDER_KIND_UNSPECIFIED": 0,
+		"ORDER_KIND_LIST":        1,
+		"ORDER_KIND_ADD":         2,
+		"ORDER_KIND_REMOVE":      3,
+		"ORDER_KIND_STEP_DOWN":   4,
+		"ORDER_KIND_DRAIN":       5,
+		"ORDER_KIND_SPARE":       6,
+	}
+)
+
+func (x OrderKind) Enum() *OrderKind {
+	p := new(OrderKind)
+	*p = x
+	return p
+}
+
+func (x OrderKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OrderKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_mcpvault_cell_v1_cell_proto_enumTypes[0].Descriptor()
+}
+
+func (OrderKind) Type() protoreflect.EnumType {
+	return &file_mcpvault_cell_v1_cell_proto_enumTypes[0]
+}
+
+func (x OrderKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OrderKind.Descriptor instead.
+func (OrderKind) EnumDescriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{0}
+}
+
 type AckStatus int32
 
 const (
@@ -59,11 +125,11 @@ func (x AckStatus) String() string {
 }
 
 func (AckStatus) Descriptor() protoreflect.EnumDescriptor {
-	return file_mcpvault_cell_v1_cell_proto_enumTypes[0].Descriptor()
+	return file_mcpvault_cell_v1_cell_proto_enumTypes[1].Descriptor()
 }
 
 func (AckStatus) Type() protoreflect.EnumType {
-	return &file_mcpvault_cell_v1_cell_proto_enumTypes[0]
+	return &file_mcpvault_cell_v1_cell_proto_enumTypes[1]
 }
 
 func (x AckStatus) Number() protoreflect.EnumNumber {
@@ -72,7 +138,7 @@ func (x AckStatus) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AckStatus.Descriptor instead.
 func (AckStatus) EnumDescriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{0}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{1}
 }
 
 type EnrollRequest struct {
@@ -368,67 +434,6 @@ func (x *RenewIdentityResponse) GetIdentity() *MachineIdentity {
 	return nil
 }
 
-// CellMember is one node of a cell.
-type CellMember struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
-	Raft          string                 `protobuf:"bytes,2,opt,name=raft,proto3" json:"raft,omitempty"`
-	Peer          string                 `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *CellMember) Reset() {
-	*x = CellMember{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *CellMember) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*CellMember) ProtoMessage() {}
-
-func (x *CellMember) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use CellMember.ProtoReflect.Descriptor instead.
-func (*CellMember) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *CellMember) GetNode() string {
-	if x != nil {
-		return x.Node
-	}
-	return ""
-}
-
-func (x *CellMember) GetRaft() string {
-	if x != nil {
-		return x.Raft
-	}
-	return ""
-}
-
-func (x *CellMember) GetPeer() string {
-	if x != nil {
-		return x.Peer
-	}
-	return ""
-}
-
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What the node serves now, so that nothing it has is sent again.
@@ -439,7 +444,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +456,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +469,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{6}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WatchRequest) GetApplied() []*AppliedHead {
@@ -491,7 +496,7 @@ type AppliedHead struct {
 
 func (x *AppliedHead) Reset() {
 	*x = AppliedHead{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -503,7 +508,7 @@ func (x *AppliedHead) String() string {
 func (*AppliedHead) ProtoMessage() {}
 
 func (x *AppliedHead) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +521,7 @@ func (x *AppliedHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedHead.ProtoReflect.Descriptor instead.
 func (*AppliedHead) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{7}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AppliedHead) GetTenantId() string {
@@ -570,6 +575,7 @@ type WatchResponse struct {
 	//	*WatchResponse_Kill
 	//	*WatchResponse_Delta
 	//	*WatchResponse_Sessions
+	//	*WatchResponse_Order
 	//	*WatchResponse_Cells
 	Event         isWatchResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
@@ -578,7 +584,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +596,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +609,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{8}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WatchResponse) GetEvent() isWatchResponse_Event {
@@ -658,6 +664,15 @@ func (x *WatchResponse) GetSessions() *SessionQuery {
 	return nil
 }
 
+func (x *WatchResponse) GetOrder() *NodeOrder {
+	if x != nil {
+		if x, ok := x.Event.(*WatchResponse_Order); ok {
+			return x.Order
+		}
+	}
+	return nil
+}
+
 func (x *WatchResponse) GetCells() *CellDirectory {
 	if x != nil {
 		if x, ok := x.Event.(*WatchResponse_Cells); ok {
@@ -695,6 +710,11 @@ type WatchResponse_Sessions struct {
 	Sessions *SessionQuery `protobuf:"bytes,5,opt,name=sessions,proto3,oneof"`
 }
 
+type WatchResponse_Order struct {
+	// To be answered by AnswerOrder.
+	Order *NodeOrder `protobuf:"bytes,6,opt,name=order,proto3,oneof"`
+}
+
 type WatchResponse_Cells struct {
 	// All cells, when something about them has changed and now and then.
 	Cells *CellDirectory `protobuf:"bytes,10,opt,name=cells,proto3,oneof"`
@@ -710,7 +730,347 @@ func (*WatchResponse_Delta) isWatchResponse_Event() {}
 
 func (*WatchResponse_Sessions) isWatchResponse_Event() {}
 
+func (*WatchResponse_Order) isWatchResponse_Event() {}
+
 func (*WatchResponse_Cells) isWatchResponse_Event() {}
+
+// NodeOrder has a node do something for whoever runs the cell.
+type NodeOrder struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind  OrderKind              `protobuf:"varint,2,opt,name=kind,proto3,enum=mcpvault.cell.v1.OrderKind" json:"kind,omitempty"`
+	Node  string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// For ADD: host:port of its log, and of what nodes say beside it.
+	Raft string `protobuf:"bytes,4,opt,name=raft,proto3" json:"raft,omitempty"`
+	Peer string `protobuf:"bytes,5,opt,name=peer,proto3" json:"peer,omitempty"`
+	// For DRAIN: how long calls may take to finish; and to stop even where the quorum is lost by it.
+	GraceMs int64 `protobuf:"varint,6,opt,name=grace_ms,json=graceMs,proto3" json:"grace_ms,omitempty"`
+	Force   bool  `protobuf:"varint,7,opt,name=force,proto3" json:"force,omitempty"`
+	// Who wants it, for the record.
+	By            string `protobuf:"bytes,8,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeOrder) Reset() {
+	*x = NodeOrder{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeOrder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeOrder) ProtoMessage() {}
+
+func (x *NodeOrder) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeOrder.ProtoReflect.Descriptor instead.
+func (*NodeOrder) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *NodeOrder) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *NodeOrder) GetKind() OrderKind {
+	if x != nil {
+		return x.Kind
+	}
+	return OrderKind_ORDER_KIND_UNSPECIFIED
+}
+
+func (x *NodeOrder) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeOrder) GetRaft() string {
+	if x != nil {
+		return x.Raft
+	}
+	return ""
+}
+
+func (x *NodeOrder) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *NodeOrder) GetGraceMs() int64 {
+	if x != nil {
+		return x.GraceMs
+	}
+	return 0
+}
+
+func (x *NodeOrder) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *NodeOrder) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+type AnswerOrderRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That of the order.
+	Id uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What stood in the way; empty when it was carried out, or, for DRAIN, begun.
+	Code          string        `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
+	What          string        `protobuf:"bytes,3,opt,name=what,proto3" json:"what,omitempty"`
+	Fix           string        `protobuf:"bytes,4,opt,name=fix,proto3" json:"fix,omitempty"`
+	Leader        string        `protobuf:"bytes,5,opt,name=leader,proto3" json:"leader,omitempty"`
+	Members       []*CellMember `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`
+	Removed       []string      `protobuf:"bytes,7,rep,name=removed,proto3" json:"removed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerOrderRequest) Reset() {
+	*x = AnswerOrderRequest{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerOrderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerOrderRequest) ProtoMessage() {}
+
+func (x *AnswerOrderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerOrderRequest.ProtoReflect.Descriptor instead.
+func (*AnswerOrderRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AnswerOrderRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *AnswerOrderRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *AnswerOrderRequest) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *AnswerOrderRequest) GetFix() string {
+	if x != nil {
+		return x.Fix
+	}
+	return ""
+}
+
+func (x *AnswerOrderRequest) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *AnswerOrderRequest) GetMembers() []*CellMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *AnswerOrderRequest) GetRemoved() []string {
+	if x != nil {
+		return x.Removed
+	}
+	return nil
+}
+
+type AnswerOrderResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerOrderResponse) Reset() {
+	*x = AnswerOrderResponse{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerOrderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerOrderResponse) ProtoMessage() {}
+
+func (x *AnswerOrderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerOrderResponse.ProtoReflect.Descriptor instead.
+func (*AnswerOrderResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{10}
+}
+
+// CellMember is one node of a cell.
+type CellMember struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Raft  string                 `protobuf:"bytes,2,opt,name=raft,proto3" json:"raft,omitempty"`
+	Peer  string                 `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
+	// False while it catches up.
+	Votes bool `protobuf:"varint,4,opt,name=votes,proto3" json:"votes,omitempty"`
+	// Only the leader knows how long ago it answered, and how many entries it lacks.
+	Known   bool   `protobuf:"varint,5,opt,name=known,proto3" json:"known,omitempty"`
+	HeardMs int64  `protobuf:"varint,6,opt,name=heard_ms,json=heardMs,proto3" json:"heard_ms,omitempty"`
+	Behind  uint64 `protobuf:"varint,7,opt,name=behind,proto3" json:"behind,omitempty"`
+	// Version of its program; empty when it does not say.
+	Version       string `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CellMember) Reset() {
+	*x = CellMember{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CellMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CellMember) ProtoMessage() {}
+
+func (x *CellMember) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CellMember.ProtoReflect.Descriptor instead.
+func (*CellMember) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CellMember) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *CellMember) GetRaft() string {
+	if x != nil {
+		return x.Raft
+	}
+	return ""
+}
+
+func (x *CellMember) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *CellMember) GetVotes() bool {
+	if x != nil {
+		return x.Votes
+	}
+	return false
+}
+
+func (x *CellMember) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *CellMember) GetHeardMs() int64 {
+	if x != nil {
+		return x.HeardMs
+	}
+	return 0
+}
+
+func (x *CellMember) GetBehind() uint64 {
+	if x != nil {
+		return x.Behind
+	}
+	return 0
+}
+
+func (x *CellMember) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
 
 // SessionQuery asks for the sessions of one tenant, last used first.
 type SessionQuery struct {
@@ -728,7 +1088,7 @@ type SessionQuery struct {
 
 func (x *SessionQuery) Reset() {
 	*x = SessionQuery{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +1100,7 @@ func (x *SessionQuery) String() string {
 func (*SessionQuery) ProtoMessage() {}
 
 func (x *SessionQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -753,7 +1113,7 @@ func (x *SessionQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionQuery.ProtoReflect.Descriptor instead.
 func (*SessionQuery) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{9}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SessionQuery) GetId() uint64 {
@@ -810,7 +1170,7 @@ type AnswerSessionsRequest struct {
 
 func (x *AnswerSessionsRequest) Reset() {
 	*x = AnswerSessionsRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +1182,7 @@ func (x *AnswerSessionsRequest) String() string {
 func (*AnswerSessionsRequest) ProtoMessage() {}
 
 func (x *AnswerSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +1195,7 @@ func (x *AnswerSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerSessionsRequest.ProtoReflect.Descriptor instead.
 func (*AnswerSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AnswerSessionsRequest) GetId() uint64 {
@@ -867,7 +1227,7 @@ type AnswerSessionsResponse struct {
 
 func (x *AnswerSessionsResponse) Reset() {
 	*x = AnswerSessionsResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1239,7 @@ func (x *AnswerSessionsResponse) String() string {
 func (*AnswerSessionsResponse) ProtoMessage() {}
 
 func (x *AnswerSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1252,7 @@ func (x *AnswerSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerSessionsResponse.ProtoReflect.Descriptor instead.
 func (*AnswerSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{14}
 }
 
 // SessionInfo is what is shown of a session: nothing that would open it.
@@ -913,7 +1273,7 @@ type SessionInfo struct {
 
 func (x *SessionInfo) Reset() {
 	*x = SessionInfo{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +1285,7 @@ func (x *SessionInfo) String() string {
 func (*SessionInfo) ProtoMessage() {}
 
 func (x *SessionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +1298,7 @@ func (x *SessionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionInfo.ProtoReflect.Descriptor instead.
 func (*SessionInfo) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SessionInfo) GetSession() []byte {
@@ -1024,7 +1384,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1396,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1409,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Update) GetManifest() []byte {
@@ -1096,7 +1456,7 @@ type FetchBlobRequest struct {
 
 func (x *FetchBlobRequest) Reset() {
 	*x = FetchBlobRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1468,7 @@ func (x *FetchBlobRequest) String() string {
 func (*FetchBlobRequest) ProtoMessage() {}
 
 func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1481,7 @@ func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobRequest.ProtoReflect.Descriptor instead.
 func (*FetchBlobRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *FetchBlobRequest) GetSha256() []byte {
@@ -1140,7 +1500,7 @@ type FetchBlobResponse struct {
 
 func (x *FetchBlobResponse) Reset() {
 	*x = FetchBlobResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1512,7 @@ func (x *FetchBlobResponse) String() string {
 func (*FetchBlobResponse) ProtoMessage() {}
 
 func (x *FetchBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1525,7 @@ func (x *FetchBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobResponse.ProtoReflect.Descriptor instead.
 func (*FetchBlobResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FetchBlobResponse) GetChunk() []byte {
@@ -1192,7 +1552,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1564,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1577,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AcknowledgeRequest) GetTenantId() string {
@@ -1277,7 +1637,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[17]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1289,7 +1649,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[17]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1662,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{17}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{20}
 }
 
 type NodeStatus struct {
@@ -1341,7 +1701,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[18]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1713,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[18]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,7 +1726,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{18}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *NodeStatus) GetCell() string {
@@ -1532,7 +1892,7 @@ type ReportStatusRequest struct {
 
 func (x *ReportStatusRequest) Reset() {
 	*x = ReportStatusRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[19]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1544,7 +1904,7 @@ func (x *ReportStatusRequest) String() string {
 func (*ReportStatusRequest) ProtoMessage() {}
 
 func (x *ReportStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[19]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1557,7 +1917,7 @@ func (x *ReportStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStatusRequest.ProtoReflect.Descriptor instead.
 func (*ReportStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{19}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReportStatusRequest) GetStatus() *NodeStatus {
@@ -1578,7 +1938,7 @@ type ReportStatusResponse struct {
 
 func (x *ReportStatusResponse) Reset() {
 	*x = ReportStatusResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[20]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1950,7 @@ func (x *ReportStatusResponse) String() string {
 func (*ReportStatusResponse) ProtoMessage() {}
 
 func (x *ReportStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[20]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1963,7 @@ func (x *ReportStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStatusResponse.ProtoReflect.Descriptor instead.
 func (*ReportStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{20}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReportStatusResponse) GetAuthority() []byte {
@@ -1634,7 +1994,7 @@ type DeliverAuditRequest struct {
 
 func (x *DeliverAuditRequest) Reset() {
 	*x = DeliverAuditRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[21]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +2006,7 @@ func (x *DeliverAuditRequest) String() string {
 func (*DeliverAuditRequest) ProtoMessage() {}
 
 func (x *DeliverAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[21]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +2019,7 @@ func (x *DeliverAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverAuditRequest.ProtoReflect.Descriptor instead.
 func (*DeliverAuditRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{21}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeliverAuditRequest) GetLogId() string {
@@ -1723,7 +2083,7 @@ type DeliverAuditResponse struct {
 
 func (x *DeliverAuditResponse) Reset() {
 	*x = DeliverAuditResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[22]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +2095,7 @@ func (x *DeliverAuditResponse) String() string {
 func (*DeliverAuditResponse) ProtoMessage() {}
 
 func (x *DeliverAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[22]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +2108,7 @@ func (x *DeliverAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverAuditResponse.ProtoReflect.Descriptor instead.
 func (*DeliverAuditResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{22}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeliverAuditResponse) GetNextIndex() uint64 {
@@ -1789,12 +2149,7 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\x03csr\x18\x01 \x01(\fB\n" +
 	"\xbaH\az\x05\x10\x01\x18\x80@R\x03csr\"V\n" +
 	"\x15RenewIdentityResponse\x12=\n" +
-	"\bidentity\x18\x01 \x01(\v2!.mcpvault.cell.v1.MachineIdentityR\bidentity\"e\n" +
-	"\n" +
-	"CellMember\x12\x1b\n" +
-	"\x04node\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12\x1c\n" +
-	"\x04raft\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04raft\x12\x1c\n" +
-	"\x04peer\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04peer\"R\n" +
+	"\bidentity\x18\x01 \x01(\v2!.mcpvault.cell.v1.MachineIdentityR\bidentity\"R\n" +
 	"\fWatchRequest\x12B\n" +
 	"\aapplied\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.AppliedHeadB\t\xbaH\x06\x92\x01\x03\x10\x90NR\aapplied\"\xd5\x01\n" +
 	"\vAppliedHead\x12$\n" +
@@ -1806,16 +2161,46 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
 	"state_hash\x18\x04 \x01(\fB\a\xbaH\x04z\x02\x18 R\tstateHash\x12\x1f\n" +
 	"\x06digest\x18\x05 \x01(\fB\a\xbaH\x04z\x02\x18 R\x06digest\x12!\n" +
-	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xb4\x02\n" +
+	"\fconfirmed_ms\x18\x06 \x01(\x03R\vconfirmedMs\"\xe9\x02\n" +
 	"\rWatchResponse\x122\n" +
 	"\x06update\x18\x01 \x01(\v2\x18.mcpvault.cell.v1.UpdateH\x00R\x06update\x12\x1e\n" +
 	"\theartbeat\x18\x02 \x01(\fH\x00R\theartbeat\x12\x14\n" +
 	"\x04kill\x18\x03 \x01(\fH\x00R\x04kill\x129\n" +
 	"\x05delta\x18\x04 \x01(\v2!.mcpvault.snapshot.v1.SignedDeltaH\x00R\x05delta\x12<\n" +
-	"\bsessions\x18\x05 \x01(\v2\x1e.mcpvault.cell.v1.SessionQueryH\x00R\bsessions\x127\n" +
+	"\bsessions\x18\x05 \x01(\v2\x1e.mcpvault.cell.v1.SessionQueryH\x00R\bsessions\x123\n" +
+	"\x05order\x18\x06 \x01(\v2\x1b.mcpvault.cell.v1.NodeOrderH\x00R\x05order\x127\n" +
 	"\x05cells\x18\n" +
 	" \x01(\v2\x1f.mcpvault.cell.v1.CellDirectoryH\x00R\x05cellsB\a\n" +
-	"\x05event\"\xa1\x01\n" +
+	"\x05event\"\x89\x02\n" +
+	"\tNodeOrder\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12;\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1b.mcpvault.cell.v1.OrderKindB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\x04kind\x12\x1b\n" +
+	"\x04node\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12\x1c\n" +
+	"\x04raft\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04raft\x12\x1c\n" +
+	"\x04peer\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04peer\x12&\n" +
+	"\bgrace_ms\x18\x06 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\xcf$(\x00R\agraceMs\x12\x14\n" +
+	"\x05force\x18\a \x01(\bR\x05force\x12\x18\n" +
+	"\x02by\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x02by\"\x89\x02\n" +
+	"\x12AnswerOrderRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1b\n" +
+	"\x04code\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18 R\x04code\x12\x1c\n" +
+	"\x04what\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x04what\x12\x1a\n" +
+	"\x03fix\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x03fix\x12\x1f\n" +
+	"\x06leader\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06leader\x12@\n" +
+	"\amembers\x18\x06 \x03(\v2\x1c.mcpvault.cell.v1.CellMemberB\b\xbaH\x05\x92\x01\x02\x10@R\amembers\x12)\n" +
+	"\aremoved\x18\a \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\x80\b\"\x04r\x02\x18@R\aremoved\"\x15\n" +
+	"\x13AnswerOrderResponse\"\xe7\x01\n" +
+	"\n" +
+	"CellMember\x12\x1b\n" +
+	"\x04node\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12\x1c\n" +
+	"\x04raft\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04raft\x12\x1c\n" +
+	"\x04peer\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04peer\x12\x14\n" +
+	"\x05votes\x18\x04 \x01(\bR\x05votes\x12\x14\n" +
+	"\x05known\x18\x05 \x01(\bR\x05known\x12\x19\n" +
+	"\bheard_ms\x18\x06 \x01(\x03R\aheardMs\x12\x16\n" +
+	"\x06behind\x18\a \x01(\x04R\x06behind\x12!\n" +
+	"\aversion\x18\b \x01(\tB\a\xbaH\x04r\x02\x18@R\aversion\"\xa1\x01\n" +
 	"\fSessionQuery\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1b\n" +
 	"\ttenant_id\x18\x02 \x01(\tR\btenantId\x12\x1c\n" +
@@ -1908,17 +2293,26 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\x14DeliverAuditResponse\x12\x1d\n" +
 	"\n" +
 	"next_index\x18\x01 \x01(\x04R\tnextIndex\x12%\n" +
-	"\x0ewitnessed_size\x18\x02 \x01(\x04R\rwitnessedSize*X\n" +
+	"\x0ewitnessed_size\x18\x02 \x01(\x04R\rwitnessedSize*\xad\x01\n" +
+	"\tOrderKind\x12\x1a\n" +
+	"\x16ORDER_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fORDER_KIND_LIST\x10\x01\x12\x12\n" +
+	"\x0eORDER_KIND_ADD\x10\x02\x12\x15\n" +
+	"\x11ORDER_KIND_REMOVE\x10\x03\x12\x18\n" +
+	"\x14ORDER_KIND_STEP_DOWN\x10\x04\x12\x14\n" +
+	"\x10ORDER_KIND_DRAIN\x10\x05\x12\x14\n" +
+	"\x10ORDER_KIND_SPARE\x10\x06*X\n" +
 	"\tAckStatus\x12\x1a\n" +
 	"\x16ACK_STATUS_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12ACK_STATUS_APPLIED\x10\x01\x12\x17\n" +
-	"\x13ACK_STATUS_REJECTED\x10\x022\xe4\x05\n" +
+	"\x13ACK_STATUS_REJECTED\x10\x022\xc0\x06\n" +
 	"\vCellService\x12J\n" +
 	"\x05Watch\x12\x1e.mcpvault.cell.v1.WatchRequest\x1a\x1f.mcpvault.cell.v1.WatchResponse0\x01\x12[\n" +
 	"\tFetchBlob\x12\".mcpvault.cell.v1.FetchBlobRequest\x1a#.mcpvault.cell.v1.FetchBlobResponse\"\x03\x90\x02\x010\x01\x12Z\n" +
 	"\vAcknowledge\x12$.mcpvault.cell.v1.AcknowledgeRequest\x1a%.mcpvault.cell.v1.AcknowledgeResponse\x12]\n" +
 	"\fReportStatus\x12%.mcpvault.cell.v1.ReportStatusRequest\x1a&.mcpvault.cell.v1.ReportStatusResponse\x12c\n" +
-	"\x0eAnswerSessions\x12'.mcpvault.cell.v1.AnswerSessionsRequest\x1a(.mcpvault.cell.v1.AnswerSessionsResponse\x12]\n" +
+	"\x0eAnswerSessions\x12'.mcpvault.cell.v1.AnswerSessionsRequest\x1a(.mcpvault.cell.v1.AnswerSessionsResponse\x12Z\n" +
+	"\vAnswerOrder\x12$.mcpvault.cell.v1.AnswerOrderRequest\x1a%.mcpvault.cell.v1.AnswerOrderResponse\x12]\n" +
 	"\fDeliverAudit\x12%.mcpvault.cell.v1.DeliverAuditRequest\x1a&.mcpvault.cell.v1.DeliverAuditResponse\x12K\n" +
 	"\x06Enroll\x12\x1f.mcpvault.cell.v1.EnrollRequest\x1a .mcpvault.cell.v1.EnrollResponse\x12`\n" +
 	"\rRenewIdentity\x12&.mcpvault.cell.v1.RenewIdentityRequest\x1a'.mcpvault.cell.v1.RenewIdentityResponseB\xc3\x01\n" +
@@ -1936,73 +2330,82 @@ func file_mcpvault_cell_v1_cell_proto_rawDescGZIP() []byte {
 	return file_mcpvault_cell_v1_cell_proto_rawDescData
 }
 
-var file_mcpvault_cell_v1_cell_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mcpvault_cell_v1_cell_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_mcpvault_cell_v1_cell_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_mcpvault_cell_v1_cell_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_mcpvault_cell_v1_cell_proto_goTypes = []any{
-	(AckStatus)(0),                 // 0: mcpvault.cell.v1.AckStatus
-	(*EnrollRequest)(nil),          // 1: mcpvault.cell.v1.EnrollRequest
-	(*EnrollResponse)(nil),         // 2: mcpvault.cell.v1.EnrollResponse
-	(*MachineIdentity)(nil),        // 3: mcpvault.cell.v1.MachineIdentity
-	(*RenewIdentityRequest)(nil),   // 4: mcpvault.cell.v1.RenewIdentityRequest
-	(*RenewIdentityResponse)(nil),  // 5: mcpvault.cell.v1.RenewIdentityResponse
-	(*CellMember)(nil),             // 6: mcpvault.cell.v1.CellMember
+	(OrderKind)(0),                 // 0: mcpvault.cell.v1.OrderKind
+	(AckStatus)(0),                 // 1: mcpvault.cell.v1.AckStatus
+	(*EnrollRequest)(nil),          // 2: mcpvault.cell.v1.EnrollRequest
+	(*EnrollResponse)(nil),         // 3: mcpvault.cell.v1.EnrollResponse
+	(*MachineIdentity)(nil),        // 4: mcpvault.cell.v1.MachineIdentity
+	(*RenewIdentityRequest)(nil),   // 5: mcpvault.cell.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),  // 6: mcpvault.cell.v1.RenewIdentityResponse
 	(*WatchRequest)(nil),           // 7: mcpvault.cell.v1.WatchRequest
 	(*AppliedHead)(nil),            // 8: mcpvault.cell.v1.AppliedHead
 	(*WatchResponse)(nil),          // 9: mcpvault.cell.v1.WatchResponse
-	(*SessionQuery)(nil),           // 10: mcpvault.cell.v1.SessionQuery
-	(*AnswerSessionsRequest)(nil),  // 11: mcpvault.cell.v1.AnswerSessionsRequest
-	(*AnswerSessionsResponse)(nil), // 12: mcpvault.cell.v1.AnswerSessionsResponse
-	(*SessionInfo)(nil),            // 13: mcpvault.cell.v1.SessionInfo
-	(*Update)(nil),                 // 14: mcpvault.cell.v1.Update
-	(*FetchBlobRequest)(nil),       // 15: mcpvault.cell.v1.FetchBlobRequest
-	(*FetchBlobResponse)(nil),      // 16: mcpvault.cell.v1.FetchBlobResponse
-	(*AcknowledgeRequest)(nil),     // 17: mcpvault.cell.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),    // 18: mcpvault.cell.v1.AcknowledgeResponse
-	(*NodeStatus)(nil),             // 19: mcpvault.cell.v1.NodeStatus
-	(*ReportStatusRequest)(nil),    // 20: mcpvault.cell.v1.ReportStatusRequest
-	(*ReportStatusResponse)(nil),   // 21: mcpvault.cell.v1.ReportStatusResponse
-	(*DeliverAuditRequest)(nil),    // 22: mcpvault.cell.v1.DeliverAuditRequest
-	(*DeliverAuditResponse)(nil),   // 23: mcpvault.cell.v1.DeliverAuditResponse
-	(*v1.SignedDelta)(nil),         // 24: mcpvault.snapshot.v1.SignedDelta
-	(*CellDirectory)(nil),          // 25: mcpvault.cell.v1.CellDirectory
-	(*Reach)(nil),                  // 26: mcpvault.cell.v1.Reach
+	(*NodeOrder)(nil),              // 10: mcpvault.cell.v1.NodeOrder
+	(*AnswerOrderRequest)(nil),     // 11: mcpvault.cell.v1.AnswerOrderRequest
+	(*AnswerOrderResponse)(nil),    // 12: mcpvault.cell.v1.AnswerOrderResponse
+	(*CellMember)(nil),             // 13: mcpvault.cell.v1.CellMember
+	(*SessionQuery)(nil),           // 14: mcpvault.cell.v1.SessionQuery
+	(*AnswerSessionsRequest)(nil),  // 15: mcpvault.cell.v1.AnswerSessionsRequest
+	(*AnswerSessionsResponse)(nil), // 16: mcpvault.cell.v1.AnswerSessionsResponse
+	(*SessionInfo)(nil),            // 17: mcpvault.cell.v1.SessionInfo
+	(*Update)(nil),                 // 18: mcpvault.cell.v1.Update
+	(*FetchBlobRequest)(nil),       // 19: mcpvault.cell.v1.FetchBlobRequest
+	(*FetchBlobResponse)(nil),      // 20: mcpvault.cell.v1.FetchBlobResponse
+	(*AcknowledgeRequest)(nil),     // 21: mcpvault.cell.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),    // 22: mcpvault.cell.v1.AcknowledgeResponse
+	(*NodeStatus)(nil),             // 23: mcpvault.cell.v1.NodeStatus
+	(*ReportStatusRequest)(nil),    // 24: mcpvault.cell.v1.ReportStatusRequest
+	(*ReportStatusResponse)(nil),   // 25: mcpvault.cell.v1.ReportStatusResponse
+	(*DeliverAuditRequest)(nil),    // 26: mcpvault.cell.v1.DeliverAuditRequest
+	(*DeliverAuditResponse)(nil),   // 27: mcpvault.cell.v1.DeliverAuditResponse
+	(*v1.SignedDelta)(nil),         // 28: mcpvault.snapshot.v1.SignedDelta
+	(*CellDirectory)(nil),          // 29: mcpvault.cell.v1.CellDirectory
+	(*Reach)(nil),                  // 30: mcpvault.cell.v1.Reach
 }
 var file_mcpvault_cell_v1_cell_proto_depIdxs = []int32{
-	3,  // 0: mcpvault.cell.v1.EnrollResponse.identity:type_name -> mcpvault.cell.v1.MachineIdentity
-	6,  // 1: mcpvault.cell.v1.EnrollResponse.members:type_name -> mcpvault.cell.v1.CellMember
-	3,  // 2: mcpvault.cell.v1.RenewIdentityResponse.identity:type_name -> mcpvault.cell.v1.MachineIdentity
+	4,  // 0: mcpvault.cell.v1.EnrollResponse.identity:type_name -> mcpvault.cell.v1.MachineIdentity
+	13, // 1: mcpvault.cell.v1.EnrollResponse.members:type_name -> mcpvault.cell.v1.CellMember
+	4,  // 2: mcpvault.cell.v1.RenewIdentityResponse.identity:type_name -> mcpvault.cell.v1.MachineIdentity
 	8,  // 3: mcpvault.cell.v1.WatchRequest.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	14, // 4: mcpvault.cell.v1.WatchResponse.update:type_name -> mcpvault.cell.v1.Update
-	24, // 5: mcpvault.cell.v1.WatchResponse.delta:type_name -> mcpvault.snapshot.v1.SignedDelta
-	10, // 6: mcpvault.cell.v1.WatchResponse.sessions:type_name -> mcpvault.cell.v1.SessionQuery
-	25, // 7: mcpvault.cell.v1.WatchResponse.cells:type_name -> mcpvault.cell.v1.CellDirectory
-	13, // 8: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
-	24, // 9: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	0,  // 10: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
-	8,  // 11: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	26, // 12: mcpvault.cell.v1.NodeStatus.reach:type_name -> mcpvault.cell.v1.Reach
-	19, // 13: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
-	7,  // 14: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
-	15, // 15: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
-	17, // 16: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
-	20, // 17: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
-	11, // 18: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
-	22, // 19: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
-	1,  // 20: mcpvault.cell.v1.CellService.Enroll:input_type -> mcpvault.cell.v1.EnrollRequest
-	4,  // 21: mcpvault.cell.v1.CellService.RenewIdentity:input_type -> mcpvault.cell.v1.RenewIdentityRequest
-	9,  // 22: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
-	16, // 23: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
-	18, // 24: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
-	21, // 25: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
-	12, // 26: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
-	23, // 27: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
-	2,  // 28: mcpvault.cell.v1.CellService.Enroll:output_type -> mcpvault.cell.v1.EnrollResponse
-	5,  // 29: mcpvault.cell.v1.CellService.RenewIdentity:output_type -> mcpvault.cell.v1.RenewIdentityResponse
-	22, // [22:30] is the sub-list for method output_type
-	14, // [14:22] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	18, // 4: mcpvault.cell.v1.WatchResponse.update:type_name -> mcpvault.cell.v1.Update
+	28, // 5: mcpvault.cell.v1.WatchResponse.delta:type_name -> mcpvault.snapshot.v1.SignedDelta
+	14, // 6: mcpvault.cell.v1.WatchResponse.sessions:type_name -> mcpvault.cell.v1.SessionQuery
+	10, // 7: mcpvault.cell.v1.WatchResponse.order:type_name -> mcpvault.cell.v1.NodeOrder
+	29, // 8: mcpvault.cell.v1.WatchResponse.cells:type_name -> mcpvault.cell.v1.CellDirectory
+	0,  // 9: mcpvault.cell.v1.NodeOrder.kind:type_name -> mcpvault.cell.v1.OrderKind
+	13, // 10: mcpvault.cell.v1.AnswerOrderRequest.members:type_name -> mcpvault.cell.v1.CellMember
+	17, // 11: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
+	28, // 12: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	1,  // 13: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
+	8,  // 14: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
+	30, // 15: mcpvault.cell.v1.NodeStatus.reach:type_name -> mcpvault.cell.v1.Reach
+	23, // 16: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
+	7,  // 17: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
+	19, // 18: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
+	21, // 19: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
+	24, // 20: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
+	15, // 21: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
+	11, // 22: mcpvault.cell.v1.CellService.AnswerOrder:input_type -> mcpvault.cell.v1.AnswerOrderRequest
+	26, // 23: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
+	2,  // 24: mcpvault.cell.v1.CellService.Enroll:input_type -> mcpvault.cell.v1.EnrollRequest
+	5,  // 25: mcpvault.cell.v1.CellService.RenewIdentity:input_type -> mcpvault.cell.v1.RenewIdentityRequest
+	9,  // 26: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
+	20, // 27: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
+	22, // 28: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
+	25, // 29: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
+	16, // 30: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
+	12, // 31: mcpvault.cell.v1.CellService.AnswerOrder:output_type -> mcpvault.cell.v1.AnswerOrderResponse
+	27, // 32: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
+	3,  // 33: mcpvault.cell.v1.CellService.Enroll:output_type -> mcpvault.cell.v1.EnrollResponse
+	6,  // 34: mcpvault.cell.v1.CellService.RenewIdentity:output_type -> mcpvault.cell.v1.RenewIdentityResponse
+	26, // [26:35] is the sub-list for method output_type
+	17, // [17:26] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_cell_proto_init() }
@@ -2011,12 +2414,13 @@ func file_mcpvault_cell_v1_cell_proto_init() {
 		return
 	}
 	file_mcpvault_cell_v1_directory_proto_init()
-	file_mcpvault_cell_v1_cell_proto_msgTypes[8].OneofWrappers = []any{
+	file_mcpvault_cell_v1_cell_proto_msgTypes[7].OneofWrappers = []any{
 		(*WatchResponse_Update)(nil),
 		(*WatchResponse_Heartbeat)(nil),
 		(*WatchResponse_Kill)(nil),
 		(*WatchResponse_Delta)(nil),
 		(*WatchResponse_Sessions)(nil),
+		(*WatchResponse_Order)(nil),
 		(*WatchResponse_Cells)(nil),
 	}
 	type x struct{}
@@ -2024,8 +2428,8 @@ func file_mcpvault_cell_v1_cell_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_cell_v1_cell_proto_rawDesc), len(file_mcpvault_cell_v1_cell_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   23,
+			NumEnums:      2,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

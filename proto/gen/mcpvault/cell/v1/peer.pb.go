@@ -916,6 +916,175 @@ func (x *SessionKey) GetCreatedMs() int64 {
 	return 0
 }
 
+type TellKillsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// DSSE envelopes of snapshot.v1.Kills; at most 1 MiB of them.
+	Kills         [][]byte `protobuf:"bytes,1,rep,name=kills,proto3" json:"kills,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TellKillsRequest) Reset() {
+	*x = TellKillsRequest{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TellKillsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TellKillsRequest) ProtoMessage() {}
+
+func (x *TellKillsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TellKillsRequest.ProtoReflect.Descriptor instead.
+func (*TellKillsRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *TellKillsRequest) GetKills() [][]byte {
+	if x != nil {
+		return x.Kills
+	}
+	return nil
+}
+
+type TellKillsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TellKillsResponse) Reset() {
+	*x = TellKillsResponse{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TellKillsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TellKillsResponse) ProtoMessage() {}
+
+func (x *TellKillsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TellKillsResponse.ProtoReflect.Descriptor instead.
+func (*TellKillsResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{11}
+}
+
+type CarryOutRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         *NodeOrder             `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CarryOutRequest) Reset() {
+	*x = CarryOutRequest{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CarryOutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CarryOutRequest) ProtoMessage() {}
+
+func (x *CarryOutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CarryOutRequest.ProtoReflect.Descriptor instead.
+func (*CarryOutRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CarryOutRequest) GetOrder() *NodeOrder {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+type CarryOutResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answer        *AnswerOrderRequest    `protobuf:"bytes,1,opt,name=answer,proto3" json:"answer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CarryOutResponse) Reset() {
+	*x = CarryOutResponse{}
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CarryOutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CarryOutResponse) ProtoMessage() {}
+
+func (x *CarryOutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CarryOutResponse.ProtoReflect.Descriptor instead.
+func (*CarryOutResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CarryOutResponse) GetAnswer() *AnswerOrderRequest {
+	if x != nil {
+		return x.Answer
+	}
+	return nil
+}
+
 type ProposeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entry         *RaftEntry             `protobuf:"bytes,1,opt,name=entry,proto3" json:"entry,omitempty"`
@@ -925,7 +1094,7 @@ type ProposeRequest struct {
 
 func (x *ProposeRequest) Reset() {
 	*x = ProposeRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -937,7 +1106,7 @@ func (x *ProposeRequest) String() string {
 func (*ProposeRequest) ProtoMessage() {}
 
 func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -950,7 +1119,7 @@ func (x *ProposeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeRequest.ProtoReflect.Descriptor instead.
 func (*ProposeRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ProposeRequest) GetEntry() *RaftEntry {
@@ -969,7 +1138,7 @@ type ProposeResponse struct {
 
 func (x *ProposeResponse) Reset() {
 	*x = ProposeResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1150,7 @@ func (x *ProposeResponse) String() string {
 func (*ProposeResponse) ProtoMessage() {}
 
 func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1163,7 @@ func (x *ProposeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeResponse.ProtoReflect.Descriptor instead.
 func (*ProposeResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ProposeResponse) GetIndex() uint64 {
@@ -1013,7 +1182,7 @@ type ProposeSessionsRequest struct {
 
 func (x *ProposeSessionsRequest) Reset() {
 	*x = ProposeSessionsRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1194,7 @@ func (x *ProposeSessionsRequest) String() string {
 func (*ProposeSessionsRequest) ProtoMessage() {}
 
 func (x *ProposeSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1207,7 @@ func (x *ProposeSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeSessionsRequest.ProtoReflect.Descriptor instead.
 func (*ProposeSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ProposeSessionsRequest) GetBatch() *SessionBatch {
@@ -1058,7 +1227,7 @@ type ProposeSessionsResponse struct {
 
 func (x *ProposeSessionsResponse) Reset() {
 	*x = ProposeSessionsResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1239,7 @@ func (x *ProposeSessionsResponse) String() string {
 func (*ProposeSessionsResponse) ProtoMessage() {}
 
 func (x *ProposeSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[13]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1252,7 @@ func (x *ProposeSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProposeSessionsResponse.ProtoReflect.Descriptor instead.
 func (*ProposeSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ProposeSessionsResponse) GetVerdicts() []SessionVerdict {
@@ -1102,7 +1271,7 @@ type ReadBlobRequest struct {
 
 func (x *ReadBlobRequest) Reset() {
 	*x = ReadBlobRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1283,7 @@ func (x *ReadBlobRequest) String() string {
 func (*ReadBlobRequest) ProtoMessage() {}
 
 func (x *ReadBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[14]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1296,7 @@ func (x *ReadBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBlobRequest.ProtoReflect.Descriptor instead.
 func (*ReadBlobRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReadBlobRequest) GetSha256() []byte {
@@ -1146,7 +1315,7 @@ type ReadBlobResponse struct {
 
 func (x *ReadBlobResponse) Reset() {
 	*x = ReadBlobResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1327,7 @@ func (x *ReadBlobResponse) String() string {
 func (*ReadBlobResponse) ProtoMessage() {}
 
 func (x *ReadBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[15]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1340,7 @@ func (x *ReadBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadBlobResponse.ProtoReflect.Descriptor instead.
 func (*ReadBlobResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReadBlobResponse) GetChunk() []byte {
@@ -1191,7 +1360,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1372,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[16]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1385,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetStatusRequest) GetBrief() bool {
@@ -1244,7 +1413,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1425,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[17]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1438,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetStatusResponse) GetStatus() *NodeStatus {
@@ -1323,7 +1492,7 @@ type ShareBudgetsRequest struct {
 
 func (x *ShareBudgetsRequest) Reset() {
 	*x = ShareBudgetsRequest{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1504,7 @@ func (x *ShareBudgetsRequest) String() string {
 func (*ShareBudgetsRequest) ProtoMessage() {}
 
 func (x *ShareBudgetsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[18]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1517,7 @@ func (x *ShareBudgetsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareBudgetsRequest.ProtoReflect.Descriptor instead.
 func (*ShareBudgetsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ShareBudgetsRequest) GetShares() []*BudgetShare {
@@ -1367,7 +1536,7 @@ type ShareBudgetsResponse struct {
 
 func (x *ShareBudgetsResponse) Reset() {
 	*x = ShareBudgetsResponse{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[19]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1548,7 @@ func (x *ShareBudgetsResponse) String() string {
 func (*ShareBudgetsResponse) ProtoMessage() {}
 
 func (x *ShareBudgetsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[19]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1561,7 @@ func (x *ShareBudgetsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShareBudgetsResponse.ProtoReflect.Descriptor instead.
 func (*ShareBudgetsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ShareBudgetsResponse) GetShares() []*BudgetShare {
@@ -1430,7 +1599,7 @@ type BudgetShare struct {
 
 func (x *BudgetShare) Reset() {
 	*x = BudgetShare{}
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[20]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1442,7 +1611,7 @@ func (x *BudgetShare) String() string {
 func (*BudgetShare) ProtoMessage() {}
 
 func (x *BudgetShare) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[20]
+	mi := &file_mcpvault_cell_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1455,7 +1624,7 @@ func (x *BudgetShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BudgetShare.ProtoReflect.Descriptor instead.
 func (*BudgetShare) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_mcpvault_cell_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *BudgetShare) GetTenantId() string {
@@ -1617,7 +1786,15 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x1d\n" +
 	"\n" +
-	"created_ms\x18\x03 \x01(\x03R\tcreatedMs\"K\n" +
+	"created_ms\x18\x03 \x01(\x03R\tcreatedMs\"4\n" +
+	"\x10TellKillsRequest\x12 \n" +
+	"\x05kills\x18\x01 \x03(\fB\n" +
+	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\x05kills\"\x13\n" +
+	"\x11TellKillsResponse\"L\n" +
+	"\x0fCarryOutRequest\x129\n" +
+	"\x05order\x18\x01 \x01(\v2\x1b.mcpvault.cell.v1.NodeOrderB\x06\xbaH\x03\xc8\x01\x01R\x05order\"P\n" +
+	"\x10CarryOutResponse\x12<\n" +
+	"\x06answer\x18\x01 \x01(\v2$.mcpvault.cell.v1.AnswerOrderRequestR\x06answer\"K\n" +
 	"\x0eProposeRequest\x129\n" +
 	"\x05entry\x18\x01 \x01(\v2\x1b.mcpvault.cell.v1.RaftEntryB\x06\xbaH\x03\xc8\x01\x01R\x05entry\"'\n" +
 	"\x0fProposeResponse\x12\x14\n" +
@@ -1663,8 +1840,10 @@ const file_mcpvault_cell_v1_peer_proto_rawDesc = "" +
 	"\x1bSESSION_VERDICT_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SESSION_VERDICT_OPENED\x10\x01\x12\"\n" +
 	"\x1eSESSION_VERDICT_PRINCIPAL_FULL\x10\x02\x12\x1f\n" +
-	"\x1bSESSION_VERDICT_TENANT_FULL\x10\x032\xd9\x03\n" +
-	"\vPeerService\x12N\n" +
+	"\x1bSESSION_VERDICT_TENANT_FULL\x10\x032\x82\x05\n" +
+	"\vPeerService\x12Q\n" +
+	"\bCarryOut\x12!.mcpvault.cell.v1.CarryOutRequest\x1a\".mcpvault.cell.v1.CarryOutResponse\x12T\n" +
+	"\tTellKills\x12\".mcpvault.cell.v1.TellKillsRequest\x1a#.mcpvault.cell.v1.TellKillsResponse\x12N\n" +
 	"\aPropose\x12 .mcpvault.cell.v1.ProposeRequest\x1a!.mcpvault.cell.v1.ProposeResponse\x12f\n" +
 	"\x0fProposeSessions\x12(.mcpvault.cell.v1.ProposeSessionsRequest\x1a).mcpvault.cell.v1.ProposeSessionsResponse\x12X\n" +
 	"\bReadBlob\x12!.mcpvault.cell.v1.ReadBlobRequest\x1a\".mcpvault.cell.v1.ReadBlobResponse\"\x03\x90\x02\x010\x01\x12Y\n" +
@@ -1685,7 +1864,7 @@ func file_mcpvault_cell_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_cell_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mcpvault_cell_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_mcpvault_cell_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_mcpvault_cell_v1_peer_proto_goTypes = []any{
 	(SessionVerdict)(0),             // 0: mcpvault.cell.v1.SessionVerdict
 	(*RaftEntry)(nil),               // 1: mcpvault.cell.v1.RaftEntry
@@ -1698,24 +1877,30 @@ var file_mcpvault_cell_v1_peer_proto_goTypes = []any{
 	(*SessionState)(nil),            // 8: mcpvault.cell.v1.SessionState
 	(*Deltas)(nil),                  // 9: mcpvault.cell.v1.Deltas
 	(*SessionKey)(nil),              // 10: mcpvault.cell.v1.SessionKey
-	(*ProposeRequest)(nil),          // 11: mcpvault.cell.v1.ProposeRequest
-	(*ProposeResponse)(nil),         // 12: mcpvault.cell.v1.ProposeResponse
-	(*ProposeSessionsRequest)(nil),  // 13: mcpvault.cell.v1.ProposeSessionsRequest
-	(*ProposeSessionsResponse)(nil), // 14: mcpvault.cell.v1.ProposeSessionsResponse
-	(*ReadBlobRequest)(nil),         // 15: mcpvault.cell.v1.ReadBlobRequest
-	(*ReadBlobResponse)(nil),        // 16: mcpvault.cell.v1.ReadBlobResponse
-	(*GetStatusRequest)(nil),        // 17: mcpvault.cell.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),       // 18: mcpvault.cell.v1.GetStatusResponse
-	(*ShareBudgetsRequest)(nil),     // 19: mcpvault.cell.v1.ShareBudgetsRequest
-	(*ShareBudgetsResponse)(nil),    // 20: mcpvault.cell.v1.ShareBudgetsResponse
-	(*BudgetShare)(nil),             // 21: mcpvault.cell.v1.BudgetShare
-	(*Update)(nil),                  // 22: mcpvault.cell.v1.Update
-	(*v1.SignedDelta)(nil),          // 23: mcpvault.snapshot.v1.SignedDelta
-	(*NodeStatus)(nil),              // 24: mcpvault.cell.v1.NodeStatus
-	(*CellDirectory)(nil),           // 25: mcpvault.cell.v1.CellDirectory
+	(*TellKillsRequest)(nil),        // 11: mcpvault.cell.v1.TellKillsRequest
+	(*TellKillsResponse)(nil),       // 12: mcpvault.cell.v1.TellKillsResponse
+	(*CarryOutRequest)(nil),         // 13: mcpvault.cell.v1.CarryOutRequest
+	(*CarryOutResponse)(nil),        // 14: mcpvault.cell.v1.CarryOutResponse
+	(*ProposeRequest)(nil),          // 15: mcpvault.cell.v1.ProposeRequest
+	(*ProposeResponse)(nil),         // 16: mcpvault.cell.v1.ProposeResponse
+	(*ProposeSessionsRequest)(nil),  // 17: mcpvault.cell.v1.ProposeSessionsRequest
+	(*ProposeSessionsResponse)(nil), // 18: mcpvault.cell.v1.ProposeSessionsResponse
+	(*ReadBlobRequest)(nil),         // 19: mcpvault.cell.v1.ReadBlobRequest
+	(*ReadBlobResponse)(nil),        // 20: mcpvault.cell.v1.ReadBlobResponse
+	(*GetStatusRequest)(nil),        // 21: mcpvault.cell.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),       // 22: mcpvault.cell.v1.GetStatusResponse
+	(*ShareBudgetsRequest)(nil),     // 23: mcpvault.cell.v1.ShareBudgetsRequest
+	(*ShareBudgetsResponse)(nil),    // 24: mcpvault.cell.v1.ShareBudgetsResponse
+	(*BudgetShare)(nil),             // 25: mcpvault.cell.v1.BudgetShare
+	(*Update)(nil),                  // 26: mcpvault.cell.v1.Update
+	(*v1.SignedDelta)(nil),          // 27: mcpvault.snapshot.v1.SignedDelta
+	(*NodeOrder)(nil),               // 28: mcpvault.cell.v1.NodeOrder
+	(*AnswerOrderRequest)(nil),      // 29: mcpvault.cell.v1.AnswerOrderRequest
+	(*NodeStatus)(nil),              // 30: mcpvault.cell.v1.NodeStatus
+	(*CellDirectory)(nil),           // 31: mcpvault.cell.v1.CellDirectory
 }
 var file_mcpvault_cell_v1_peer_proto_depIdxs = []int32{
-	22, // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
+	26, // 0: mcpvault.cell.v1.RaftEntry.update:type_name -> mcpvault.cell.v1.Update
 	10, // 1: mcpvault.cell.v1.RaftEntry.session_key:type_name -> mcpvault.cell.v1.SessionKey
 	9,  // 2: mcpvault.cell.v1.RaftEntry.deltas:type_name -> mcpvault.cell.v1.Deltas
 	4,  // 3: mcpvault.cell.v1.RaftEntry.sessions:type_name -> mcpvault.cell.v1.SessionBatch
@@ -1726,30 +1911,36 @@ var file_mcpvault_cell_v1_peer_proto_depIdxs = []int32{
 	7,  // 8: mcpvault.cell.v1.SessionBatch.expired:type_name -> mcpvault.cell.v1.SessionExpiry
 	5,  // 9: mcpvault.cell.v1.SessionOpening.lease:type_name -> mcpvault.cell.v1.SessionLease
 	5,  // 10: mcpvault.cell.v1.SessionState.leases:type_name -> mcpvault.cell.v1.SessionLease
-	23, // 11: mcpvault.cell.v1.Deltas.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	1,  // 12: mcpvault.cell.v1.ProposeRequest.entry:type_name -> mcpvault.cell.v1.RaftEntry
-	4,  // 13: mcpvault.cell.v1.ProposeSessionsRequest.batch:type_name -> mcpvault.cell.v1.SessionBatch
-	0,  // 14: mcpvault.cell.v1.ProposeSessionsResponse.verdicts:type_name -> mcpvault.cell.v1.SessionVerdict
-	24, // 15: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
-	22, // 16: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
-	25, // 17: mcpvault.cell.v1.GetStatusResponse.cells:type_name -> mcpvault.cell.v1.CellDirectory
-	21, // 18: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
-	21, // 19: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
-	11, // 20: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
-	13, // 21: mcpvault.cell.v1.PeerService.ProposeSessions:input_type -> mcpvault.cell.v1.ProposeSessionsRequest
-	15, // 22: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
-	17, // 23: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
-	19, // 24: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
-	12, // 25: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
-	14, // 26: mcpvault.cell.v1.PeerService.ProposeSessions:output_type -> mcpvault.cell.v1.ProposeSessionsResponse
-	16, // 27: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
-	18, // 28: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
-	20, // 29: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
-	25, // [25:30] is the sub-list for method output_type
-	20, // [20:25] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	27, // 11: mcpvault.cell.v1.Deltas.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	28, // 12: mcpvault.cell.v1.CarryOutRequest.order:type_name -> mcpvault.cell.v1.NodeOrder
+	29, // 13: mcpvault.cell.v1.CarryOutResponse.answer:type_name -> mcpvault.cell.v1.AnswerOrderRequest
+	1,  // 14: mcpvault.cell.v1.ProposeRequest.entry:type_name -> mcpvault.cell.v1.RaftEntry
+	4,  // 15: mcpvault.cell.v1.ProposeSessionsRequest.batch:type_name -> mcpvault.cell.v1.SessionBatch
+	0,  // 16: mcpvault.cell.v1.ProposeSessionsResponse.verdicts:type_name -> mcpvault.cell.v1.SessionVerdict
+	30, // 17: mcpvault.cell.v1.GetStatusResponse.status:type_name -> mcpvault.cell.v1.NodeStatus
+	26, // 18: mcpvault.cell.v1.GetStatusResponse.update:type_name -> mcpvault.cell.v1.Update
+	31, // 19: mcpvault.cell.v1.GetStatusResponse.cells:type_name -> mcpvault.cell.v1.CellDirectory
+	25, // 20: mcpvault.cell.v1.ShareBudgetsRequest.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	25, // 21: mcpvault.cell.v1.ShareBudgetsResponse.shares:type_name -> mcpvault.cell.v1.BudgetShare
+	13, // 22: mcpvault.cell.v1.PeerService.CarryOut:input_type -> mcpvault.cell.v1.CarryOutRequest
+	11, // 23: mcpvault.cell.v1.PeerService.TellKills:input_type -> mcpvault.cell.v1.TellKillsRequest
+	15, // 24: mcpvault.cell.v1.PeerService.Propose:input_type -> mcpvault.cell.v1.ProposeRequest
+	17, // 25: mcpvault.cell.v1.PeerService.ProposeSessions:input_type -> mcpvault.cell.v1.ProposeSessionsRequest
+	19, // 26: mcpvault.cell.v1.PeerService.ReadBlob:input_type -> mcpvault.cell.v1.ReadBlobRequest
+	21, // 27: mcpvault.cell.v1.PeerService.GetStatus:input_type -> mcpvault.cell.v1.GetStatusRequest
+	23, // 28: mcpvault.cell.v1.PeerService.ShareBudgets:input_type -> mcpvault.cell.v1.ShareBudgetsRequest
+	14, // 29: mcpvault.cell.v1.PeerService.CarryOut:output_type -> mcpvault.cell.v1.CarryOutResponse
+	12, // 30: mcpvault.cell.v1.PeerService.TellKills:output_type -> mcpvault.cell.v1.TellKillsResponse
+	16, // 31: mcpvault.cell.v1.PeerService.Propose:output_type -> mcpvault.cell.v1.ProposeResponse
+	18, // 32: mcpvault.cell.v1.PeerService.ProposeSessions:output_type -> mcpvault.cell.v1.ProposeSessionsResponse
+	20, // 33: mcpvault.cell.v1.PeerService.ReadBlob:output_type -> mcpvault.cell.v1.ReadBlobResponse
+	22, // 34: mcpvault.cell.v1.PeerService.GetStatus:output_type -> mcpvault.cell.v1.GetStatusResponse
+	24, // 35: mcpvault.cell.v1.PeerService.ShareBudgets:output_type -> mcpvault.cell.v1.ShareBudgetsResponse
+	29, // [29:36] is the sub-list for method output_type
+	22, // [22:29] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_peer_proto_init() }
@@ -1774,7 +1965,7 @@ func file_mcpvault_cell_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_cell_v1_peer_proto_rawDesc), len(file_mcpvault_cell_v1_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -255,6 +255,55 @@ func (Effect) EnumDescriptor() ([]byte, []int) {
 	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{3}
 }
 
+// AfterStaleness is what is done when the bound of reads is over.
+type AfterStaleness int32
+
+const (
+	// Nothing is served any more.
+	AfterStaleness_AFTER_STALENESS_UNSPECIFIED AfterStaleness = 0
+	// Reads go on, but for what carries a label with a bound of its own; nothing else does.
+	AfterStaleness_AFTER_STALENESS_READ_ONLY AfterStaleness = 1
+)
+
+// Enum value maps for AfterStaleness.
+var (
+	AfterStaleness_name = map[int32]string{
+		0: "AFTER_STALENESS_UNSPECIFIED",
+		1: "AFTER_STALENESS_READ_ONLY",
+	}
+	AfterStaleness_value = map[string]int32{
+		"AFTER_STALENESS_UNSPECIFIED": 0,
+		"AFTER_STALENESS_READ_ONLY":   1,
+	}
+)
+
+func (x AfterStaleness) Enum() *AfterStaleness {
+	p := new(AfterStaleness)
+	*p = x
+	return p
+}
+
+func (x AfterStaleness) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AfterStaleness) Descriptor() protoreflect.EnumDescriptor {
+	return file_mcpvault_snapshot_v1_snapshot_proto_enumTypes[4].Descriptor()
+}
+
+func (AfterStaleness) Type() protoreflect.EnumType {
+	return &file_mcpvault_snapshot_v1_snapshot_proto_enumTypes[4]
+}
+
+func (x AfterStaleness) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AfterStaleness.Descriptor instead.
+func (AfterStaleness) EnumDescriptor() ([]byte, []int) {
+	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP(), []int{4}
+}
+
 // Envelope is DSSE (secure-systems-lab/dsse v1): the signature covers the pre-authentication encoding of
 // payload_type and payload.
 type Envelope struct {
@@ -1758,6 +1807,7 @@ type Settings struct {
 	MaxStalenessWriteMs int64 `protobuf:"varint,2,opt,name=max_staleness_write_ms,json=maxStalenessWriteMs,proto3" json:"max_staleness_write_ms,omitempty"`
 	// Narrower bounds for what carries a label; the narrowest that applies counts. Sorted by label.
 	LabelStaleness []*LabelStaleness `protobuf:"bytes,3,rep,name=label_staleness,json=labelStaleness,proto3" json:"label_staleness,omitempty"`
+	AfterStaleness AfterStaleness    `protobuf:"varint,40,opt,name=after_staleness,json=afterStaleness,proto3,enum=mcpvault.snapshot.v1.AfterStaleness" json:"after_staleness,omitempty"`
 	// What callers may ask for over time. Sorted by scope, name and item.
 	RateLimits []*RateLimit `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
 	// How many requests of one principal a node has under way at most; 0 is the node's own bound.
@@ -1824,6 +1874,13 @@ func (x *Settings) GetLabelStaleness() []*LabelStaleness {
 		return x.LabelStaleness
 	}
 	return nil
+}
+
+func (x *Settings) GetAfterStaleness() AfterStaleness {
+	if x != nil {
+		return x.AfterStaleness
+	}
+	return AfterStaleness_AFTER_STALENESS_UNSPECIFIED
 }
 
 func (x *Settings) GetRateLimits() []*RateLimit {
@@ -2788,11 +2845,12 @@ const file_mcpvault_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\aservers\x18\x03 \x03(\v2%.mcpvault.snapshot.v1.CatalogueServerR\aservers\x126\n" +
 	"\aissuers\x18\x04 \x03(\v2\x1c.mcpvault.snapshot.v1.IssuerR\aissuers\x12\x14\n" +
 	"\x05hosts\x18\x05 \x03(\tR\x05hosts\x12:\n" +
-	"\bsettings\x18\x06 \x01(\v2\x1e.mcpvault.snapshot.v1.SettingsR\bsettings\"\x8a\x04\n" +
+	"\bsettings\x18\x06 \x01(\v2\x1e.mcpvault.snapshot.v1.SettingsR\bsettings\"\xd9\x04\n" +
 	"\bSettings\x121\n" +
 	"\x15max_staleness_read_ms\x18\x01 \x01(\x03R\x12maxStalenessReadMs\x123\n" +
 	"\x16max_staleness_write_ms\x18\x02 \x01(\x03R\x13maxStalenessWriteMs\x12M\n" +
-	"\x0flabel_staleness\x18\x03 \x03(\v2$.mcpvault.snapshot.v1.LabelStalenessR\x0elabelStaleness\x12@\n" +
+	"\x0flabel_staleness\x18\x03 \x03(\v2$.mcpvault.snapshot.v1.LabelStalenessR\x0elabelStaleness\x12M\n" +
+	"\x0fafter_staleness\x18( \x01(\x0e2$.mcpvault.snapshot.v1.AfterStalenessR\x0eafterStaleness\x12@\n" +
 	"\vrate_limits\x18\x14 \x03(\v2\x1f.mcpvault.snapshot.v1.RateLimitR\n" +
 	"rateLimits\x12\x1b\n" +
 	"\tmax_calls\x18\x15 \x01(\rR\bmaxCalls\x12&\n" +
@@ -2896,7 +2954,10 @@ const file_mcpvault_snapshot_v1_snapshot_proto_rawDesc = "" +
 	"\x12EFFECT_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vEFFECT_READ\x10\x01\x12\x10\n" +
 	"\fEFFECT_WRITE\x10\x02\x12\x16\n" +
-	"\x12EFFECT_DESTRUCTIVE\x10\x03B\xe3\x01\n" +
+	"\x12EFFECT_DESTRUCTIVE\x10\x03*P\n" +
+	"\x0eAfterStaleness\x12\x1f\n" +
+	"\x1bAFTER_STALENESS_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19AFTER_STALENESS_READ_ONLY\x10\x01B\xe3\x01\n" +
 	"\x18com.mcpvault.snapshot.v1B\rSnapshotProtoP\x01ZFgithub.com/mcpvault/mcpvault/proto/gen/mcpvault/snapshot/v1;snapshotv1\xa2\x02\x03MSX\xaa\x02\x14Mcpvault.Snapshot.V1\xca\x02\x14Mcpvault\\Snapshot\\V1\xe2\x02 Mcpvault\\Snapshot\\V1\\GPBMetadata\xea\x02\x16Mcpvault::Snapshot::V1b\x06proto3"
 
 var (
@@ -2911,78 +2972,80 @@ func file_mcpvault_snapshot_v1_snapshot_proto_rawDescGZIP() []byte {
 	return file_mcpvault_snapshot_v1_snapshot_proto_rawDescData
 }
 
-var file_mcpvault_snapshot_v1_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_mcpvault_snapshot_v1_snapshot_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
 var file_mcpvault_snapshot_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_mcpvault_snapshot_v1_snapshot_proto_goTypes = []any{
 	(KeyRole)(0),            // 0: mcpvault.snapshot.v1.KeyRole
 	(ShardKind)(0),          // 1: mcpvault.snapshot.v1.ShardKind
 	(KillKind)(0),           // 2: mcpvault.snapshot.v1.KillKind
 	(Effect)(0),             // 3: mcpvault.snapshot.v1.Effect
-	(*Envelope)(nil),        // 4: mcpvault.snapshot.v1.Envelope
-	(*Signature)(nil),       // 5: mcpvault.snapshot.v1.Signature
-	(*PublicKey)(nil),       // 6: mcpvault.snapshot.v1.PublicKey
-	(*Roots)(nil),           // 7: mcpvault.snapshot.v1.Roots
-	(*Shard)(nil),           // 8: mcpvault.snapshot.v1.Shard
-	(*Head)(nil),            // 9: mcpvault.snapshot.v1.Head
-	(*Delta)(nil),           // 10: mcpvault.snapshot.v1.Delta
-	(*SignedDelta)(nil),     // 11: mcpvault.snapshot.v1.SignedDelta
-	(*DeltaProgram)(nil),    // 12: mcpvault.snapshot.v1.DeltaProgram
-	(*DeltaNode)(nil),       // 13: mcpvault.snapshot.v1.DeltaNode
-	(*DeltaGrant)(nil),      // 14: mcpvault.snapshot.v1.DeltaGrant
-	(*DeltaReach)(nil),      // 15: mcpvault.snapshot.v1.DeltaReach
-	(*DeltaCell)(nil),       // 16: mcpvault.snapshot.v1.DeltaCell
-	(*DeltaUser)(nil),       // 17: mcpvault.snapshot.v1.DeltaUser
-	(*HeadRef)(nil),         // 18: mcpvault.snapshot.v1.HeadRef
-	(*Manifest)(nil),        // 19: mcpvault.snapshot.v1.Manifest
-	(*Heartbeat)(nil),       // 20: mcpvault.snapshot.v1.Heartbeat
-	(*Kill)(nil),            // 21: mcpvault.snapshot.v1.Kill
-	(*Catalogue)(nil),       // 22: mcpvault.snapshot.v1.Catalogue
-	(*Settings)(nil),        // 23: mcpvault.snapshot.v1.Settings
-	(*Guards)(nil),          // 24: mcpvault.snapshot.v1.Guards
-	(*RateLimit)(nil),       // 25: mcpvault.snapshot.v1.RateLimit
-	(*LabelStaleness)(nil),  // 26: mcpvault.snapshot.v1.LabelStaleness
-	(*CatalogueServer)(nil), // 27: mcpvault.snapshot.v1.CatalogueServer
-	(*CatalogueEntry)(nil),  // 28: mcpvault.snapshot.v1.CatalogueEntry
-	(*CatalogueTool)(nil),   // 29: mcpvault.snapshot.v1.CatalogueTool
-	(*Issuer)(nil),          // 30: mcpvault.snapshot.v1.Issuer
-	(*ScopeRule)(nil),       // 31: mcpvault.snapshot.v1.ScopeRule
-	(*IssuerKey)(nil),       // 32: mcpvault.snapshot.v1.IssuerKey
+	(AfterStaleness)(0),     // 4: mcpvault.snapshot.v1.AfterStaleness
+	(*Envelope)(nil),        // 5: mcpvault.snapshot.v1.Envelope
+	(*Signature)(nil),       // 6: mcpvault.snapshot.v1.Signature
+	(*PublicKey)(nil),       // 7: mcpvault.snapshot.v1.PublicKey
+	(*Roots)(nil),           // 8: mcpvault.snapshot.v1.Roots
+	(*Shard)(nil),           // 9: mcpvault.snapshot.v1.Shard
+	(*Head)(nil),            // 10: mcpvault.snapshot.v1.Head
+	(*Delta)(nil),           // 11: mcpvault.snapshot.v1.Delta
+	(*SignedDelta)(nil),     // 12: mcpvault.snapshot.v1.SignedDelta
+	(*DeltaProgram)(nil),    // 13: mcpvault.snapshot.v1.DeltaProgram
+	(*DeltaNode)(nil),       // 14: mcpvault.snapshot.v1.DeltaNode
+	(*DeltaGrant)(nil),      // 15: mcpvault.snapshot.v1.DeltaGrant
+	(*DeltaReach)(nil),      // 16: mcpvault.snapshot.v1.DeltaReach
+	(*DeltaCell)(nil),       // 17: mcpvault.snapshot.v1.DeltaCell
+	(*DeltaUser)(nil),       // 18: mcpvault.snapshot.v1.DeltaUser
+	(*HeadRef)(nil),         // 19: mcpvault.snapshot.v1.HeadRef
+	(*Manifest)(nil),        // 20: mcpvault.snapshot.v1.Manifest
+	(*Heartbeat)(nil),       // 21: mcpvault.snapshot.v1.Heartbeat
+	(*Kill)(nil),            // 22: mcpvault.snapshot.v1.Kill
+	(*Catalogue)(nil),       // 23: mcpvault.snapshot.v1.Catalogue
+	(*Settings)(nil),        // 24: mcpvault.snapshot.v1.Settings
+	(*Guards)(nil),          // 25: mcpvault.snapshot.v1.Guards
+	(*RateLimit)(nil),       // 26: mcpvault.snapshot.v1.RateLimit
+	(*LabelStaleness)(nil),  // 27: mcpvault.snapshot.v1.LabelStaleness
+	(*CatalogueServer)(nil), // 28: mcpvault.snapshot.v1.CatalogueServer
+	(*CatalogueEntry)(nil),  // 29: mcpvault.snapshot.v1.CatalogueEntry
+	(*CatalogueTool)(nil),   // 30: mcpvault.snapshot.v1.CatalogueTool
+	(*Issuer)(nil),          // 31: mcpvault.snapshot.v1.Issuer
+	(*ScopeRule)(nil),       // 32: mcpvault.snapshot.v1.ScopeRule
+	(*IssuerKey)(nil),       // 33: mcpvault.snapshot.v1.IssuerKey
 }
 var file_mcpvault_snapshot_v1_snapshot_proto_depIdxs = []int32{
-	5,  // 0: mcpvault.snapshot.v1.Envelope.signatures:type_name -> mcpvault.snapshot.v1.Signature
+	6,  // 0: mcpvault.snapshot.v1.Envelope.signatures:type_name -> mcpvault.snapshot.v1.Signature
 	0,  // 1: mcpvault.snapshot.v1.PublicKey.role:type_name -> mcpvault.snapshot.v1.KeyRole
-	6,  // 2: mcpvault.snapshot.v1.Roots.keys:type_name -> mcpvault.snapshot.v1.PublicKey
+	7,  // 2: mcpvault.snapshot.v1.Roots.keys:type_name -> mcpvault.snapshot.v1.PublicKey
 	1,  // 3: mcpvault.snapshot.v1.Shard.kind:type_name -> mcpvault.snapshot.v1.ShardKind
-	8,  // 4: mcpvault.snapshot.v1.Head.shards:type_name -> mcpvault.snapshot.v1.Shard
-	12, // 5: mcpvault.snapshot.v1.Delta.programs:type_name -> mcpvault.snapshot.v1.DeltaProgram
-	13, // 6: mcpvault.snapshot.v1.Delta.nodes:type_name -> mcpvault.snapshot.v1.DeltaNode
-	14, // 7: mcpvault.snapshot.v1.Delta.grants:type_name -> mcpvault.snapshot.v1.DeltaGrant
-	16, // 8: mcpvault.snapshot.v1.Delta.cells:type_name -> mcpvault.snapshot.v1.DeltaCell
-	17, // 9: mcpvault.snapshot.v1.Delta.users:type_name -> mcpvault.snapshot.v1.DeltaUser
-	15, // 10: mcpvault.snapshot.v1.DeltaGrant.reach:type_name -> mcpvault.snapshot.v1.DeltaReach
-	15, // 11: mcpvault.snapshot.v1.DeltaCell.denies:type_name -> mcpvault.snapshot.v1.DeltaReach
-	15, // 12: mcpvault.snapshot.v1.DeltaCell.allows:type_name -> mcpvault.snapshot.v1.DeltaReach
-	18, // 13: mcpvault.snapshot.v1.Manifest.heads:type_name -> mcpvault.snapshot.v1.HeadRef
+	9,  // 4: mcpvault.snapshot.v1.Head.shards:type_name -> mcpvault.snapshot.v1.Shard
+	13, // 5: mcpvault.snapshot.v1.Delta.programs:type_name -> mcpvault.snapshot.v1.DeltaProgram
+	14, // 6: mcpvault.snapshot.v1.Delta.nodes:type_name -> mcpvault.snapshot.v1.DeltaNode
+	15, // 7: mcpvault.snapshot.v1.Delta.grants:type_name -> mcpvault.snapshot.v1.DeltaGrant
+	17, // 8: mcpvault.snapshot.v1.Delta.cells:type_name -> mcpvault.snapshot.v1.DeltaCell
+	18, // 9: mcpvault.snapshot.v1.Delta.users:type_name -> mcpvault.snapshot.v1.DeltaUser
+	16, // 10: mcpvault.snapshot.v1.DeltaGrant.reach:type_name -> mcpvault.snapshot.v1.DeltaReach
+	16, // 11: mcpvault.snapshot.v1.DeltaCell.denies:type_name -> mcpvault.snapshot.v1.DeltaReach
+	16, // 12: mcpvault.snapshot.v1.DeltaCell.allows:type_name -> mcpvault.snapshot.v1.DeltaReach
+	19, // 13: mcpvault.snapshot.v1.Manifest.heads:type_name -> mcpvault.snapshot.v1.HeadRef
 	2,  // 14: mcpvault.snapshot.v1.Kill.kind:type_name -> mcpvault.snapshot.v1.KillKind
-	27, // 15: mcpvault.snapshot.v1.Catalogue.servers:type_name -> mcpvault.snapshot.v1.CatalogueServer
-	30, // 16: mcpvault.snapshot.v1.Catalogue.issuers:type_name -> mcpvault.snapshot.v1.Issuer
-	23, // 17: mcpvault.snapshot.v1.Catalogue.settings:type_name -> mcpvault.snapshot.v1.Settings
-	26, // 18: mcpvault.snapshot.v1.Settings.label_staleness:type_name -> mcpvault.snapshot.v1.LabelStaleness
-	25, // 19: mcpvault.snapshot.v1.Settings.rate_limits:type_name -> mcpvault.snapshot.v1.RateLimit
-	24, // 20: mcpvault.snapshot.v1.Settings.guards:type_name -> mcpvault.snapshot.v1.Guards
-	29, // 21: mcpvault.snapshot.v1.CatalogueServer.tools:type_name -> mcpvault.snapshot.v1.CatalogueTool
-	28, // 22: mcpvault.snapshot.v1.CatalogueServer.prompts:type_name -> mcpvault.snapshot.v1.CatalogueEntry
-	28, // 23: mcpvault.snapshot.v1.CatalogueServer.resources:type_name -> mcpvault.snapshot.v1.CatalogueEntry
-	28, // 24: mcpvault.snapshot.v1.CatalogueServer.resource_templates:type_name -> mcpvault.snapshot.v1.CatalogueEntry
-	3,  // 25: mcpvault.snapshot.v1.CatalogueTool.effect:type_name -> mcpvault.snapshot.v1.Effect
-	32, // 26: mcpvault.snapshot.v1.Issuer.keys:type_name -> mcpvault.snapshot.v1.IssuerKey
-	31, // 27: mcpvault.snapshot.v1.Issuer.scopes:type_name -> mcpvault.snapshot.v1.ScopeRule
-	3,  // 28: mcpvault.snapshot.v1.ScopeRule.effect:type_name -> mcpvault.snapshot.v1.Effect
-	29, // [29:29] is the sub-list for method output_type
-	29, // [29:29] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	28, // 15: mcpvault.snapshot.v1.Catalogue.servers:type_name -> mcpvault.snapshot.v1.CatalogueServer
+	31, // 16: mcpvault.snapshot.v1.Catalogue.issuers:type_name -> mcpvault.snapshot.v1.Issuer
+	24, // 17: mcpvault.snapshot.v1.Catalogue.settings:type_name -> mcpvault.snapshot.v1.Settings
+	27, // 18: mcpvault.snapshot.v1.Settings.label_staleness:type_name -> mcpvault.snapshot.v1.LabelStaleness
+	4,  // 19: mcpvault.snapshot.v1.Settings.after_staleness:type_name -> mcpvault.snapshot.v1.AfterStaleness
+	26, // 20: mcpvault.snapshot.v1.Settings.rate_limits:type_name -> mcpvault.snapshot.v1.RateLimit
+	25, // 21: mcpvault.snapshot.v1.Settings.guards:type_name -> mcpvault.snapshot.v1.Guards
+	30, // 22: mcpvault.snapshot.v1.CatalogueServer.tools:type_name -> mcpvault.snapshot.v1.CatalogueTool
+	29, // 23: mcpvault.snapshot.v1.CatalogueServer.prompts:type_name -> mcpvault.snapshot.v1.CatalogueEntry
+	29, // 24: mcpvault.snapshot.v1.CatalogueServer.resources:type_name -> mcpvault.snapshot.v1.CatalogueEntry
+	29, // 25: mcpvault.snapshot.v1.CatalogueServer.resource_templates:type_name -> mcpvault.snapshot.v1.CatalogueEntry
+	3,  // 26: mcpvault.snapshot.v1.CatalogueTool.effect:type_name -> mcpvault.snapshot.v1.Effect
+	33, // 27: mcpvault.snapshot.v1.Issuer.keys:type_name -> mcpvault.snapshot.v1.IssuerKey
+	32, // 28: mcpvault.snapshot.v1.Issuer.scopes:type_name -> mcpvault.snapshot.v1.ScopeRule
+	3,  // 29: mcpvault.snapshot.v1.ScopeRule.effect:type_name -> mcpvault.snapshot.v1.Effect
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_snapshot_v1_snapshot_proto_init() }
@@ -2995,7 +3058,7 @@ func file_mcpvault_snapshot_v1_snapshot_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_snapshot_v1_snapshot_proto_rawDesc), len(file_mcpvault_snapshot_v1_snapshot_proto_rawDesc)),
-			NumEnums:      4,
+			NumEnums:      5,
 			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,

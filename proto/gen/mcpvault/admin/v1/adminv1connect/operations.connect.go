@@ -43,6 +43,18 @@ const (
 	SnapshotServiceWaitRevisionProcedure = "/mcpvault.admin.v1.SnapshotService/WaitRevision"
 	// CellAdminServiceListCellsProcedure is the procedure name of the CellAdminService's ListCells RPC.
 	CellAdminServiceListCellsProcedure = "/mcpvault.admin.v1.CellAdminService/ListCells"
+	// CellAdminServiceListMembersProcedure is the procedure name of the CellAdminService's ListMembers
+	// RPC.
+	CellAdminServiceListMembersProcedure = "/mcpvault.admin.v1.CellAdminService/ListMembers"
+	// CellAdminServiceAddMemberProcedure is the procedure name of the CellAdminService's AddMember RPC.
+	CellAdminServiceAddMemberProcedure = "/mcpvault.admin.v1.CellAdminService/AddMember"
+	// CellAdminServiceRemoveMemberProcedure is the procedure name of the CellAdminService's
+	// RemoveMember RPC.
+	CellAdminServiceRemoveMemberProcedure = "/mcpvault.admin.v1.CellAdminService/RemoveMember"
+	// CellAdminServiceStepDownProcedure is the procedure name of the CellAdminService's StepDown RPC.
+	CellAdminServiceStepDownProcedure = "/mcpvault.admin.v1.CellAdminService/StepDown"
+	// CellAdminServiceDrainNodeProcedure is the procedure name of the CellAdminService's DrainNode RPC.
+	CellAdminServiceDrainNodeProcedure = "/mcpvault.admin.v1.CellAdminService/DrainNode"
 	// SessionServiceListSessionsProcedure is the procedure name of the SessionService's ListSessions
 	// RPC.
 	SessionServiceListSessionsProcedure = "/mcpvault.admin.v1.SessionService/ListSessions"
@@ -219,11 +231,57 @@ var (
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
+	cellAdminServiceListMembersSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_mcpvault_admin_v1_operations_proto.Services().ByName("CellAdminService").Methods().ByName("ListMembers"),
+			Procedure:        CellAdminServiceListMembersProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	cellAdminServiceAddMemberSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_admin_v1_operations_proto.Services().ByName("CellAdminService").Methods().ByName("AddMember"),
+			Procedure:  CellAdminServiceAddMemberProcedure,
+		}
+	})
+	cellAdminServiceRemoveMemberSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_admin_v1_operations_proto.Services().ByName("CellAdminService").Methods().ByName("RemoveMember"),
+			Procedure:  CellAdminServiceRemoveMemberProcedure,
+		}
+	})
+	cellAdminServiceStepDownSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_admin_v1_operations_proto.Services().ByName("CellAdminService").Methods().ByName("StepDown"),
+			Procedure:  CellAdminServiceStepDownProcedure,
+		}
+	})
+	cellAdminServiceDrainNodeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_admin_v1_operations_proto.Services().ByName("CellAdminService").Methods().ByName("DrainNode"),
+			Procedure:  CellAdminServiceDrainNodeProcedure,
+		}
+	})
 )
 
 // CellAdminServiceClient is a client for the mcpvault.admin.v1.CellAdminService service.
 type CellAdminServiceClient interface {
 	ListCells(context.Context, *v1.ListCellsRequest) (*v1.ListCellsResponse, error)
+	// ListMembers asks the nodes of a cell who belongs to it, and how the leader finds them.
+	ListMembers(context.Context, *v1.ListMembersRequest) (*v1.ListMembersResponse, error)
+	// AddMember takes a node into a cell: without a vote until it has caught up.
+	AddMember(context.Context, *v1.AddMemberRequest) (*v1.AddMemberResponse, error)
+	// RemoveMember takes a node out for good. Refused when the others would have no quorum.
+	RemoveMember(context.Context, *v1.RemoveMemberRequest) (*v1.RemoveMemberResponse, error)
+	// StepDown lets another node lead.
+	StepDown(context.Context, *v1.StepDownRequest) (*v1.StepDownResponse, error)
+	// DrainNode has a node hand over what it does and stop. It returns when that has begun.
+	DrainNode(context.Context, *v1.DrainNodeRequest) (*v1.DrainNodeResponse, error)
 }
 
 // NewCellAdminServiceClient constructs a client for the mcpvault.admin.v1.CellAdminService service.
@@ -235,6 +293,16 @@ func NewCellAdminServiceClient(client *connect.Client) CellAdminServiceClient {
 // CellAdminServiceHandler is an implementation of the mcpvault.admin.v1.CellAdminService service.
 type CellAdminServiceHandler interface {
 	ListCells(context.Context, *v1.ListCellsRequest) (*v1.ListCellsResponse, error)
+	// ListMembers asks the nodes of a cell who belongs to it, and how the leader finds them.
+	ListMembers(context.Context, *v1.ListMembersRequest) (*v1.ListMembersResponse, error)
+	// AddMember takes a node into a cell: without a vote until it has caught up.
+	AddMember(context.Context, *v1.AddMemberRequest) (*v1.AddMemberResponse, error)
+	// RemoveMember takes a node out for good. Refused when the others would have no quorum.
+	RemoveMember(context.Context, *v1.RemoveMemberRequest) (*v1.RemoveMemberResponse, error)
+	// StepDown lets another node lead.
+	StepDown(context.Context, *v1.StepDownRequest) (*v1.StepDownResponse, error)
+	// DrainNode has a node hand over what it does and stop. It returns when that has begun.
+	DrainNode(context.Context, *v1.DrainNodeRequest) (*v1.DrainNodeResponse, error)
 }
 
 // RegisterCellAdminServiceHandler registers svc as the mcpvault.admin.v1.CellAdminService
@@ -243,6 +311,11 @@ func RegisterCellAdminServiceHandler(server *connect.Server, svc CellAdminServic
 	adapter := cellAdminServiceHandler{svc: svc}
 	server.Register(
 		connect.Method{Spec: cellAdminServiceListCellsSpec(), Handler: adapter.listCells},
+		connect.Method{Spec: cellAdminServiceListMembersSpec(), Handler: adapter.listMembers},
+		connect.Method{Spec: cellAdminServiceAddMemberSpec(), Handler: adapter.addMember},
+		connect.Method{Spec: cellAdminServiceRemoveMemberSpec(), Handler: adapter.removeMember},
+		connect.Method{Spec: cellAdminServiceStepDownSpec(), Handler: adapter.stepDown},
+		connect.Method{Spec: cellAdminServiceDrainNodeSpec(), Handler: adapter.drainNode},
 	)
 }
 
@@ -251,6 +324,26 @@ type UnimplementedCellAdminServiceHandler struct{}
 
 func (UnimplementedCellAdminServiceHandler) ListCells(context.Context, *v1.ListCellsRequest) (*v1.ListCellsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.CellAdminService.ListCells is not implemented")
+}
+
+func (UnimplementedCellAdminServiceHandler) ListMembers(context.Context, *v1.ListMembersRequest) (*v1.ListMembersResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.CellAdminService.ListMembers is not implemented")
+}
+
+func (UnimplementedCellAdminServiceHandler) AddMember(context.Context, *v1.AddMemberRequest) (*v1.AddMemberResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.CellAdminService.AddMember is not implemented")
+}
+
+func (UnimplementedCellAdminServiceHandler) RemoveMember(context.Context, *v1.RemoveMemberRequest) (*v1.RemoveMemberResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.CellAdminService.RemoveMember is not implemented")
+}
+
+func (UnimplementedCellAdminServiceHandler) StepDown(context.Context, *v1.StepDownRequest) (*v1.StepDownResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.CellAdminService.StepDown is not implemented")
+}
+
+func (UnimplementedCellAdminServiceHandler) DrainNode(context.Context, *v1.DrainNodeRequest) (*v1.DrainNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.admin.v1.CellAdminService.DrainNode is not implemented")
 }
 
 type cellAdminServiceClient struct {
@@ -265,6 +358,46 @@ func (c *cellAdminServiceClient) ListCells(ctx context.Context, req *v1.ListCell
 	return &res, nil
 }
 
+func (c *cellAdminServiceClient) ListMembers(ctx context.Context, req *v1.ListMembersRequest) (*v1.ListMembersResponse, error) {
+	var res v1.ListMembersResponse
+	if err := c.client.CallUnary(ctx, cellAdminServiceListMembersSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *cellAdminServiceClient) AddMember(ctx context.Context, req *v1.AddMemberRequest) (*v1.AddMemberResponse, error) {
+	var res v1.AddMemberResponse
+	if err := c.client.CallUnary(ctx, cellAdminServiceAddMemberSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *cellAdminServiceClient) RemoveMember(ctx context.Context, req *v1.RemoveMemberRequest) (*v1.RemoveMemberResponse, error) {
+	var res v1.RemoveMemberResponse
+	if err := c.client.CallUnary(ctx, cellAdminServiceRemoveMemberSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *cellAdminServiceClient) StepDown(ctx context.Context, req *v1.StepDownRequest) (*v1.StepDownResponse, error) {
+	var res v1.StepDownResponse
+	if err := c.client.CallUnary(ctx, cellAdminServiceStepDownSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *cellAdminServiceClient) DrainNode(ctx context.Context, req *v1.DrainNodeRequest) (*v1.DrainNodeResponse, error) {
+	var res v1.DrainNodeResponse
+	if err := c.client.CallUnary(ctx, cellAdminServiceDrainNodeSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
 type cellAdminServiceHandler struct{ svc CellAdminServiceHandler }
 
 func (h cellAdminServiceHandler) listCells(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
@@ -273,6 +406,66 @@ func (h cellAdminServiceHandler) listCells(ctx context.Context, _ connect.Spec, 
 		return err
 	}
 	res, err := h.svc.ListCells(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h cellAdminServiceHandler) listMembers(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListMembersRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListMembers(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h cellAdminServiceHandler) addMember(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.AddMemberRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.AddMember(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h cellAdminServiceHandler) removeMember(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.RemoveMemberRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.RemoveMember(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h cellAdminServiceHandler) stepDown(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.StepDownRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.StepDown(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h cellAdminServiceHandler) drainNode(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.DrainNodeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DrainNode(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -36,6 +36,8 @@ const (
 	CellServiceReportStatusProcedure = "/mcpvault.cell.v1.CellService/ReportStatus"
 	// CellServiceAnswerSessionsProcedure is the procedure name of the CellService's AnswerSessions RPC.
 	CellServiceAnswerSessionsProcedure = "/mcpvault.cell.v1.CellService/AnswerSessions"
+	// CellServiceAnswerOrderProcedure is the procedure name of the CellService's AnswerOrder RPC.
+	CellServiceAnswerOrderProcedure = "/mcpvault.cell.v1.CellService/AnswerOrder"
 	// CellServiceDeliverAuditProcedure is the procedure name of the CellService's DeliverAudit RPC.
 	CellServiceDeliverAuditProcedure = "/mcpvault.cell.v1.CellService/DeliverAudit"
 	// CellServiceEnrollProcedure is the procedure name of the CellService's Enroll RPC.
@@ -81,6 +83,13 @@ var (
 			Procedure:  CellServiceAnswerSessionsProcedure,
 		}
 	})
+	cellServiceAnswerOrderSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_cell_v1_cell_proto.Services().ByName("CellService").Methods().ByName("AnswerOrder"),
+			Procedure:  CellServiceAnswerOrderProcedure,
+		}
+	})
 	cellServiceDeliverAuditSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -116,6 +125,8 @@ type CellServiceClient interface {
 	ReportStatus(context.Context, *v1.ReportStatusRequest) (*v1.ReportStatusResponse, error)
 	// AnswerSessions answers a query that came down the stream.
 	AnswerSessions(context.Context, *v1.AnswerSessionsRequest) (*v1.AnswerSessionsResponse, error)
+	// AnswerOrder says what became of an order that came down the stream.
+	AnswerOrder(context.Context, *v1.AnswerOrderRequest) (*v1.AnswerOrderResponse, error)
 	// DeliverAudit hands over a run of audit records; sent twice it is stored once.
 	DeliverAudit(context.Context, *v1.DeliverAuditRequest) (*v1.DeliverAuditResponse, error)
 	// Enroll makes a node of whoever holds a join token: the one call that is taken without an SVID. Repeated with the same
@@ -183,6 +194,8 @@ type CellServiceHandler interface {
 	ReportStatus(context.Context, *v1.ReportStatusRequest) (*v1.ReportStatusResponse, error)
 	// AnswerSessions answers a query that came down the stream.
 	AnswerSessions(context.Context, *v1.AnswerSessionsRequest) (*v1.AnswerSessionsResponse, error)
+	// AnswerOrder says what became of an order that came down the stream.
+	AnswerOrder(context.Context, *v1.AnswerOrderRequest) (*v1.AnswerOrderResponse, error)
 	// DeliverAudit hands over a run of audit records; sent twice it is stored once.
 	DeliverAudit(context.Context, *v1.DeliverAuditRequest) (*v1.DeliverAuditResponse, error)
 	// Enroll makes a node of whoever holds a join token: the one call that is taken without an SVID. Repeated with the same
@@ -202,6 +215,7 @@ func RegisterCellServiceHandler(server *connect.Server, svc CellServiceHandler) 
 		connect.Method{Spec: cellServiceAcknowledgeSpec(), Handler: adapter.acknowledge},
 		connect.Method{Spec: cellServiceReportStatusSpec(), Handler: adapter.reportStatus},
 		connect.Method{Spec: cellServiceAnswerSessionsSpec(), Handler: adapter.answerSessions},
+		connect.Method{Spec: cellServiceAnswerOrderSpec(), Handler: adapter.answerOrder},
 		connect.Method{Spec: cellServiceDeliverAuditSpec(), Handler: adapter.deliverAudit},
 		connect.Method{Spec: cellServiceEnrollSpec(), Handler: adapter.enroll},
 		connect.Method{Spec: cellServiceRenewIdentitySpec(), Handler: adapter.renewIdentity},
@@ -261,6 +275,10 @@ func (UnimplementedCellServiceHandler) AnswerSessions(context.Context, *v1.Answe
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.CellService.AnswerSessions is not implemented")
 }
 
+func (UnimplementedCellServiceHandler) AnswerOrder(context.Context, *v1.AnswerOrderRequest) (*v1.AnswerOrderResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.CellService.AnswerOrder is not implemented")
+}
+
 func (UnimplementedCellServiceHandler) DeliverAudit(context.Context, *v1.DeliverAuditRequest) (*v1.DeliverAuditResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.CellService.DeliverAudit is not implemented")
 }
@@ -312,6 +330,14 @@ func (c *cellServiceClient) ReportStatus(ctx context.Context, req *v1.ReportStat
 func (c *cellServiceClient) AnswerSessions(ctx context.Context, req *v1.AnswerSessionsRequest) (*v1.AnswerSessionsResponse, error) {
 	var res v1.AnswerSessionsResponse
 	if err := c.client.CallUnary(ctx, cellServiceAnswerSessionsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *cellServiceClient) AnswerOrder(ctx context.Context, req *v1.AnswerOrderRequest) (*v1.AnswerOrderResponse, error) {
+	var res v1.AnswerOrderResponse
+	if err := c.client.CallUnary(ctx, cellServiceAnswerOrderSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -389,6 +415,18 @@ func (h cellServiceHandler) answerSessions(ctx context.Context, _ connect.Spec, 
 		return err
 	}
 	res, err := h.svc.AnswerSessions(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h cellServiceHandler) answerOrder(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.AnswerOrderRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.AnswerOrder(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,10 @@ const (
 // reflection-formatted method names, remove the leading slash and convert the remaining slash to a
 // period.
 const (
+	// PeerServiceCarryOutProcedure is the procedure name of the PeerService's CarryOut RPC.
+	PeerServiceCarryOutProcedure = "/mcpvault.cell.v1.PeerService/CarryOut"
+	// PeerServiceTellKillsProcedure is the procedure name of the PeerService's TellKills RPC.
+	PeerServiceTellKillsProcedure = "/mcpvault.cell.v1.PeerService/TellKills"
 	// PeerServiceProposeProcedure is the procedure name of the PeerService's Propose RPC.
 	PeerServiceProposeProcedure = "/mcpvault.cell.v1.PeerService/Propose"
 	// PeerServiceProposeSessionsProcedure is the procedure name of the PeerService's ProposeSessions
@@ -39,6 +43,20 @@ const (
 )
 
 var (
+	peerServiceCarryOutSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_cell_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("CarryOut"),
+			Procedure:  PeerServiceCarryOutProcedure,
+		}
+	})
+	peerServiceTellKillsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_cell_v1_peer_proto.Services().ByName("PeerService").Methods().ByName("TellKills"),
+			Procedure:  PeerServiceTellKillsProcedure,
+		}
+	})
 	peerServiceProposeSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -80,6 +98,10 @@ var (
 
 // PeerServiceClient is a client for the mcpvault.cell.v1.PeerService service.
 type PeerServiceClient interface {
+	// CarryOut hands an order to the leader.
+	CarryOut(context.Context, *v1.CarryOutRequest) (*v1.CarryOutResponse, error)
+	// TellKills says what kills the caller knows, where the cell's log does not bring them.
+	TellKills(context.Context, *v1.TellKillsRequest) (*v1.TellKillsResponse, error)
 	// Propose hands an entry to the leader.
 	Propose(context.Context, *v1.ProposeRequest) (*v1.ProposeResponse, error)
 	// ProposeSessions hands changes of leases to the leader.
@@ -120,6 +142,10 @@ func (s PeerServiceReadBlobClientStream) Close() error {
 
 // PeerServiceHandler is an implementation of the mcpvault.cell.v1.PeerService service.
 type PeerServiceHandler interface {
+	// CarryOut hands an order to the leader.
+	CarryOut(context.Context, *v1.CarryOutRequest) (*v1.CarryOutResponse, error)
+	// TellKills says what kills the caller knows, where the cell's log does not bring them.
+	TellKills(context.Context, *v1.TellKillsRequest) (*v1.TellKillsResponse, error)
 	// Propose hands an entry to the leader.
 	Propose(context.Context, *v1.ProposeRequest) (*v1.ProposeResponse, error)
 	// ProposeSessions hands changes of leases to the leader.
@@ -137,6 +163,8 @@ type PeerServiceHandler interface {
 func RegisterPeerServiceHandler(server *connect.Server, svc PeerServiceHandler) {
 	adapter := peerServiceHandler{svc: svc}
 	server.Register(
+		connect.Method{Spec: peerServiceCarryOutSpec(), Handler: adapter.carryOut},
+		connect.Method{Spec: peerServiceTellKillsSpec(), Handler: adapter.tellKills},
 		connect.Method{Spec: peerServiceProposeSpec(), Handler: adapter.propose},
 		connect.Method{Spec: peerServiceProposeSessionsSpec(), Handler: adapter.proposeSessions},
 		connect.Method{Spec: peerServiceReadBlobSpec(), Handler: adapter.readBlob},
@@ -163,6 +191,14 @@ func (s PeerServiceReadBlobServerStream) Send(res *v1.ReadBlobResponse) error {
 // UnimplementedPeerServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedPeerServiceHandler struct{}
 
+func (UnimplementedPeerServiceHandler) CarryOut(context.Context, *v1.CarryOutRequest) (*v1.CarryOutResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.PeerService.CarryOut is not implemented")
+}
+
+func (UnimplementedPeerServiceHandler) TellKills(context.Context, *v1.TellKillsRequest) (*v1.TellKillsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.PeerService.TellKills is not implemented")
+}
+
 func (UnimplementedPeerServiceHandler) Propose(context.Context, *v1.ProposeRequest) (*v1.ProposeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.PeerService.Propose is not implemented")
 }
@@ -185,6 +221,22 @@ func (UnimplementedPeerServiceHandler) ShareBudgets(context.Context, *v1.ShareBu
 
 type peerServiceClient struct {
 	client *connect.Client
+}
+
+func (c *peerServiceClient) CarryOut(ctx context.Context, req *v1.CarryOutRequest) (*v1.CarryOutResponse, error) {
+	var res v1.CarryOutResponse
+	if err := c.client.CallUnary(ctx, peerServiceCarryOutSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *peerServiceClient) TellKills(ctx context.Context, req *v1.TellKillsRequest) (*v1.TellKillsResponse, error) {
+	var res v1.TellKillsResponse
+	if err := c.client.CallUnary(ctx, peerServiceTellKillsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
 }
 
 func (c *peerServiceClient) Propose(ctx context.Context, req *v1.ProposeRequest) (*v1.ProposeResponse, error) {
@@ -228,6 +280,30 @@ func (c *peerServiceClient) ShareBudgets(ctx context.Context, req *v1.ShareBudge
 }
 
 type peerServiceHandler struct{ svc PeerServiceHandler }
+
+func (h peerServiceHandler) carryOut(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CarryOutRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.CarryOut(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h peerServiceHandler) tellKills(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.TellKillsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.TellKills(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
 
 func (h peerServiceHandler) propose(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 	var req v1.ProposeRequest

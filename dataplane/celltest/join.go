@@ -11,7 +11,7 @@ import (
 // nodes have never heard of it.
 func (c *Cell) Join(name string) *cellv1.Member {
 	c.t.Helper()
-	node := &Node{Name: name, Dir: filepath.Join(c.t.TempDir(), name), disk: &disk{}, join: true}
+	node := &Node{Name: name, Dir: filepath.Join(c.t.TempDir(), name), disk: &disk{}, store: &disk{}, join: true}
 	c.identify(node)
 	addr := c.net.extend(c.t, c.Names, name)
 	c.mu.Lock()

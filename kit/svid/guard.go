@@ -25,8 +25,8 @@ const (
 // ErrStanding is in the chain of the reason why a live connection was ended.
 var ErrStanding = errors.New("the peer's identity is worth nothing any more")
 
-// Guard ends live connections within five seconds of the moment at which their peers could not make them any more: the SVID
-// has expired, its authority is not believed any more, or the authorizer refuses the peer. A handshake proves who somebody is
+// Guard ends live connections within five seconds of the moment at which they could not be made any more: an SVID has expired,
+// the peer's or the own one, the peer's authority is not believed any more, or the authorizer refuses the peer. A handshake proves who somebody is
 // at one moment; connections here live for days.
 type Guard struct {
 	id    Identity
@@ -140,8 +140,24 @@ func (g *Guard) watch(raw *guarded, chain []*x509.Certificate, stay Authorizer) 
 	return nil
 }
 
-// Standing verifies a chain anew, as of now: who it is of, until when it is good, and by which bundle.
+// ownEnd says that the own SVID has ended: nobody would let this process in.
+func ownEnd(id Identity, now time.Time) error {
+	own, err := id.GetX509SVID()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrStanding, err)
+	}
+	if until := own.Certificates[0].NotAfter; !now.Before(until) {
+		return fmt.Errorf("%w: this process's own SVID has ended at %s", ErrStanding, stamp(until))
+	}
+	return nil
+}
+
+// Standing verifies a chain anew, as of now: who it is of, until when it is good, and by which bundle. It is refused, too, when
+// the own SVID has ended.
 func Standing(id Identity, chain []*x509.Certificate, now time.Time) (ID, time.Time, *x509bundle.Bundle, error) {
+	if err := ownEnd(id, now); err != nil {
+		return ID{}, time.Time{}, nil, err
+	}
 	if len(chain) == 0 {
 		return ID{}, time.Time{}, nil, ErrNoPeer
 	}
@@ -199,6 +215,9 @@ func (g *Guard) Check() {
 
 // judge says why a connection is to end. Signatures are verified again only when the bundle is another.
 func (g *Guard) judge(c *guarded, now time.Time) error {
+	if err := ownEnd(g.id, now); err != nil {
+		return err
+	}
 	bundle, err := g.id.GetX509BundleForTrustDomain(c.peer.TrustDomain())
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrStanding, err)

@@ -110,6 +110,7 @@ func TestAConnectionEndsWithTheSVIDOfItsPeer(t *testing.T) {
 	t.Parallel()
 	for i, end := range []string{"server", "client"} {
 		l := connect(t, time.Hour)
+		l.renew(t, i, 3*time.Hour)
 		l.clock.add(59 * time.Minute)
 		l.guards[i].Check()
 		if !l.alive(t) {
@@ -121,6 +122,33 @@ func TestAConnectionEndsWithTheSVIDOfItsPeer(t *testing.T) {
 			t.Errorf("the %s keeps a connection whose peer's SVID has expired", end)
 		}
 	}
+}
+
+// A connection that was made with an SVID of a week goes on for no longer than the SVID that came after it.
+func TestAConnectionEndsWithTheOwnSVID(t *testing.T) {
+	t.Parallel()
+	for i, end := range []string{"server", "client"} {
+		l := connect(t, 7*24*time.Hour)
+		l.renew(t, i, time.Hour)
+		l.clock.add(59 * time.Minute)
+		l.guards[i].Check()
+		if !l.alive(t) {
+			t.Fatalf("the %s ended a good connection", end)
+		}
+		l.clock.add(2 * time.Minute)
+		l.guards[i].Check()
+		if l.alive(t) {
+			t.Errorf("the %s keeps connections that it could not make any more", end)
+		}
+	}
+}
+
+// renew gives one end another SVID.
+func (l *link) renew(t *testing.T, i int, ttl time.Duration) {
+	t.Helper()
+	certPEM, keyPEM, err := l.ca.IssueNode(nodeID(t, "eu", []string{"n1", "n2"}[i]), ttl)
+	must(t, err)
+	must(t, svid.WriteIdentity(l.dirs[i], certPEM, keyPEM, l.ca.Bundle()))
 }
 
 func TestAConnectionEndsWithTheBeliefInItsAuthority(t *testing.T) {

@@ -128,7 +128,7 @@ func TestA34TenThousandConnectionsOfOneAddressAreAThousand(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, front edge.Front) {
 		var d told
-		addr, _ := start(t, edge.Config{Front: front, Dropped: d.take}, hello)
+		addr, _ := start(t, edge.Config{Front: front, Dropped: d.take, HeaderTimeout: time.Hour, IdleTimeout: time.Hour}, hello)
 		before := newNeighbour(t, addr)
 		before.ask()
 		held := crowd(t, addr, 1000, "")
@@ -161,12 +161,12 @@ func TestA16AThousandSlowClientsLoseTheirPlacesAndNobodyElseDoes(t *testing.T) {
 				}
 			},
 		}, hello)
-		other := newNeighbour(t, addr)
 		open := crowd(t, addr, 1000, "GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+		other := newNeighbour(t, addr)
 		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
 		var wg sync.WaitGroup
 		defer wg.Wait()
+		defer cancel()
 		wg.Go(func() { // a byte now and then extends nothing
 			for ctx.Err() == nil {
 				for _, c := range open {

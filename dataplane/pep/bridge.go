@@ -292,6 +292,9 @@ func (x *exchange) openSession(ctx context.Context, s *pdp.Server, with http.Hea
 		return session.Upstream{}, err
 	}
 	defer resp.Close()
+	if resp.Status >= http.StatusInternalServerError && !resp.JSON {
+		return session.Upstream{}, &phrase{"upstream_unavailable", "the server could not open a session", true}
+	}
 	first := exchange{p: x.p, ctx: ctx, msg: mcp.Message{ID: []byte("1")}}
 	_, m, err := first.collect(resp)
 	if err != nil {

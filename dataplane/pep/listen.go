@@ -3,7 +3,9 @@ package pep
 import (
 	"bytes"
 	"context"
+	"errors"
 	"hash/maphash"
+	"io"
 	"net/http"
 	"slices"
 	"strconv"
@@ -174,12 +176,14 @@ type sources struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	all    []*source
-	heard  chan heardOf
-	wg     sync.WaitGroup
+	// awaited are those that are tried again.
+	awaited []*awaited
+	heard   chan heardOf
+	wg      sync.WaitGroup
 }
 
-// openSources asks the servers of the resources. What a server does not agree to is left out; a server that cannot be
-// reached agrees to nothing.
+// openSources asks the servers of the resources. What a server does not agree to is left out; one that cannot be reached is
+// asked again, for as long as the stream lasts.
 func (x *exchange) openSources(uris []string) *sources {
 	ss := &sources{heard: make(chan heardOf)}
 	ss.ctx, ss.cancel = context.WithCancel(x.ctx)
@@ -199,16 +203,93 @@ func (x *exchange) openSources(uris []string) *sources {
 		order = append(order, x.server) // its lists may be the upstream's
 	}
 	for _, s := range order {
-		src, err := x.openSource(ss.ctx, s, by[s])
-		if err != nil {
-			x.p.log.Warn("no updates from upstream", "server", s.Name, "error", err, "request_id", x.rec.GetId())
-			continue
-		}
-		ss.all = append(ss.all, src)
-		ss.wg.Add(1)
-		go ss.read(x.p.framer, src)
+		ss.open(x, &awaited{server: s.Name, uris: by[s]}, sourceTime)
 	}
 	return ss
+}
+
+// awaited is a source that could not be opened.
+type awaited struct {
+	server string
+	uris   []string
+	tries  int
+	due    time.Time
+}
+
+// open opens a source, or sees to it that it is tried again.
+func (ss *sources) open(x *exchange, w *awaited, within time.Duration) *source {
+	s, exists := x.tenant.Server(w.server)
+	if !exists {
+		return nil
+	}
+	src, err := x.openSource(ss.ctx, s, w.uris, within)
+	if err == nil {
+		ss.all = append(ss.all, src)
+		ss.wg.Go(func() { ss.read(x.p.framer, src) })
+		return src
+	}
+	again := unreached(err)
+	if w.tries == 0 || !again {
+		x.p.log.Warn("no updates from upstream", "server", s.Name, "error", err, "again", again, "request_id", x.rec.GetId())
+	}
+	if again {
+		var pace resumption
+		w.due = time.Now().Add(pace.wait(w.tries))
+		w.tries++
+		ss.awaited = append(ss.awaited, w)
+	}
+	return nil
+}
+
+// unreached reports whether a source that could not be opened may be opened later: its server was not there, or not well.
+func unreached(err error) bool {
+	for _, is := range []error{upstream.ErrUnavailable, upstream.ErrRefused, upstream.ErrBusy, upstream.ErrBroken, errTimeout, context.Canceled, io.ErrUnexpectedEOF} {
+		if errors.Is(err, is) {
+			return true
+		}
+	}
+	var p *phrase
+	return errors.As(err, &p) && p.retryable
+}
+
+// retryTime bounds one of the later tries, during which the stream stands still.
+const retryTime = time.Second
+
+// due gets a value when a source is to be tried again; nil when none is.
+func (ss *sources) due() (due <-chan time.Time, stop func() bool) {
+	if len(ss.awaited) == 0 {
+		return nil, func() bool { return false }
+	}
+	next := slices.MinFunc(ss.awaited, func(a, b *awaited) int { return a.due.Compare(b.due) })
+	t := time.NewTimer(time.Until(next.due))
+	return t.C, t.Stop
+}
+
+// retry tries what is due. What was opened is told as changed, for nobody heard whether it did meanwhile. It reports whether the
+// stream can go on: not when a server does not agree, after all, to what was promised.
+func (ss *sources) retry(x *exchange, out *sseWriter) bool {
+	now, all := time.Now(), ss.awaited
+	ss.awaited = nil
+	for _, w := range all {
+		if w.due.After(now) {
+			ss.awaited = append(ss.awaited, w)
+			continue
+		}
+		src := ss.open(x, w, retryTime)
+		if src == nil {
+			continue
+		}
+		for _, uri := range w.uris {
+			switch {
+			case !slices.Contains(src.agreed.URIs, uri):
+				return x.era == mcp.EraLegacy
+			case !x.mayRead(src.server, uri):
+			case !out.send(mcp.AppendEvent(nil, bridge.AppendUpdated(nil, x.subscription(), uri))):
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // verbatim reports whether a modern client's request can go on to its server as it is.
@@ -223,7 +304,7 @@ const sourceTime = 5 * time.Second
 const maxEarly = 16
 
 // openSource opens a source, which then lasts as long as the stream.
-func (x *exchange) openSource(ctx context.Context, s *pdp.Server, uris []string) (*source, error) {
+func (x *exchange) openSource(ctx context.Context, s *pdp.Server, uris []string, within time.Duration) (*source, error) {
 	src := &source{server: s, set: http.Header{}, verbatim: x.verbatim()}
 	leaks, err := x.p.credentials(ctx, x.state, x.tenant, s, src.set)
 	if err != nil {
@@ -231,7 +312,7 @@ func (x *exchange) openSource(ctx context.Context, s *pdp.Server, uris []string)
 	}
 	x.mustNotLeak(leaks)
 	ctx, src.cancel = context.WithCancel(ctx)
-	late := time.AfterFunc(sourceTime, src.cancel)
+	late := time.AfterFunc(within, src.cancel)
 	if src.verbatim || x.speaksModern(s) {
 		err = x.openModernSource(ctx, src, uris)
 	} else {
@@ -260,7 +341,7 @@ func (x *exchange) openModernSource(ctx context.Context, src *source, uris []str
 		return err
 	}
 	if src.resp.Events == nil {
-		return upstream.ErrProtocol
+		return noStream(src.resp)
 	}
 	for {
 		ev, err := src.resp.Events.Next()
@@ -280,6 +361,14 @@ func (x *exchange) openModernSource(ctx context.Context, src *source, uris []str
 		}
 		src.early = append(src.early, &m)
 	}
+}
+
+// noStream is what it means that a server answered with none.
+func noStream(resp *upstream.Response) error {
+	if resp.Status >= http.StatusInternalServerError {
+		return upstream.ErrUnavailable
+	}
+	return upstream.ErrProtocol
 }
 
 func (x *exchange) openLegacySource(ctx context.Context, src *source, uris []string) error {
@@ -310,7 +399,7 @@ func (x *exchange) openLegacySource(ctx context.Context, src *source, uris []str
 		return err
 	}
 	if src.resp.Events == nil {
-		return upstream.ErrProtocol
+		return noStream(src.resp)
 	}
 	return nil
 }
@@ -328,7 +417,6 @@ func (p *PEP) closeSource(src *source) {
 
 // read hands on what one source says, until it ends.
 func (ss *sources) read(f *mcp.Framer, src *source) {
-	defer ss.wg.Done()
 	for _, m := range src.early {
 		select {
 		case ss.heard <- heardOf{src, m}:
@@ -367,11 +455,12 @@ func (ss *sources) close(p *PEP) {
 	}
 }
 
-// agreed is what of the wanted the gateway tells: of lists by itself, of resources when their servers do.
+// agreed is what of the wanted the gateway tells: of lists by itself, of resources when their servers do, or when they are back.
 func (ss *sources) agreed(w bridge.Wanted) bridge.Wanted {
 	var uris []string
 	for _, uri := range w.URIs {
-		if slices.ContainsFunc(ss.all, func(s *source) bool { return slices.Contains(s.agreed.URIs, uri) }) {
+		if slices.ContainsFunc(ss.all, func(s *source) bool { return slices.Contains(s.agreed.URIs, uri) }) ||
+			slices.ContainsFunc(ss.awaited, func(w *awaited) bool { return slices.Contains(w.uris, uri) }) {
 			uris = append(uris, uri)
 		}
 	}
@@ -396,7 +485,7 @@ func (x *exchange) listenOwn() *answer {
 		return x.unaudited()
 	}
 	out := x.openStream()
-	x.keepOwn(out, uris)
+	x.keepOwn(out, ss.agreed(bridge.Wanted{URIs: uris}).URIs)
 	defer x.leaveOwn(out)
 	if x.era == mcp.EraModern {
 		agreed := ss.agreed(x.wanted)
@@ -408,7 +497,10 @@ func (x *exchange) listenOwn() *answer {
 	defer alive.Stop()
 	for {
 		open := true
+		due, stop := ss.due()
 		select {
+		case <-due:
+			open = ss.retry(x, out)
 		case <-out.taken():
 			return nil
 		case h := <-ss.heard:
@@ -431,9 +523,10 @@ func (x *exchange) listenOwn() *answer {
 			x.endListen(out)
 			return nil
 		case <-x.ctx.Done():
+			stop()
 			return nil
 		}
-		if !open {
+		if stop(); !open {
 			x.endListen(out)
 			return nil
 		}

@@ -26,7 +26,7 @@ type events struct {
 
 func (g *gateway) open(t *testing.T, method, user, body string, header ...string) *events {
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
 	t.Cleanup(cancel)
 	resp, err := http.DefaultClient.Do(g.request(ctx, method, "/mcp", user, body, header...))
 	if err != nil {

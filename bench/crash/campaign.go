@@ -15,6 +15,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,8 +64,12 @@ type Spread struct {
 }
 
 type campaign struct {
-	cfg    Config
-	dev    *devrun.Dev
+	cfg Config
+	dev *devrun.Dev
+	// urls and metrics are the nodes', alice is a caller's token: what workers read while dev is asked for process ids.
+	urls, metrics []string
+	alice         string
+
 	admin  *admin
 	canary *canary
 	rng    *rand.Rand
@@ -110,11 +115,7 @@ func run(ctx context.Context, cfg Config) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &campaign{
-		cfg: cfg, dev: dev, rng: rand.New(rand.NewPCG(cfg.Seed, 1)),
-		admin: &admin{url: dev.AdminURL, token: dev.AdminToken}, grants: map[string]*register{},
-		report: Report{Seed: cfg.Seed, Victims: map[string]int{}, Found: []string{}},
-	}
+	c := newCampaign(cfg, dev)
 	err = c.campaign(ctx)
 	c.canary.close()
 	if keep := os.Getenv("CRASH_KEEP"); keep != "" && (err != nil || len(c.report.Found) > 0) {
@@ -123,8 +124,16 @@ func run(ctx context.Context, cfg Config) (*Report, error) {
 	return &c.report, errors.Join(err, dev.Stop())
 }
 
+func newCampaign(cfg Config, dev *devrun.Dev) *campaign {
+	return &campaign{
+		cfg: cfg, dev: dev, rng: rand.New(rand.NewPCG(cfg.Seed, 1)),
+		urls: slices.Clone(dev.MCPURLs), metrics: slices.Clone(dev.Metrics), alice: dev.Tokens["alice"],
+		admin: &admin{url: dev.AdminURL, token: dev.AdminToken}, canary: newCanary(), grants: map[string]*register{},
+		report: Report{Seed: cfg.Seed, Victims: map[string]int{}, Found: []string{}},
+	}
+}
+
 func (c *campaign) campaign(ctx context.Context) error {
-	c.canary = newCanary()
 	if err := c.prepare(ctx); err != nil {
 		return err
 	}
@@ -243,11 +252,11 @@ func (c *campaign) settled(ctx context.Context) bool {
 			Acks     []json.RawMessage `json:"acks"`
 		}
 		err := c.admin.post(ctx, "SnapshotService/WaitRevision", map[string]any{"tenant": "acme", "revision": t.Revision, "timeout": "2s"}, &w)
-		if err != nil || !w.Complete || len(w.Acks) < len(c.dev.MCPURLs) {
+		if err != nil || !w.Complete || len(w.Acks) < len(c.urls) {
 			return false
 		}
 	}
-	for n := range c.dev.MCPURLs {
+	for n := range c.urls {
 		if !c.ready(ctx, n) {
 			return false
 		}
@@ -256,7 +265,7 @@ func (c *campaign) settled(ctx context.Context) bool {
 }
 
 func (c *campaign) ready(ctx context.Context, node int) bool {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.dev.Metrics[node]+"/readyz", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.metrics[node]+"/readyz", nil)
 	if err != nil {
 		return false
 	}

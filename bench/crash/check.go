@@ -52,7 +52,7 @@ func (c *campaign) check(ctx context.Context) error {
 func (c *campaign) checkGrants(ctx context.Context) {
 	for name, r := range c.grants {
 		c.report.Changes += r.acked
-		for n := range c.dev.MCPURLs {
+		for n := range c.urls {
 			a := effect(ctx, c.node(n), r.token, "as "+name, fmt.Sprintf("%032x", 2))
 			switch {
 			case a.done() && !r.may[true], a.hidden() && !r.may[false]:
@@ -69,7 +69,7 @@ func (c *campaign) checkKills(ctx context.Context) {
 		if d.acked {
 			c.report.Killed++
 		}
-		for n := range c.dev.MCPURLs {
+		for n := range c.urls {
 			a := effect(ctx, c.node(n), d.token, "by "+d.name, fmt.Sprintf("%032x", 1))
 			switch {
 			case d.acked && a.status != http.StatusUnauthorized:
@@ -87,7 +87,7 @@ func (c *campaign) checkSessions(ctx context.Context) {
 		if s.ended {
 			c.report.Ended++
 		}
-		for n := range c.dev.MCPURLs {
+		for n := range c.urls {
 			a := c.useSession(ctx, s, n)
 			// A node that has just been started may still hear of the last sessions.
 			for begin := time.Now(); s.ended && a.status == http.StatusOK && time.Since(begin) < bound; a = c.useSession(ctx, s, n) {

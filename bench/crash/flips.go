@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -49,11 +48,7 @@ func flips(ctx context.Context, bin string, each int, seed uint64, say func(stri
 	if err != nil {
 		return nil, err
 	}
-	c := &campaign{
-		dev: dev, admin: &admin{url: dev.AdminURL, token: dev.AdminToken}, grants: map[string]*register{}, canary: newCanary(),
-		rng:    rand.New(rand.NewPCG(seed, 2)),
-		report: Report{Victims: map[string]int{}, Found: []string{}}, cfg: Config{Kills: 2},
-	}
+	c := newCampaign(Config{Kills: 2, Seed: seed}, dev)
 	defer c.canary.close()
 	f := &flipper{campaign: c, dir: filepath.Join(dev.Dir, "data", "local-"+victim), report: &FlipsReport{Seed: seed, Kinds: map[string]*FlipKind{}}}
 	err = f.run(ctx, each, say)
@@ -111,7 +106,7 @@ func (f *flipper) state(ctx context.Context) error {
 		return err
 	}
 	for _, s := range []**session{&f.open, &f.shut} {
-		a := ask(ctx, http.MethodPost, f.node(0)+"/canary", f.dev.Tokens["alice"],
+		a := ask(ctx, http.MethodPost, f.node(0)+"/canary", f.alice,
 			`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"`+legacy+`","capabilities":{},"clientInfo":{"name":"crash","version":"1"}}}`)
 		if a.status != http.StatusOK {
 			return fmt.Errorf("no session: status %d: %w", a.status, a.err)

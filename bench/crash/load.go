@@ -23,7 +23,7 @@ type register struct {
 }
 
 // node picks one; workers go round, so that each meets every node.
-func (c *campaign) node(i int) string { return c.dev.MCPURLs[i%len(c.dev.MCPURLs)] }
+func (c *campaign) node(i int) string { return c.urls[i%len(c.urls)] }
 
 // caller calls the tool with the effect, each call once, and keeps what came of it.
 func (c *campaign) caller(ctx context.Context, worker int) {
@@ -31,10 +31,10 @@ func (c *campaign) caller(ctx context.Context, worker int) {
 		id := fmt.Sprintf("c%d-%d", worker, i)
 		trace := fmt.Sprintf("%016x%016x", worker+1, i+1)
 		n := worker + i
-		a := effect(ctx, c.node(n), c.dev.Tokens["alice"], id, trace)
+		a := effect(ctx, c.node(n), c.alice, id, trace)
 		c.mu.Lock()
 		c.calls = append(c.calls, &call{id, trace, a})
-		c.history.generation(n%len(c.dev.MCPURLs), a)
+		c.history.generation(n%len(c.urls), a)
 		c.mu.Unlock()
 		if i%7 == 0 {
 			c.overTheBound(ctx, n)
@@ -48,7 +48,7 @@ func (c *campaign) caller(ctx context.Context, worker int) {
 // overTheBound makes calls that a condition denies, or that it cannot be computed for.
 func (c *campaign) overTheBound(ctx context.Context, n int) {
 	for _, arguments := range []string{`{"n":50}`, `{"n":99999999999999999999999}`, `{"n":"x"}`, `{}`} {
-		a := ask(ctx, http.MethodPost, c.node(n)+"/canary", c.dev.Tokens["alice"],
+		a := ask(ctx, http.MethodPost, c.node(n)+"/canary", c.alice,
 			fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"bounded","arguments":%s,%s}}`, arguments, meta),
 			"Mcp-Protocol-Version", "2026-07-28", "Mcp-Method", "tools/call", "Mcp-Name", "bounded")
 		if a.done() {
@@ -98,7 +98,7 @@ func (c *campaign) killer(ctx context.Context) {
 			if c.stop.Load() {
 				return
 			}
-			n := i % len(c.dev.MCPURLs)
+			n := i % len(c.urls)
 			a := effect(ctx, c.node(n), d.token, "by "+d.name, fmt.Sprintf("%032x", 1))
 			c.mu.Lock()
 			c.history.askedAs(d.name, n, a)
@@ -113,7 +113,7 @@ const legacy = "2025-11-25"
 // sessionist opens sessions as a legacy client does, uses them on every node, and ends some.
 func (c *campaign) sessionist(ctx context.Context, worker int) {
 	for i := worker; !c.stop.Load() && ctx.Err() == nil; i++ {
-		a := ask(ctx, http.MethodPost, c.node(i)+"/canary", c.dev.Tokens["alice"],
+		a := ask(ctx, http.MethodPost, c.node(i)+"/canary", c.alice,
 			`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"`+legacy+`","capabilities":{},"clientInfo":{"name":"crash","version":"1"}}}`)
 		id := a.header.Get("Mcp-Session-Id")
 		if a.err != nil || a.status != http.StatusOK || id == "" {
@@ -125,12 +125,12 @@ func (c *campaign) sessionist(ctx context.Context, worker int) {
 		c.sessions = append(c.sessions, s)
 		c.history.opened(id, a)
 		c.mu.Unlock()
-		for n := range c.dev.MCPURLs {
+		for n := range c.urls {
 			c.useSession(ctx, s, n)
 		}
 		if i%3 != 0 {
 			c.endSession(ctx, s, i)
-			for n := range c.dev.MCPURLs {
+			for n := range c.urls {
 				c.useSession(ctx, s, n)
 			}
 		}
@@ -139,7 +139,7 @@ func (c *campaign) sessionist(ctx context.Context, worker int) {
 }
 
 func (c *campaign) useSession(ctx context.Context, s *session, n int) answer {
-	a := ask(ctx, http.MethodPost, c.node(n)+"/canary", c.dev.Tokens["alice"], `{"jsonrpc":"2.0","id":2,"method":"tools/list"}`,
+	a := ask(ctx, http.MethodPost, c.node(n)+"/canary", c.alice, `{"jsonrpc":"2.0","id":2,"method":"tools/list"}`,
 		"Mcp-Session-Id", s.id, "Mcp-Protocol-Version", legacy)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -151,7 +151,7 @@ func (c *campaign) endSession(ctx context.Context, s *session, i int) {
 	c.mu.Lock()
 	s.asked = true
 	c.mu.Unlock()
-	a := ask(ctx, http.MethodDelete, c.node(i+1)+"/canary", c.dev.Tokens["alice"], "", "Mcp-Session-Id", s.id, "Mcp-Protocol-Version", legacy)
+	a := ask(ctx, http.MethodDelete, c.node(i+1)+"/canary", c.alice, "", "Mcp-Session-Id", s.id, "Mcp-Protocol-Version", legacy)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -175,9 +175,9 @@ func (c *campaign) disturb(ctx context.Context) error {
 		var victims []string
 		switch x := c.rng.IntN(10); {
 		case x < 7:
-			victims = []string{fmt.Sprintf("n%d", 1+c.rng.IntN(len(c.dev.MCPURLs)))}
-		case x < 8 && c.cfg.Kills-done >= len(c.dev.MCPURLs):
-			for n := range c.dev.MCPURLs {
+			victims = []string{fmt.Sprintf("n%d", 1+c.rng.IntN(len(c.urls)))}
+		case x < 8 && c.cfg.Kills-done >= len(c.urls):
+			for n := range c.urls {
 				victims = append(victims, fmt.Sprintf("n%d", n+1))
 			}
 		default:

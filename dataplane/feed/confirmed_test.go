@@ -29,7 +29,7 @@ func TestANodeServesAfterARestartWhatCameAfterTheLastHeartbeat(t *testing.T) {
 			t.Fatal("nobody has confirmed it")
 		}
 		a.events <- &cellv1.WatchResponse{Event: &cellv1.WatchResponse_Heartbeat{Heartbeat: a.heartbeat(t, first, at)}}
-		eventually(t, "generation 1 is confirmed", func() bool { return fresh(n, 0) })
+		eventually(t, "generation 1 is confirmed, on the disk too", func() bool { return fresh(n, 0) && n.store.Confirmed()[acme] != 0 })
 		_, second := a.generation(t, 2, a.head, nil)
 		a.push(second)
 		eventually(t, "generation 2 is served", func() bool { return n.generation() == 2 })

@@ -87,6 +87,8 @@ type Feed struct {
 	connMu    sync.Mutex
 	connected bool
 	complete  bool
+	// confirmed is what the newest heartbeat has confirmed; what keep writes down is never changed.
+	confirmed map[snapshot.TenantID]int64
 	heartbeat *snapshotv1.Heartbeat
 	// beat is the heartbeat's envelope.
 	beat []byte
@@ -411,7 +413,10 @@ func (f *Feed) renewLeases() {
 			confirmed[t.ID] = hb.GetTimeMs()
 		}
 	}
-	f.keepConfirmed(confirmed)
+	f.connMu.Lock()
+	f.confirmed = confirmed
+	f.connMu.Unlock()
+	poke(f.beaten)
 }
 
 // confirmedEvery is how far behind the disk may be about confirmations: small beside any bound, and rare enough to cost nothing.

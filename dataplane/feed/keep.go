@@ -40,11 +40,14 @@ func (f *Feed) keep(ctx context.Context) {
 			}
 		case <-f.beaten:
 			f.connMu.Lock()
-			env, ms := f.beat, f.heartbeat.GetTimeMs()
+			env, ms, confirmed := f.beat, f.heartbeat.GetTimeMs(), f.confirmed
 			f.connMu.Unlock()
-			if err := f.cfg.Store.PutHeartbeat(env, ms); err != nil {
-				f.log.ErrorContext(ctx, "keep heartbeat", "err", err)
+			if env != nil {
+				if err := f.cfg.Store.PutHeartbeat(env, ms); err != nil {
+					f.log.ErrorContext(ctx, "keep heartbeat", "err", err)
+				}
 			}
+			f.keepConfirmed(confirmed)
 		}
 	}
 }

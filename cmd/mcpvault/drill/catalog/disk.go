@@ -51,7 +51,7 @@ func diskHang() *rehearse.Drill {
 			}
 			r.Recovered()
 			r.Step("%s leads now", next.ID())
-			if err := r.Until(ctx, hangLimit, hung.ID()+" does not lead any more", func(ctx context.Context) bool { return !r.Site.Page(ctx, hung, "/readyz/leader") }); err != nil {
+			if err := r.Until(ctx, hangLimit, hung.ID()+" does not lead any more", func(ctx context.Context) bool { return ctx.Err() == nil && !r.Site.Page(ctx, hung, "/readyz/leader") }); err != nil {
 				r.Fail("%v", err)
 			}
 			return closed(ctx, r, hung)

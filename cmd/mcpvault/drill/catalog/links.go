@@ -52,7 +52,7 @@ func partition() *rehearse.Drill {
 			r.Step("%s leads now", next.ID())
 			// Of two that think that they lead, one may not go on thinking so.
 			if err := r.Until(ctx, electionLimit, cut.ID()+" knows that it does not lead", func(ctx context.Context) bool {
-				return !r.Site.Page(ctx, cut, "/readyz/leader")
+				return ctx.Err() == nil && !r.Site.Page(ctx, cut, "/readyz/leader")
 			}); err != nil {
 				r.Fail("%v", err)
 			}
@@ -152,7 +152,7 @@ func oneWay(ctx context.Context, r *rehearse.Run, fact string, mute bool) error 
 	}
 	r.Step("%s was cut off in one direction (%s); %s leads after %d ms", leader.ID(), fact, next.ID(), took.Milliseconds())
 	if err := r.Until(ctx, electionLimit, leader.ID()+" does not lead any more", func(ctx context.Context) bool {
-		return !r.Site.Page(ctx, leader, "/readyz/leader")
+		return ctx.Err() == nil && !r.Site.Page(ctx, leader, "/readyz/leader")
 	}); err != nil {
 		return fmt.Errorf("two leaders: %w", err)
 	}

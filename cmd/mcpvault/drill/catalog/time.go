@@ -79,7 +79,7 @@ func kept(r *rehearse.Run) (load.Person, time.Time) {
 // skewed waits until the node is not ready, and looks whether the others still are.
 func skewed(ctx context.Context, r *rehearse.Run, fact string) error {
 	n, began := node(r), time.Now()
-	if err := r.Until(ctx, settle, n.ID()+" is not ready", func(ctx context.Context) bool { return !r.Site.Page(ctx, n, "/readyz/clock") }); err != nil {
+	if err := r.Until(ctx, settle, n.ID()+" is not ready", func(ctx context.Context) bool { return ctx.Err() == nil && !r.Site.Page(ctx, n, "/readyz/clock") }); err != nil {
 		return err
 	}
 	took := time.Since(began)
@@ -139,13 +139,13 @@ func expiredToken(ctx context.Context, r *rehearse.Run) error {
 func expiredSVID() *rehearse.Drill {
 	return &rehearse.Drill{
 		Name:   "expired-svid",
-		Breaks: "gives a node that does not lead an SVID of two seconds and does not renew it, and renews it at the end",
+		Breaks: "gives a node that does not lead an SVID of twelve seconds, starts it again so that it connects with that one, cuts it off from the control plane, which would renew it, and mends both at the end",
 		Blast:  "the node hears nothing new and says that it is not ready; its clients are served by the policy that it has",
 		Lost:   "the identity of a node", Works: "everything on the other nodes; on that one decisions and calls by the policy that it has", Until: leases,
-		Recovers: "its connections have ended, from the SVID's end",
+		Recovers: "the node says that it is not ready, from the SVID's end",
 		Needs:    []rehearse.Need{rehearse.Faults, rehearse.ThreeNodes},
 		Flags:    faults(),
-		Limits:   rehearse.Limits{RTO: identityLimit, Changes: rehearse.Any},
+		Limits:   rehearse.Limits{RTO: identityLimit, Unknown: inFlight, Changes: rehearse.Any},
 		Break: func(ctx context.Context, r *rehearse.Run) error {
 			n, err := follower(ctx, r)
 			if err != nil {
@@ -154,18 +154,26 @@ func expiredSVID() *rehearse.Drill {
 			if err := r.Site.SetFault(ctx, "svid "+n.ID()+" "+lastSVID.String()); err != nil {
 				return err
 			}
+			ends := time.Now().Add(lastSVID)
+			// Connections that were made with the identity before are good for as long as that one is.
+			if err := r.Site.Start(ctx, n.ID()); err != nil {
+				return err
+			}
+			if err := r.Site.SetFault(ctx, "cut "+n.ID()+" controlplane"); err != nil {
+				return err
+			}
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
-			case <-time.After(lastSVID):
+			case <-time.After(time.Until(ends)):
 			}
 			return nil
 		},
 		Observe: func(ctx context.Context, r *rehearse.Run) error {
 			n := node(r)
 			r.Recovering()
-			for _, page := range []string{"/readyz/identity", "/readyz/controlplane", "/readyz/leader"} {
-				if err := r.Until(ctx, 4*identityLimit, n.ID()+" says no at "+page, func(ctx context.Context) bool { return !r.Site.Page(ctx, n, page) }); err != nil {
+			for _, page := range []string{"/readyz/identity"} {
+				if err := r.Until(ctx, 4*identityLimit, n.ID()+" says no at "+page, func(ctx context.Context) bool { return ctx.Err() == nil && !r.Site.Page(ctx, n, page) }); err != nil {
 					return err
 				}
 			}
@@ -182,5 +190,5 @@ func expiredSVID() *rehearse.Drill {
 const (
 	// identityLimit is how long connections may outlive the identity that they were made with.
 	identityLimit = 5 * time.Second
-	lastSVID      = 2 * time.Second
+	lastSVID      = 12 * time.Second
 )

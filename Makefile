@@ -80,6 +80,17 @@ drill: postgres build ## rehearse every failure in its long form, in private ins
 drill-table: ## write the degradation table of docs/operations.md from the report in bench/results/drills
 	$(GO) test ./bench/drill/report -run TestTheDocumentedTable -update
 
+# How many processes are killed, how many files of each kind are damaged, and how many kills each broken build has to survive.
+KILLS ?= 200
+FLIPS ?= 100
+BROKENKILLS ?= 5
+
+.PHONY: crash
+crash: postgres ## kill KILLS=200 processes under load, damage FLIPS=100 files of each kind, and have the checker find every build that is broken on purpose
+	$(GO) run ./bench/crash kills -n $(KILLS)
+	$(GO) run ./bench/crash flips -n $(FLIPS)
+	$(GO) run ./bench/crash broken -n $(BROKENKILLS)
+
 # Users of the measured world: 10000, 100000 or 1000000.
 USERS ?= 10000
 

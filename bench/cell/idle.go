@@ -77,9 +77,33 @@ func (b *Bench) Idle(ctx context.Context, n int) (float64, error) {
 	return float64(after-before) / float64(n), nil
 }
 
-// openSession initializes and, when stream, opens the stream on which a server speaks unasked, on the connection that it
+// errPutOff is an initialize that the cell asks to send again in a moment: it has no leader just then.
+var errPutOff = errors.New("put off")
+
+const (
+	// putOff is how long a client waits when it is asked to, and patience how long it goes on asking.
+	putOff   = 2 * time.Second
+	patience = 30 * time.Second
+)
+
+// openSession is openOnce, again when it was put off.
+func openSession(ctx context.Context, u *url.URL, token string, stream bool) (net.Conn, string, error) {
+	for until := time.Now().Add(patience); ; {
+		c, id, err := openOnce(ctx, u, token, stream)
+		if !errors.Is(err, errPutOff) || time.Now().After(until) {
+			return c, id, err
+		}
+		select {
+		case <-time.After(putOff):
+		case <-ctx.Done():
+			return nil, "", ctx.Err()
+		}
+	}
+}
+
+// openOnce initializes and, when stream, opens the stream on which a server speaks unasked, on the connection that it
 // returns.
-func openSession(ctx context.Context, u *url.URL, token string, stream bool) (_ net.Conn, id string, err error) {
+func openOnce(ctx context.Context, u *url.URL, token string, stream bool) (_ net.Conn, id string, err error) {
 	c, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", u.Host)
 	if err != nil {
 		return nil, "", err
@@ -109,6 +133,9 @@ func openSession(ctx context.Context, u *url.URL, token string, stream bool) (_ 
 		return nil, "", err
 	}
 	id = resp.Header.Get("Mcp-Session-Id")
+	if resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "" {
+		return nil, "", errors.Join(errPutOff, resp.Body.Close())
+	}
 	if err := resp.Body.Close(); err != nil || resp.StatusCode != http.StatusOK || id == "" {
 		return nil, "", errors.Join(fmt.Errorf("initialize: %s", resp.Status), err)
 	}

@@ -3,6 +3,7 @@ package cell
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -167,13 +168,17 @@ func openAll(ctx context.Context, u *url.URL, tokens []string, n int) ([]*caller
 		})
 	}
 	wg.Wait()
-	opened := all[:0]
-	for _, c := range all {
-		if c != nil {
-			opened = append(opened, c)
+	failed := 0
+	var first error
+	for _, err := range errs {
+		if err != nil {
+			failed, first = failed+1, cmp.Or(first, err)
 		}
 	}
-	return opened, errors.Join(errs...)
+	if failed > 0 {
+		return all, fmt.Errorf("%d of %d sessions were not opened, the first because of: %w", failed, n, first)
+	}
+	return all, nil
 }
 
 // busy makes requests, one after the other, each for a session picked at random.

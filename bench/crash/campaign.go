@@ -3,6 +3,7 @@
 // shares no code with what decides in the product: it knows JSON over HTTP and the bytes of the audit log.
 //
 //	go run ./bench/crash kills -n 200 -seed 1 -o report.json
+//	go run ./bench/crash flips -n 100      # bits flipped and files cut off on the disk of a node
 //	go run ./bench/crash broken            # the checker itself: builds that are broken on purpose must all be caught
 package main
 
@@ -110,7 +111,7 @@ func run(ctx context.Context, cfg Config) (*Report, error) {
 		return nil, err
 	}
 	c := &campaign{
-		cfg: cfg, dev: dev, rng: rand.New(rand.NewPCG(cfg.Seed, 1)), //nolint:gosec // what is random here is to be had again
+		cfg: cfg, dev: dev, rng: rand.New(rand.NewPCG(cfg.Seed, 1)),
 		admin: &admin{url: dev.AdminURL, token: dev.AdminToken}, grants: map[string]*register{},
 		report: Report{Seed: cfg.Seed, Victims: map[string]int{}, Found: []string{}},
 	}

@@ -11,7 +11,7 @@ import (
 
 // bound is how far behind a node's reads may be: what its peers have agreed on meanwhile, or the control plane has said, while it
 // was being started. A read that is bounded so may be put anywhere between then and its answer.
-const bound = 5 * time.Second
+const bound = 10 * time.Second
 
 // history is what clients have seen, kept for a checker that knows nothing of how it came about.
 type history struct {

@@ -15,8 +15,9 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := command(ctx, os.Args[1:]); err != nil {
+	err := command(ctx, os.Args[1:])
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
@@ -27,10 +28,10 @@ var errFound = errors.New("what was promised was not kept")
 
 func command(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return errors.New("say what to do: kills or broken")
+		return errors.New("say what to do: kills, flips or broken")
 	}
 	f := flag.NewFlagSet("crash", flag.ContinueOnError)
-	n := f.Int("n", 200, "how many SIGKILLs; with broken, for each build")
+	n := f.Int("n", 200, "how many SIGKILLs; with broken, for each build; with flips, of each kind of file")
 	seed := f.Uint64("seed", 1, "where they strike")
 	out := f.String("o", "", "file for the report, JSON; standard output when empty")
 	bin := f.String("bin", "", "the mcpvault to try; built when empty")
@@ -60,6 +61,26 @@ func command(ctx context.Context, args []string) error {
 			return errFound
 		}
 		return nil
+	case "flips":
+		if *bin == "" {
+			dir, built, err := build(ctx, "")
+			if err != nil {
+				return err
+			}
+			defer func() { _ = os.RemoveAll(dir) }()
+			*bin = built
+		}
+		r, err := flips(ctx, *bin, *n, *seed, say)
+		if err != nil {
+			return err
+		}
+		if err := write(*out, r); err != nil {
+			return err
+		}
+		if len(r.Found) > 0 {
+			return errFound
+		}
+		return nil
 	case "broken":
 		list, err := tryBroken(ctx, *n, *seed, *only, say)
 		if err != nil {
@@ -67,7 +88,7 @@ func command(ctx context.Context, args []string) error {
 		}
 		return errors.Join(write(*out, list), missed(list))
 	}
-	return fmt.Errorf("there is no %q: kills or broken", args[0])
+	return fmt.Errorf("there is no %q: kills, flips or broken", args[0])
 }
 
 func write(path string, v any) error {

@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/cell"
+	"github.com/mcpvault/mcpvault/dataplane/enroll"
 	"github.com/mcpvault/mcpvault/dataplane/upstream/stdio"
 	"github.com/mcpvault/mcpvault/kit/daemon"
 	"github.com/mcpvault/mcpvault/kit/problem"
@@ -20,6 +22,7 @@ import (
 const usage = `Example:
   mcpvault-cell -config /etc/mcpvault/cell.yaml -check   say whether the configuration is good, and exit
   mcpvault-cell -config /etc/mcpvault/cell.yaml          run one node of a cell until SIGTERM
+  mcpvault-cell join -token TOKEN -public-url URL        make this machine a node, with a token of mcpvault cell token create
   mcpvault-cell stdio scan files -config FILE            print what a server under stdio offers, for mcpvault server add --surface
 `
 
@@ -28,9 +31,14 @@ func program() daemon.Program[cell.Config] {
 }
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "stdio" {
+	if len(os.Args) > 1 && (os.Args[1] == "stdio" || os.Args[1] == "join") {
 		ctx, stop := run.Signals(context.Background())
-		err := scan(ctx, os.Args[2:], os.Stdout, os.Stderr)
+		var err error
+		if os.Args[1] == "join" {
+			err = join(ctx, os.Args[2:], os.Stdin, os.Stdout, os.Stderr)
+		} else {
+			err = scan(ctx, os.Args[2:], os.Stdout, os.Stderr)
+		}
 		stop()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, "mcpvault-cell:", err)
@@ -39,6 +47,21 @@ func main() {
 		return
 	}
 	program().Main()
+}
+
+// join makes this machine a node.
+func join(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	fs := flag.NewFlagSet("join", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	var o enroll.Order
+	enroll.Flags(fs, &o)
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return nil
+	case err != nil || fs.NArg() > 0:
+		return problem.New(problem.Invalid, "join takes settings only", "run mcpvault-cell join -help")
+	}
+	return enroll.Do(ctx, o, stdin, stdout)
 }
 
 // scanLimit is how long a server has to say what it offers.

@@ -50,6 +50,7 @@ type Services struct {
 	Access       adminv1connect.AccessServiceHandler
 	Policies     adminv1connect.PolicyServiceHandler
 	Issuers      adminv1connect.IssuerServiceHandler
+	Identity     adminv1connect.IdentityServiceHandler
 	Snapshots    adminv1connect.SnapshotServiceHandler
 	Cells        adminv1connect.CellAdminServiceHandler
 	Sessions     adminv1connect.SessionServiceHandler
@@ -149,6 +150,9 @@ func register(server *connect.Server, s Services) {
 	}
 	if s.Issuers != nil {
 		adminv1connect.RegisterIssuerServiceHandler(server, s.Issuers)
+	}
+	if s.Identity != nil {
+		adminv1connect.RegisterIdentityServiceHandler(server, s.Identity)
 	}
 	if s.Snapshots != nil {
 		adminv1connect.RegisterSnapshotServiceHandler(server, s.Snapshots)

@@ -105,6 +105,12 @@ func permissions() map[string]rule {
 		rpc.IssuerServiceWithdrawIssuerKeyProcedure: write,
 		rpc.IssuerServiceProvisionUserProcedure:     write,
 
+		// A node serves every tenant of its cell.
+		rpc.IdentityServiceCreateJoinTokenProcedure: platform,
+		rpc.IdentityServiceListJoinTokensProcedure:  platform,
+		rpc.IdentityServiceRevokeJoinTokenProcedure: platform,
+		rpc.IdentityServiceIssueWorkloadProcedure:   write,
+
 		rpc.AccessServiceCreateGrantProcedure:  write,
 		rpc.AccessServiceDeleteGrantsProcedure: write,
 		rpc.AccessServiceListGrantsProcedure:   read,

@@ -16,7 +16,7 @@ func everything() *connect.Server {
 		Organisation: rpc.UnimplementedOrganisationServiceHandler{}, Directory: rpc.UnimplementedDirectoryServiceHandler{},
 		Tokens: rpc.UnimplementedTokenServiceHandler{}, Registry: rpc.UnimplementedRegistryServiceHandler{},
 		Endpoints: rpc.UnimplementedEndpointServiceHandler{}, Settings: rpc.UnimplementedSettingsServiceHandler{},
-		Access: rpc.UnimplementedAccessServiceHandler{}, Policies: rpc.UnimplementedPolicyServiceHandler{}, Issuers: rpc.UnimplementedIssuerServiceHandler{}, Snapshots: rpc.UnimplementedSnapshotServiceHandler{},
+		Access: rpc.UnimplementedAccessServiceHandler{}, Policies: rpc.UnimplementedPolicyServiceHandler{}, Issuers: rpc.UnimplementedIssuerServiceHandler{}, Identity: rpc.UnimplementedIdentityServiceHandler{}, Snapshots: rpc.UnimplementedSnapshotServiceHandler{},
 		Cells: rpc.UnimplementedCellAdminServiceHandler{}, Sessions: rpc.UnimplementedSessionServiceHandler{}, Audit: rpc.UnimplementedAuditServiceHandler{}, System: rpc.UnimplementedSystemServiceHandler{},
 	})
 	return server

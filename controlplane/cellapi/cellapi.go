@@ -1,7 +1,7 @@
 // Package cellapi is what the cells' nodes may ask of the control plane: watch what they should serve, fetch shards,
 // acknowledge, report, hand over audit records.
 //
-// Who asks is what the SVID of the connection says and nothing in a message. A node learns about the tenants homed in its
+// Who asks is what the SVID of the connection says and nothing in a message; without one there is Enroll and nothing else. A node learns about the tenants homed in its
 // cell and about no others. A node that reads slowly costs one goroutine and no memory: it is sent the present, never a
 // backlog.
 package cellapi
@@ -57,6 +57,16 @@ type Witness interface {
 	Deliver(ctx context.Context, cell, node string, req *cellv1.DeliverAuditRequest) (*cellv1.DeliverAuditResponse, error)
 }
 
+// Machines gives nodes their identities.
+type Machines interface {
+	// Enroll makes a node of whoever holds a join token.
+	Enroll(ctx context.Context, req *cellv1.EnrollRequest) (*cellv1.EnrollResponse, error)
+	// Renew signs another SVID for a node.
+	Renew(ctx context.Context, cell, node string, csr []byte) (*cellv1.MachineIdentity, error)
+	// Authority changes when who signs does; nil when nobody here does.
+	Authority() []byte
+}
+
 // Cells says where all cells are reached, and with the channel when there is something else to say.
 type Cells interface {
 	Cells() (*cellv1.CellDirectory, <-chan struct{})
@@ -68,6 +78,8 @@ type Config struct {
 	Published Published
 	Witness   Witness
 	Fleet     *Fleet
+	// Machines is nil where nobody can enrol.
+	Machines Machines
 	// Cells says where all cells are; nil tells nodes nothing of it.
 	Cells  Cells
 	Logger *slog.Logger
@@ -82,6 +94,8 @@ type Service struct {
 
 	mu      sync.Mutex
 	fetches map[string]chan struct{} // by cell; guarded by mu
+	// enrolling has a place for each machine that is being enrolled.
+	enrolling chan struct{}
 }
 
 // New makes the service.
@@ -89,10 +103,10 @@ func New(cfg Config) *Service {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Service{cfg: cfg, fetches: map[string]chan struct{}{}}
+	return &Service{cfg: cfg, fetches: map[string]chan struct{}{}, enrolling: make(chan struct{}, enrolments)}
 }
 
-// Handler serves the API on connections whose TLS has verified a node's SVID; it refuses every other.
+// Handler serves the API on connections whose TLS has verified a node's SVID; on every other it serves Enroll alone.
 func (s *Service) Handler() http.Handler {
 	server := connect.NewServer(translate(s.cfg.Logger), validate.NewServerInterceptor())
 	cellv1connect.RegisterCellServiceHandler(server, s)
@@ -100,6 +114,10 @@ func (s *Service) Handler() http.Handler {
 	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(maxBody))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n, until, err := peer(r)
+		if stranger := r.TLS != nil && len(r.TLS.PeerCertificates) == 0; stranger && r.URL.Path == cellv1connect.CellServiceEnrollProcedure {
+			r.Body = http.MaxBytesReader(w, r.Body, maxEnrolment)
+			until, err = time.Now().Add(enrolLimit), nil
+		}
 		if err != nil {
 			http.Error(w, "a node's SVID is needed", http.StatusForbidden)
 			return

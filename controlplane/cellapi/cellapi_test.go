@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane"
 	"github.com/mcpvault/mcpvault/controlplane/cellapi"
 	"github.com/mcpvault/mcpvault/controlplane/keyring/keyringtest"
+	"github.com/mcpvault/mcpvault/controlplane/machines"
 	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/snapshots"
 	"github.com/mcpvault/mcpvault/controlplane/store"
@@ -75,8 +77,16 @@ type bundle struct {
 	witness      *witness
 	snaps        *snapshots.Service
 	ca           *svid.CA
-	url          string
+	machines     *machines.Service
+	// later is the clock by which the guard of live connections goes.
+	later later
+	url   string
 }
+
+// later is a clock that is ahead.
+type later struct{ ahead atomic.Int64 }
+
+func (l *later) now() time.Time { return time.Now().Add(time.Duration(l.ahead.Load())) }
 
 // setup has two cells: eu with acme, us with globex.
 func setup(t *testing.T) *bundle {
@@ -93,24 +103,35 @@ func setup(t *testing.T) *bundle {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = b.pub.Run(ctx) })
 
-	ca, err := svid.CreateCA(filepath.Join(t.TempDir(), "ca"), domain)
+	caDir := filepath.Join(t.TempDir(), "ca")
+	ca, err := svid.CreateCA(caDir, domain)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.ca = ca
+	authority, err := svid.OpenAuthority(caDir, domain, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.machines = machines.New(machines.Config{
+		Store: b.st, Cells: b.pub, Roots: keyringtest.Of(t, b.auth), Authority: authority, WorkloadDir: t.TempDir(), TrustDomain: domain, Logger: log,
+	})
 	id, err := svid.ControlPlaneID(domain, "cp")
 	if err != nil {
 		t.Fatal(err)
 	}
-	api := cellapi.New(cellapi.Config{Store: b.st, Published: b.pub, Witness: b.witness, Fleet: b.fleet, Logger: log})
+	api := cellapi.New(cellapi.Config{Store: b.st, Published: b.pub, Witness: b.witness, Fleet: b.fleet, Machines: b.machines, Logger: log})
 	srv := cellapi.NewServer(api.Handler(), log)
-	srv.TLSConfig = svid.ServerTLS(b.source(t, id), svid.AnyCellNode(domain), "h2")
+	own := b.source(t, id)
+	guard := svid.NewGuard(own, log, b.later.now)
+	wg.Go(func() { _ = guard.Run(ctx) })
+	srv.TLSConfig = api.TLS(own, guard, domain)
 	srv.BaseContext = func(net.Listener) context.Context { return ctx }
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	wg.Go(func() { _ = srv.ServeTLS(l, "", "") })
+	wg.Go(func() { _ = srv.ServeTLS(guard.Listen(l), "", "") })
 	b.url = "https://" + l.Addr().String()
 	t.Cleanup(func() { cancel(); _ = srv.Close(); wg.Wait() })
 	return b

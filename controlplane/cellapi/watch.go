@@ -313,5 +313,9 @@ func (s *Service) ReportStatus(ctx context.Context, req *cellv1.ReportStatusRequ
 	if err != nil {
 		return nil, err
 	}
-	return &cellv1.ReportStatusResponse{}, nil
+	res := &cellv1.ReportStatusResponse{}
+	if s.cfg.Machines != nil {
+		res.Authority = s.cfg.Machines.Authority()
+	}
+	return res, nil
 }

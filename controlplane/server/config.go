@@ -32,6 +32,11 @@ type Config struct {
 	// IdentityDir holds svid.pem, key.pem and bundle.pem; not needed where SPIFFE_ENDPOINT_SOCKET is set.
 	IdentityDir string `yaml:"identity_dir"`
 	TrustDomain string `yaml:"trust_domain"`
+	// CADir holds ca.pem, ca.key and bundle.pem: what SVIDs are signed with, this process's own included. Empty where the SPIFFE
+	// Workload API gives every machine its own.
+	CADir string `yaml:"ca_dir,omitempty"`
+	// CellURL is how nodes reach cell_listen, https://host:port; join tokens carry it.
+	CellURL string `yaml:"cell_url,omitempty"`
 	// PublicURL is how people reach the admin API.
 	PublicURL string `yaml:"public_url,omitempty"`
 	// Cells says which tenants are homed in which cell; "*" homes every tenant there.
@@ -96,6 +101,9 @@ func (c *Config) Problems() []string {
 		if u, err := url.Parse(c.PublicURL); err != nil || u.Host == "" {
 			bad("public_url: %q is not a URL", c.PublicURL)
 		}
+	}
+	if u, err := url.Parse(c.CellURL); c.CellURL != "" && (err != nil || u.Scheme != "https" || u.Host == "") {
+		bad("cell_url: %q is not https://host:port", c.CellURL)
 	}
 	if c.BootstrapTokenFile != "" && !namePattern.MatchString(c.BootstrapTenant) {
 		bad("bootstrap_tenant: %q is no name of a tenant", c.BootstrapTenant)

@@ -25,6 +25,7 @@ import (
 	"github.com/mcpvault/mcpvault/controlplane/issuers"
 	"github.com/mcpvault/mcpvault/controlplane/keyring"
 	"github.com/mcpvault/mcpvault/controlplane/ledger"
+	"github.com/mcpvault/mcpvault/controlplane/machines"
 	"github.com/mcpvault/mcpvault/controlplane/policies"
 	"github.com/mcpvault/mcpvault/controlplane/publish"
 	"github.com/mcpvault/mcpvault/controlplane/registry"
@@ -59,9 +60,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	authority, err := openAuthority(cfg, log)
+	if err != nil {
+		return err
+	}
 	identity, err := svid.Open(ctx, svid.Config{Dir: cfg.IdentityDir, Logger: log})
 	if err != nil {
-		return problem.New(problem.Invalid, "the control plane has no identity", "issue an SVID into identity_dir").Because(err)
+		return problem.New(problem.Invalid, "the control plane has no identity", "issue an SVID into identity_dir, or set ca_dir").Because(err)
 	}
 	defer func() { _ = identity.Close() }()
 	traces, err := tele.NewTraces(ctx, tele.TraceConfig{Service: "mcpvault-controlplane", Version: run.Version().Version, Getenv: os.Getenv})
@@ -73,7 +78,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		defer cancel()
 		_ = traces.Shutdown(end)
 	}()
-	s := &server{cfg: cfg, log: log, keys: ring, token: token, identity: identity, traces: traces}
+	s := &server{cfg: cfg, log: log, keys: ring, token: token, identity: identity, traces: traces, authority: authority, guard: svid.NewGuard(identity, log, nil)}
 	// The ports are taken first: a second control plane on this machine must not touch the database before it fails.
 	if err := s.listen(ctx); err != nil {
 		return err
@@ -81,6 +86,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	defer s.closeListeners()
 	g := run.New(log)
 	g.Add("keys", run.Func(s.watchKeys), time.Second)
+	g.Add("identity", run.Func(s.keepIdentity), time.Second)
+	g.Add("connections", s.guard, time.Second)
 	// The admin port answers from the first moment on, so that a person or a supervisor can see what is being waited for.
 	g.Add("admin api", run.Func(s.serveAdmin), stopServing+time.Second)
 	g.Add("control plane", run.Func(s.runOnDatabase), stopServing+5*time.Second)
@@ -93,7 +100,10 @@ type server struct {
 	keys     *keyring.Ring
 	token    *tokenKey
 	identity *svid.Source
-	traces   *tele.Traces
+	// authority signs SVIDs; nil where somebody else does. guard ends the connections of those that are worth nothing any more.
+	authority *svid.Authority
+	guard     *svid.Guard
+	traces    *tele.Traces
 
 	admin, cells net.Listener
 	// handler answers on the admin port; before PostgreSQL is there it only says so.
@@ -208,6 +218,10 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 	grants := access.New(access.Config{Store: st, Keys: s.keys, Logger: s.log})
 	issuer := tokens.New(tokens.Config{Store: st, Signer: s.token.signer, Keys: []jose.Key{s.token.signer.Key()}, Killer: grants})
 	people := directory.New(directory.Config{Store: st})
+	identities := machines.New(machines.Config{
+		Store: st, Cells: publisher, Roots: s.keys, Authority: s.authority, WorkloadDir: s.cfg.workloadDir(), TrustDomain: s.cfg.TrustDomain,
+		CellURL: s.cfg.CellURL, Logger: s.log,
+	})
 	trusted := issuers.New(issuers.Config{Store: st, Transport: transport, Logger: s.log})
 	status := snapshots.New(snapshots.Config{
 		Store: st, Publisher: publisher, Fleet: fleet, Logs: audit, Keys: s.keys, Version: run.Version().Version,
@@ -218,6 +232,7 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 			Organisation: people, Directory: people, Tokens: issuer, Access: grants, Audit: audit,
 			Policies:  policies.New(policies.Config{Store: st}),
 			Issuers:   trusted,
+			Identity:  identities,
 			Registry:  registry.New(st, registry.NewScanner(transport, servers.TLS, run.Version().Version, s.log), s.log),
 			Endpoints: endpoint.New(st), Settings: settings.New(st),
 			Snapshots: status, Cells: status, Sessions: status, System: status,
@@ -228,7 +243,9 @@ func (s *server) runOnDatabase(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	nodes := cellapi.New(cellapi.Config{Store: st, Published: publisher, Witness: audit, Fleet: fleet, Cells: cells, Logger: s.log})
+	nodes := cellapi.New(cellapi.Config{
+		Store: st, Published: publisher, Witness: audit, Fleet: fleet, Machines: identities, Cells: cells, Logger: s.log,
+	})
 	s.setHandler(handler)
 	defer s.setHandler(waiting())
 
@@ -295,9 +312,9 @@ func (s *server) checks(st *store.Store, p *publish.Publisher) []adminapi.Check 
 
 func (s *server) serveCells(ctx context.Context, nodes *cellapi.Service) error {
 	srv := cellapi.NewServer(nodes.Handler(), s.log)
-	srv.TLSConfig = svid.ServerTLS(s.identity, svid.AnyCellNode(s.cfg.TrustDomain), "h2")
+	srv.TLSConfig = nodes.TLS(s.identity, s.guard, s.cfg.TrustDomain)
 	s.log.InfoContext(ctx, "cells' api listens", "address", s.cells.Addr().String())
-	return serveUntil(ctx, srv, func() error { return srv.ServeTLS(s.cells, "", "") })
+	return serveUntil(ctx, srv, func() error { return srv.ServeTLS(s.guard.Listen(s.cells), "", "") })
 }
 
 // bootstrap makes sure that somebody can log in.

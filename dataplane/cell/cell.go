@@ -30,6 +30,7 @@ import (
 	"github.com/mcpvault/mcpvault/dataplane/pdp"
 	"github.com/mcpvault/mcpvault/dataplane/peers"
 	"github.com/mcpvault/mcpvault/dataplane/pep"
+	"github.com/mcpvault/mcpvault/dataplane/renewal"
 	"github.com/mcpvault/mcpvault/dataplane/session"
 	"github.com/mcpvault/mcpvault/dataplane/store"
 	"github.com/mcpvault/mcpvault/dataplane/upstream"
@@ -65,6 +66,8 @@ type Node struct {
 	cells     whereabouts
 	macKey    [sha256.Size]byte
 	identity  *svid.Source
+	guard     *svid.Guard
+	renewal   *renewal.Keeper // nil where the Workload API renews
 	store     *store.Store
 	trust     *feed.Trust
 	pdp       *pdp.PDP
@@ -150,6 +153,7 @@ func (n *Node) openIdentity(ctx context.Context) error {
 	}
 	n.identity = src
 	n.onClose(src.Close)
+	n.guard = svid.NewGuard(src, n.log, nil)
 	return nil
 }
 
@@ -226,8 +230,11 @@ func (n *Node) openPolicy(context.Context) error {
 	n.control = cellv1connect.NewCellServiceClient(connect.NewClient(connecthttp.NewTransport(
 		&http.Client{Transport: n.http2(svid.ControlPlanes(n.cfg.TrustDomain))}, n.cfg.ControlPlane,
 		connecthttp.WithReadMaxBytes(8<<20))))
+	if err := n.openRenewal(); err != nil {
+		return err
+	}
 	n.peers = peers.NewSet(n.peerAddrs(), func(node string) http.RoundTripper {
-		return toAlive{n, node, n.http2(svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, node))}
+		return toAlive{n, node, n.http2(n.living(svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, node)))}
 	})
 	n.feed = feed.New(feed.Config{
 		Cell: n.cfg.Cell, ControlPlane: n.control, Log: proposer{n}, Store: n.store,
@@ -241,16 +248,19 @@ func (n *Node) openPolicy(context.Context) error {
 	return err
 }
 
-// http2 is a client transport to holders of certain SVIDs. Nothing is resumed: each connection is authorised anew.
+// http2 is a client transport to holders of certain SVIDs. Nothing is resumed: each connection is authorised anew, and ends when
+// it could not be made any more.
 func (n *Node) http2(allow svid.Authorizer) *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
 	// A partition that heals must not wait for the system's own patience with a connection that is not answered.
-	dialer := &net.Dialer{Timeout: 3 * time.Second}
 	return &http.Transport{
-		DialContext:     dialer.DialContext,
-		TLSClientConfig: svid.ClientTLS(n.identity, allow, "h2"), Protocols: protocols,
-		TLSHandshakeTimeout: 5 * time.Second, IdleConnTimeout: 5 * time.Minute,
+		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			return n.guard.Dial(ctx, network, address, allow, "h2")
+		},
+		Protocols: protocols, IdleConnTimeout: 5 * time.Minute,
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second},
 	}
 }

@@ -122,6 +122,10 @@ func (n *Node) mcpURL() string {
 // parts lists what runs, in the order of starting; stopping goes the other way.
 func (n *Node) parts() (*run.Group, error) {
 	g := run.New(n.log)
+	g.Add("connections", n.guard, time.Second)
+	if n.renewal != nil {
+		g.Add("identity", n.renewal, time.Second)
+	}
 	g.Add("audit delivery", n.deliverer, 2*time.Second)
 	g.Add("consensus", n.consensus, 3*time.Second)
 	peerServer, err := n.peerServer()
@@ -224,11 +228,12 @@ func (n *Node) peerServer() (run.Runner, error) {
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
+	member := n.living(svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, names...))
 	srv := &http.Server{
 		Handler: n.fromAlive(peers.NewHandler(n)), Protocols: protocols, ReadHeaderTimeout: 5 * time.Second,
-		TLSConfig: svid.ServerTLS(n.identity, svid.CellMembers(n.cfg.TrustDomain, n.cfg.Cell, names...), "h2"),
+		TLSConfig: n.guard.ServerTLS(member, member, "h2"),
 	}
-	return &plainServer{ln, srv}, nil
+	return &plainServer{n.guard.Listen(ln), srv}, nil
 }
 
 // plainServer runs an http.Server on a listener that is bound already.

@@ -27,6 +27,7 @@ func (n *Node) checks() []check {
 	var all []check
 	all = append(all, check{"killed", true, n.killedProblem()}, check{"policy", true, n.policyProblem()})
 	all = append(all, check{"audit", true, n.audit.Problem()}, check{"audit_witness", false, n.deliverer.Problem()})
+	all = append(all, check{"identity_renewal", false, n.renewalProblem()})
 	all = append(all, check{"identity", true, n.identityProblem()}, check{"clock", true, n.clockProblem()}, check{"store", true, n.storeProblem()})
 	all = append(all, check{"session_keys", true, n.sessionProblem()})
 	var raft, leader, control error
@@ -164,6 +165,7 @@ func (n *Node) nodeStatus() *cellv1.NodeStatus {
 		AuditSize: uint64(n.tlog.Size()), AuditDelivered: uint64(n.deliverer.Delivered()),
 		Sessions: uint64(n.store.Leases().Len()), McpUrl: n.mcpURL(),
 	}
+	s.RaftAddr, s.PeerAddr = n.ownAddress()
 	s.Reach = n.reach()
 	s.RootsVersion = n.trust.Current().Version()
 	if m, err := n.trust.Current().OpenManifest(n.store.Manifest(), n.cfg.Cell); err == nil {
@@ -214,11 +216,14 @@ func (n *Node) report(ctx context.Context) error {
 			continue
 		}
 		rctx, cancel := context.WithTimeout(ctx, statusEvery)
-		_, err := n.control.ReportStatus(rctx, &cellv1.ReportStatusRequest{Status: n.nodeStatus()})
+		res, err := n.control.ReportStatus(rctx, &cellv1.ReportStatusRequest{Status: n.nodeStatus()})
 		cancel()
 		if err != nil {
 			n.log.DebugContext(ctx, "status was not delivered", "err", err)
 			continue
+		}
+		if n.renewal != nil {
+			n.renewal.Told(res.GetAuthority())
 		}
 		told, at = now, time.Now()
 	}

@@ -1,6 +1,7 @@
 package cell
 
 import (
+	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -77,7 +78,8 @@ func TestOneConnectionCarriesEverythingBetweenTwoMachines(t *testing.T) {
 	go func() { served <- srv.ServeTLS(ln, "", "") }()
 	defer func() { _ = srv.Close(); <-served }()
 	url := "https://" + ln.Addr().String()
-	n := &Node{cfg: Config{Cell: "eu", Node: "n1"}, identity: identified(t, ca, nodeID)}
+	own := identified(t, ca, nodeID)
+	n := &Node{cfg: Config{Cell: "eu", Node: "n1"}, identity: own, guard: svid.NewGuard(own, slog.New(slog.DiscardHandler), nil)}
 	client := &http.Client{Transport: n.http2(svid.ControlPlanes(domain))}
 	defer client.CloseIdleConnections()
 	get := func(path string) {

@@ -81,7 +81,7 @@ func (w *whereabouts) open(dir string, key store.Key) (err error) {
 	if err == nil && proto.Unmarshal(plain, dir2) == nil {
 		w.dir = dir2
 	}
-	return nil //nolint:nilerr // see above
+	return nil
 }
 
 // directory is what is known of all cells; nil for nothing.

@@ -179,7 +179,7 @@ func (s *stream) name(c *tracked, node string) {
 	}
 }
 
-// recheck closes the connections of members that are not admitted any more.
+// recheck closes the connections of members that are not admitted any more, or whose SVIDs are worth nothing any more.
 func (s *stream) recheck() {
 	s.mu.Lock()
 	open := maps.Clone(s.conns)
@@ -188,7 +188,11 @@ func (s *stream) recheck() {
 		if node == "" {
 			continue
 		}
-		if err := s.admit(node); err != nil {
+		err := s.admit(node)
+		if err == nil {
+			_, _, _, err = svid.Standing(s.cfg.Identity, c.ConnectionState().PeerCertificates, time.Now())
+		}
+		if err != nil {
 			s.log.Warn("a member is no longer admitted to the log", "peer", node, "error", err)
 			c.abandon()
 		}

@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -95,6 +96,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.drain(nil)
 	failed := make(chan error, 1)
 	go func() { failed <- s.fronts.serve() }()
+	defer s.watchHolders()()
 	select {
 	case err := <-failed:
 		s.fronts.close()
@@ -119,6 +121,19 @@ func (s *Server) Run(ctx context.Context) error {
 		s.log.Warn("the listener ended by itself", "listener", s.cfg.Name, "error", err)
 	}
 	return nil
+}
+
+// watchHolders judges the certificates of live connections until it is told to stop.
+func (s *Server) watchHolders() (stop func()) {
+	return background(s.fronts.holders.run)
+}
+
+// background runs f until stop, which waits for it.
+func background(f func(context.Context)) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { f(ctx) })
+	return func() { cancel(); wg.Wait() }
 }
 
 func loopback(a net.Addr) bool {
@@ -205,13 +220,26 @@ func (l *counted) Accept() (net.Conn, error) {
 type conn struct {
 	net.Conn
 	leave func()
+	gone  atomic.Bool
 }
 
 // NetConn is the connection below.
 func (c *conn) NetConn() net.Conn { return c.Conn }
 
+// hangUp ends the connection in both directions and leaves it to whoever serves it to close it: a server that waits for the
+// client, or watches for its leaving, is told so, which closing would not do.
+func (c *conn) hangUp() {
+	tcp, ok := c.Conn.(*net.TCPConn)
+	if !ok {
+		_ = c.Close()
+		return
+	}
+	_, _ = tcp.CloseWrite(), tcp.CloseRead()
+}
+
 // Close closes the connection and frees its place.
 func (c *conn) Close() error {
+	c.gone.Store(true)
 	c.leave()
 	return c.Conn.Close()
 }

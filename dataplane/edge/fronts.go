@@ -39,6 +39,8 @@ type fronts struct {
 	std    *http.Server  // HTTP/2, and HTTP/1.1 when fast is nil
 	toStd  *handoff
 	limits http1.Limits
+	// holders are those of the connections whose clients have shown certificates.
+	holders *holders
 
 	mu      sync.Mutex
 	greeted map[net.Conn]struct{} // guarded by mu; those in the handshake; nil when no more are taken
@@ -49,7 +51,7 @@ func newFronts(base context.Context, cfg Config, ln net.Listener, h http.Handler
 		return nil, fmt.Errorf("there is no front %q", cfg.Front)
 	}
 	f := &fronts{
-		cfg: cfg, ln: ln, toStd: newHandoff(ln), greeted: map[net.Conn]struct{}{},
+		cfg: cfg, ln: ln, toStd: newHandoff(ln), greeted: map[net.Conn]struct{}{}, holders: newHolders(cfg.VerifyClient),
 		limits: http1.Limits{MaxHeader: cfg.MaxHeader, MaxFields: cfg.MaxFields, HeaderTimeout: cfg.HeaderTimeout, Refused: cfg.Refused},
 	}
 	if cfg.Front == FrontFast {
@@ -119,6 +121,7 @@ func (f *fronts) accept() error {
 
 // greet does the handshake and hands the connection to the server of the protocol that was agreed on.
 func (f *fronts) greet(nc net.Conn) {
+	raw, _ := nc.(*conn)
 	if f.fast == nil {
 		nc = &timedConn{Conn: nc, timeout: f.cfg.WriteTimeout}
 	}
@@ -137,6 +140,10 @@ func (f *fronts) greet(nc net.Conn) {
 	f.mu.Lock()
 	delete(f.greeted, nc)
 	f.mu.Unlock()
+	if err == nil && raw != nil && f.cfg.VerifyClient != nil {
+		cs := c.ConnectionState()
+		f.holders.add(holder{from: nc.RemoteAddr(), host: cs.ServerName, chain: cs.PeerCertificates, end: raw.hangUp, ended: raw.gone.Load})
+	}
 	switch {
 	case err != nil:
 		_ = nc.Close()

@@ -47,6 +47,7 @@ type QUIC struct {
 	base  context.Context
 	drain context.CancelCauseFunc
 
+	holders *holders
 	opening atomic.Int64 // handshakes under way
 	from    *places
 	serving atomic.Int64 // requests in the handler
@@ -62,7 +63,7 @@ func NewQUIC(cfg Config, socket *net.UDPConn, h http.Handler, log *slog.Logger) 
 		return nil, errors.Join(fmt.Errorf("%s on %s: QUIC needs TLS", cfg.Name, socket.LocalAddr()), socket.Close())
 	}
 	base, drain := context.WithCancelCause(context.Background())
-	s := &QUIC{cfg: cfg, log: log, socket: socket, base: base, drain: drain, from: newPlaces(cfg.MaxConns)}
+	s := &QUIC{cfg: cfg, log: log, socket: socket, base: base, drain: drain, from: newPlaces(cfg.MaxConns), holders: newHolders(cfg.VerifyClient)}
 	s.growBuffers()
 	s.transport = &quic.Transport{
 		Conn: socket,
@@ -105,6 +106,7 @@ func (s *QUIC) Addr() net.Addr { return s.socket.LocalAddr() }
 // under way has the grace to finish.
 func (s *QUIC) Run(ctx context.Context) error {
 	defer s.drain(nil)
+	defer background(s.holders.run)()
 	failed := make(chan error, 1)
 	go func() { failed <- s.http.ServeListener(arrivals{s.listener, s}) }()
 	select {
@@ -253,6 +255,12 @@ func (s *QUIC) accepted(ctx context.Context, conn *quic.Conn) context.Context {
 		s.cfg.dropped(conn.RemoteAddr(), rapidReset)
 	})
 	c.whenIdle(s.cfg.IdleTimeout, func() { bye(http3.ErrCodeNoError, "idle") })
+	cs := conn.ConnectionState().TLS
+	s.holders.add(holder{
+		from: conn.RemoteAddr(), host: cs.ServerName, chain: cs.PeerCertificates,
+		end:   func() { bye(http3.ErrCodeNoError, "the certificate is good no more") },
+		ended: func() bool { return conn.Context().Err() != nil },
+	})
 	ctx, cancel := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(s.base, func() { cancel(context.Cause(s.base)) })
 	context.AfterFunc(ctx, func() { stop(); c.gone() })

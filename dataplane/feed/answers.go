@@ -63,8 +63,9 @@ func judged(err error) bool {
 	switch connect.CodeOf(err) {
 	case connect.CodeInvalidArgument, connect.CodePermissionDenied, connect.CodeUnauthenticated, connect.CodeNotFound, connect.CodeUnimplemented:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // ack leaves an answer for the control plane.

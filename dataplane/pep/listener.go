@@ -226,7 +226,7 @@ func (l *listener) comment() {
 	if l.over {
 		return
 	}
-	if !l.out.send([]byte(mcp.KeepAlive)) {
+	if l.resp.Overdue() || !l.out.send([]byte(mcp.KeepAlive)) {
 		l.stop()
 		return
 	}

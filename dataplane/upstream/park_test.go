@@ -8,7 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -138,11 +138,12 @@ func TestNoRecordOfTLSIsLeftBehindWhenAStreamIsParked(t *testing.T) {
 	}
 }
 
-func TestAParkedStreamOnWhichNothingComesEnds(t *testing.T) {
+func TestAParkedStreamOnWhichNothingComesIsOverdue(t *testing.T) {
 	t.Parallel()
 	cfg, url, words := speaker(t, false)
 	defer close(words)
-	cfg.StreamIdle = 50 * time.Millisecond
+	var now atomic.Int64 // minutes
+	cfg.StreamIdle, cfg.Now = time.Hour, func() time.Time { return time.Now().Add(time.Duration(now.Load()) * time.Minute) }
 	c := client(cfg)
 	defer c.Close()
 	resp, err := c.Do(t.Context(), &upstream.Request{URL: url, Method: http.MethodGet, Long: true})
@@ -150,9 +151,24 @@ func TestAParkedStreamOnWhichNothingComesEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Close()
-	comes(t, parked(t, resp))
-	if _, err := resp.Events.Next(); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatal(err)
+	now.Store(1)
+	if resp.Overdue() {
+		t.Fatal("a stream is overdue that was not parked")
+	}
+	woken := parked(t, resp)
+	now.Store(60)
+	if resp.Overdue() {
+		t.Fatal("overdue too soon")
+	}
+	now.Store(62)
+	if !resp.Overdue() {
+		t.Fatal("nothing came for too long")
+	}
+	words <- "9\r\ndata: a\n\n\r\n"
+	comes(t, woken)
+	next(t, resp, "a")
+	if resp.Overdue() {
+		t.Fatal("a stream is overdue on which something came")
 	}
 }
 

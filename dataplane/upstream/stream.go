@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/mcpvault/mcpvault/dataplane/mcp"
@@ -26,7 +25,7 @@ type stream struct {
 	closed bool        // guarded by mu
 	unbind func() bool // guarded by mu; takes the end of the context off the connection; nil while parked
 	watch  poll.ID     // guarded by mu; while parked, and until the next time
-	idle   *time.Timer // guarded by mu; runs while parked
+	quiet  time.Time   // guarded by mu; parked since
 }
 
 // stream hands over a connection on which events come.
@@ -38,7 +37,7 @@ func (x *call) stream(c *conn, h head, rest []byte, unbind func() bool) *Respons
 	s.events = mcp.NewEventReader(&s.body, d.c.cfg.MaxEvent)
 	d.gate.learn(now, x.probe, x.verdict)
 	x.probe = false
-	return &Response{Status: h.status, Session: h.session, Events: s.events, close: s.close, park: s.park}
+	return &Response{Status: h.status, Session: h.session, Events: s.events, close: s.close, park: s.park, overdue: s.overdue}
 }
 
 func (s *stream) close() {
@@ -71,17 +70,10 @@ func (s *stream) park(wake func()) bool {
 		return false
 	}
 	s.unwatch()
-	// The sooner one of the two wakes, and only that one.
-	s.idle = time.AfterFunc(s.src.cfg.StreamIdle, func() {
-		if s.unpark() {
-			s.src.late.Store(true)
-			wake()
-		}
-	})
 	if s.watch = s.d.c.parked.Watch(c.raw, poll.Bytes, wake); s.watch == 0 {
-		s.unwatch()
 		return false
 	}
+	s.quiet = s.src.cfg.Now()
 	if s.unbind != nil {
 		s.unbind() // had it ended by now, whoever reads next would learn of it
 		s.unbind = nil
@@ -98,22 +90,19 @@ func (s *stream) bind() {
 	}
 }
 
-// unpark ends the watch; false when it had ended.
-func (s *stream) unpark() bool {
+// overdue is Response.Overdue.
+func (s *stream) overdue() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.unwatch()
+	return s.unbind == nil && !s.closed && s.src.cfg.Now().Sub(s.quiet) > s.src.cfg.StreamIdle
 }
 
-// unwatch is unpark with mu held.
-func (s *stream) unwatch() bool {
-	if s.idle != nil {
-		s.idle.Stop()
-		s.idle = nil
+// unwatch ends the watch, if it has not ended. It is called with mu held.
+func (s *stream) unwatch() {
+	if s.watch != 0 {
+		s.d.c.parked.Stop(s.src.c.raw, s.watch)
+		s.watch = 0
 	}
-	watch := s.watch
-	s.watch = 0
-	return watch != 0 && s.d.c.parked.Stop(s.src.c.raw, watch)
 }
 
 // nothingDecrypted reports whether TLS holds back nothing that its socket would not tell of.
@@ -141,14 +130,10 @@ type streamSource struct {
 	cfg    *Config
 	credit int // bytes that may be read at once
 	last   time.Time
-	late   atomic.Bool // nothing came for too long
 }
 
 // Read implements io.Reader.
 func (s *streamSource) Read(p []byte) (int, error) {
-	if s.late.Load() {
-		return 0, os.ErrDeadlineExceeded
-	}
 	if s.credit <= 0 {
 		if err := s.earn(); err != nil {
 			return 0, err

@@ -158,6 +158,8 @@ type Response struct {
 	Events *mcp.EventReader
 	close  func()
 	park   func(wake func()) bool
+	// overdue is nil for what cannot be parked.
+	overdue func() bool
 }
 
 // Close ends the exchange; a stream that was not read to its end takes its connection along. It may be called while the
@@ -170,10 +172,14 @@ func (r *Response) Close() {
 
 // Park lets go of the stream until there is something to read: the end, an event, a part of one. Then wake is called, once, on a
 // goroutine that must not be held up, and the reading goes on with Events.Next. In between the stream takes neither a
-// goroutine nor a buffer. Whoever has parked it looks after the context: its end does not wake, and Close still has to be called.
+// goroutine nor a buffer. Whoever has parked it looks after its end: that of the context does not wake, nor does a silence that
+// is too long, for which Overdue has to be asked now and then, and Close still has to be called.
 //
 // The answer is false when the stream cannot be parked, or not now because more of it was read already: read on.
 func (r *Response) Park(wake func()) bool { return r.park != nil && r.park(wake) }
+
+// Overdue reports whether nothing has come for longer than a stream may be silent since it was parked: it is to be closed.
+func (r *Response) Overdue() bool { return r.overdue != nil && r.overdue() }
 
 // Forwarded reports whether a caller's header, in canonical form, crosses to an upstream.
 func Forwarded(name string) bool {

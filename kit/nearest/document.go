@@ -274,6 +274,6 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.Set("Content-Type", "application/json")
 	if r.Method == http.MethodGet {
-		_, _ = w.Write(doc.body) //nolint:gosec // JSON, never HTML
+		_, _ = w.Write(doc.body)
 	}
 }

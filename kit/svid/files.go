@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -141,6 +142,32 @@ func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), nil
 }
 
+// parseCerts reads at least one certificate, and nothing else, from PEM.
+func parseCerts(certPEM []byte) ([]*x509.Certificate, error) {
+	if len(certPEM) > maxPEM {
+		return nil, fmt.Errorf("over %d bytes", maxPEM)
+	}
+	var all []*x509.Certificate
+	for {
+		var block *pem.Block
+		if block, certPEM = pem.Decode(certPEM); block == nil {
+			break
+		}
+		if block.Type != pemCert {
+			return nil, fmt.Errorf("holds a %.40q", block.Type)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("parse certificate: %w", err)
+		}
+		all = append(all, cert)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("holds no certificate")
+	}
+	return all, nil
+}
+
 func firstCert(certPEM []byte) (*x509.Certificate, error) {
 	if len(certPEM) > maxPEM {
 		return nil, fmt.Errorf("%s is over %d bytes", svidFile, maxPEM)
@@ -150,4 +177,34 @@ func firstCert(certPEM []byte) (*x509.Certificate, error) {
 		return nil, fmt.Errorf("%s holds no certificate", svidFile)
 	}
 	return x509.ParseCertificate(block.Bytes)
+}
+
+// WorkloadsFile holds, in a node's identity directory, the authorities of the workloads that may call it.
+const WorkloadsFile = "workloads.pem"
+
+// WriteWorkloads replaces the authorities of workloads in an identity directory.
+func WriteWorkloads(dir string, bundlePEM []byte) error {
+	if _, err := parseCerts(bundlePEM); err != nil {
+		return fmt.Errorf("authorities of workloads: %w", err)
+	}
+	if old, err := os.ReadFile(filepath.Join(dir, WorkloadsFile)); err == nil && bytes.Equal(old, bundlePEM) {
+		return nil
+	}
+	return writeFile(dir, WorkloadsFile, bundlePEM)
+}
+
+// OpenKey reads the key in an identity directory that has no SVID yet, and makes it, mode 0600, when there is none: a machine
+// that asks for its SVID again asks with the same key.
+func OpenKey(dir string) (keyPEM []byte, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create identity directory: %w", err)
+	}
+	keyPEM, err = readPrivate(filepath.Join(dir, keyFile))
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return keyPEM, err
+	}
+	if keyPEM, err = NewKey(); err != nil {
+		return nil, err
+	}
+	return keyPEM, writeFile(dir, keyFile, keyPEM)
 }

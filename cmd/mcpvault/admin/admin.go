@@ -36,6 +36,7 @@ type Client struct {
 	Access        adminv1connect.AccessServiceClient
 	Policies      adminv1connect.PolicyServiceClient
 	Issuers       adminv1connect.IssuerServiceClient
+	Identity      adminv1connect.IdentityServiceClient
 	Tokens        adminv1connect.TokenServiceClient
 	Snapshots     adminv1connect.SnapshotServiceClient
 	Cells         adminv1connect.CellAdminServiceClient
@@ -78,6 +79,7 @@ func Dial(cfg Config) (*Client, error) {
 		Access:        adminv1connect.NewAccessServiceClient(c),
 		Policies:      adminv1connect.NewPolicyServiceClient(c),
 		Issuers:       adminv1connect.NewIssuerServiceClient(c),
+		Identity:      adminv1connect.NewIdentityServiceClient(c),
 		Tokens:        adminv1connect.NewTokenServiceClient(c),
 		Snapshots:     adminv1connect.NewSnapshotServiceClient(c),
 		Cells:         adminv1connect.NewCellAdminServiceClient(c),

@@ -73,7 +73,7 @@ func (p *plan) issueWorkload() error {
 }
 
 // workloadDomain is the trust domain of a cell's workloads.
-func workloadDomain(cell string) string { return cell + ".workloads." + trustDomain }
+func workloadDomain(cell string) string { return svid.WorkloadDomain(trustDomain, cell) }
 
 // workload is who holds the SVID for trying out.
 func (p *plan) workload() string    { return "spiffe://" + workloadDomain(firstCell) + "/agent/demo" }

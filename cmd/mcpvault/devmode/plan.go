@@ -89,6 +89,9 @@ func (p *plan) cellapiPort() int  { return p.cfg.PortBase + 4 }
 
 func (p *plan) adminURL() string { return "http://" + addr(p.adminPort()) }
 
+// cellURL is where machines that join find the control plane.
+func (p *plan) cellURL() string { return "https://" + addr(p.cellapiPort()) }
+
 // addr is a port on loopback.
 func addr(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 

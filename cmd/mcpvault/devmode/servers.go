@@ -119,6 +119,7 @@ func (p *plan) controlPlaneConfig(databaseURL string) server.Config {
 	}
 	return server.Config{
 		Listen: addr(p.adminPort()), CellListen: addr(p.cellapiPort()), DatabaseURL: databaseURL,
+		CADir: p.caDir(), CellURL: p.cellURL(),
 		KeysDir: p.keys(), IdentityDir: p.identity(controlPlane), TrustDomain: trustDomain, PublicURL: p.adminURL(),
 		Cells: cells, EgressAllow: loopback(),
 		BootstrapTokenFile: p.bootstrapToken(), BootstrapTenant: tenant, BootstrapHosts: []string{tenant + hostSuffix},
@@ -128,7 +129,7 @@ func (p *plan) controlPlaneConfig(databaseURL string) server.Config {
 func (p *plan) cellConfig(n node) cell.Config {
 	c := cell.Config{
 		Cell: n.cell, Node: n.name, DataDir: p.data(n.file()),
-		ControlPlane: "https://" + addr(p.cellapiPort()),
+		ControlPlane: p.cellURL(),
 		Listen: cell.Listen{
 			HTTP: addr(n.http), TLS: addr(n.tls), Raft: addr(n.raft), Peer: addr(n.peer), Metrics: addr(n.metrics),
 		},

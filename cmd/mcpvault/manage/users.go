@@ -10,6 +10,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/machines"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
@@ -221,7 +222,7 @@ func workloadCommand(a *cli.App) *cobra.Command {
 			return cli.PrintList(a, rows, userColumns()...)
 		})
 	return a.Group("workload", "Workloads: programs that prove a SPIFFE ID. They are users, and `mcpvault user` shows and changes them too.",
-		"  mcpvault workload list", list, create)
+		"  mcpvault workload list", list, create, machines.WorkloadSVID(a))
 }
 
 // levels are the words for the classes of data that have one.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/machines"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
 	"github.com/mcpvault/mcpvault/kit/problem"
 	adminv1 "github.com/mcpvault/mcpvault/proto/gen/mcpvault/admin/v1"
@@ -130,7 +131,8 @@ func cellCommand(a *cli.App) *cobra.Command {
 			}
 			return cli.PrintList(a, nodes, nodeColumns()...)
 		})
-	return a.Group("cell", "Cells: the places where calls are decided.", "  mcpvault cell status", list, status)
+	return a.Group("cell", "Cells: the places where calls are decided.", "  mcpvault cell status", list, status,
+		machines.JoinTokens(a), machines.Join(a))
 }
 
 // states are the beginnings of the state hashes: nodes that serve one generation have the same.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/admin"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/cli"
+	"github.com/mcpvault/mcpvault/cmd/mcpvault/machines"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/output"
 	"github.com/mcpvault/mcpvault/cmd/mcpvault/proof"
 	"github.com/mcpvault/mcpvault/kit/problem"
@@ -39,7 +40,7 @@ const ceremonyExample = `  # Replace the head key. Each root holder signs on the
 func Command(a *cli.App) *cobra.Command {
 	return a.Group("trust", "Which keys are believed: the roots, and the ceremony that changes them.", ceremonyExample,
 		showCommand(a), keygenCommand(a), proposeCommand(a), initCommand(a), addCommand(a), removeCommand(a), epochCommand(a),
-		signCommand(a), assembleCommand(a), installCommand(a))
+		signCommand(a), assembleCommand(a), installCommand(a), machines.Authorities(a))
 }
 
 // keyView is a key of the roots.

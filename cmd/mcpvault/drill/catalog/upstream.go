@@ -15,10 +15,9 @@ const (
 	othersLimit = 1.2
 	othersSlack = 2 * time.Millisecond
 	// rounds of a server that is well and one that is slow, in turn, so that what else the machine does is in both.
-	rounds   = 4
-	roundFor = 2 * time.Second
-	// callers ask the slow server at once.
-	callers = 24
+	rounds = 4
+	// callers ask the slow server at once, each again after a pause.
+	callers, between = 24, 500 * time.Millisecond
 	// slowServer is the one that is made slow, and slowTool what is called there.
 	slowServer, slowTool = "demo", "echo"
 )
@@ -60,6 +59,8 @@ func slowAndQuick(ctx context.Context, r *rehearse.Run) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer stop()
+	// In all as long as a drill is broken, half of it quick and half of it slow.
+	roundFor := max(r.For/2/rounds/2, 250*time.Millisecond)
 	for range callers {
 		wg.Go(func() {
 			for calling.Err() == nil {
@@ -71,7 +72,7 @@ func slowAndQuick(ctx context.Context, r *rehearse.Run) error {
 				// As many calls whether it is quick or not: what is compared is the waiting, not the work.
 				select {
 				case <-calling.Done():
-				case <-time.After(roundFor / 4):
+				case <-time.After(between):
 				}
 			}
 		})

@@ -180,7 +180,7 @@ func (a *act) prepare() {
 	a.load = load.New(cfg)
 	a.start = time.Now()
 	a.run = &Run{
-		Site: s.site, Cell: s.cfg.Cell, Nodes: s.site.Cell(s.cfg.Cell), Canary: s.world.canary, Server: Server, People: s.world.people,
+		Site: s.site, Cell: s.cfg.Cell, Nodes: s.site.Cell(s.cfg.Cell), Canary: s.world.canary, Server: Server, For: s.cfg.For, People: s.world.people,
 		load: a.load, policy: p, tell: s.cfg.Tell, began: a.start, facts: map[string]float64{}, notes: map[string]any{},
 	}
 	a.run.Step("%s: load %.0f decisions/s, %.0f calls/s, %.1f policy changes/s", a.drill.Name, s.cfg.Load.Decisions, s.cfg.Load.Calls, s.cfg.Load.Changes)

@@ -23,6 +23,8 @@ type Run struct {
 	Canary *canary.Server
 	// Server is the name that the canary is registered under.
 	Server string
+	// For is how long the drill is under load.
+	For time.Duration
 	// People may call the canary.
 	People []load.Person
 

@@ -4,8 +4,8 @@
 // 	protoc        (unknown)
 // source: mcpvault/cell/v1/cell.proto
 
-// What a cell's nodes may ask of the control plane. Every call is made over SPIFFE mTLS; the caller is the node that its
-// SVID names.
+// What a cell's nodes may ask of the control plane. Every call but Enroll is made over SPIFFE mTLS; the caller is the node
+// that its SVID names.
 
 package cellv1
 
@@ -75,6 +75,360 @@ func (AckStatus) EnumDescriptor() ([]byte, []int) {
 	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{0}
 }
 
+type EnrollRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the join token.
+	Secret []byte `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	Cell   string `protobuf:"bytes,2,opt,name=cell,proto3" json:"cell,omitempty"`
+	Node   string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	// PKCS #10 in DER, for the node's SPIFFE ID and nothing else, key of P-256.
+	Csr           []byte `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrollRequest) Reset() {
+	*x = EnrollRequest{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrollRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrollRequest) ProtoMessage() {}
+
+func (x *EnrollRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrollRequest.ProtoReflect.Descriptor instead.
+func (*EnrollRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *EnrollRequest) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *EnrollRequest) GetCell() string {
+	if x != nil {
+		return x.Cell
+	}
+	return ""
+}
+
+func (x *EnrollRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EnrollRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+type EnrollResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Identity *MachineIdentity       `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// DSSE envelope of the newest snapshot.v1.Roots.
+	Roots []byte `protobuf:"bytes,2,opt,name=roots,proto3" json:"roots,omitempty"`
+	// The nodes of the cell that have said where they are.
+	Members       []*CellMember `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrollResponse) Reset() {
+	*x = EnrollResponse{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrollResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrollResponse) ProtoMessage() {}
+
+func (x *EnrollResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrollResponse.ProtoReflect.Descriptor instead.
+func (*EnrollResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *EnrollResponse) GetIdentity() *MachineIdentity {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *EnrollResponse) GetRoots() []byte {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *EnrollResponse) GetMembers() []*CellMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+// MachineIdentity is what a node has in its identity directory, besides its key. All in PEM.
+type MachineIdentity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The SVID and what is between it and the bundle.
+	Svid []byte `protobuf:"bytes,1,opt,name=svid,proto3" json:"svid,omitempty"`
+	// The authorities of nodes and control planes; while they are changed, the old and the new one.
+	Bundle []byte `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	// The authorities of the cell's workloads, and their trust domain.
+	WorkloadBundle      []byte `protobuf:"bytes,3,opt,name=workload_bundle,json=workloadBundle,proto3" json:"workload_bundle,omitempty"`
+	WorkloadTrustDomain string `protobuf:"bytes,4,opt,name=workload_trust_domain,json=workloadTrustDomain,proto3" json:"workload_trust_domain,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *MachineIdentity) Reset() {
+	*x = MachineIdentity{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MachineIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MachineIdentity) ProtoMessage() {}
+
+func (x *MachineIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MachineIdentity.ProtoReflect.Descriptor instead.
+func (*MachineIdentity) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *MachineIdentity) GetSvid() []byte {
+	if x != nil {
+		return x.Svid
+	}
+	return nil
+}
+
+func (x *MachineIdentity) GetBundle() []byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *MachineIdentity) GetWorkloadBundle() []byte {
+	if x != nil {
+		return x.WorkloadBundle
+	}
+	return nil
+}
+
+func (x *MachineIdentity) GetWorkloadTrustDomain() string {
+	if x != nil {
+		return x.WorkloadTrustDomain
+	}
+	return ""
+}
+
+type RenewIdentityRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in EnrollRequest.
+	Csr           []byte `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewIdentityRequest) Reset() {
+	*x = RenewIdentityRequest{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewIdentityRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewIdentityRequest) ProtoMessage() {}
+
+func (x *RenewIdentityRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewIdentityRequest.ProtoReflect.Descriptor instead.
+func (*RenewIdentityRequest) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RenewIdentityRequest) GetCsr() []byte {
+	if x != nil {
+		return x.Csr
+	}
+	return nil
+}
+
+type RenewIdentityResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Identity      *MachineIdentity       `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewIdentityResponse) Reset() {
+	*x = RenewIdentityResponse{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewIdentityResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewIdentityResponse) ProtoMessage() {}
+
+func (x *RenewIdentityResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewIdentityResponse.ProtoReflect.Descriptor instead.
+func (*RenewIdentityResponse) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RenewIdentityResponse) GetIdentity() *MachineIdentity {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+// CellMember is one node of a cell.
+type CellMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Raft          string                 `protobuf:"bytes,2,opt,name=raft,proto3" json:"raft,omitempty"`
+	Peer          string                 `protobuf:"bytes,3,opt,name=peer,proto3" json:"peer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CellMember) Reset() {
+	*x = CellMember{}
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CellMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CellMember) ProtoMessage() {}
+
+func (x *CellMember) ProtoReflect() protoreflect.Message {
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CellMember.ProtoReflect.Descriptor instead.
+func (*CellMember) Descriptor() ([]byte, []int) {
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CellMember) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *CellMember) GetRaft() string {
+	if x != nil {
+		return x.Raft
+	}
+	return ""
+}
+
+func (x *CellMember) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What the node serves now, so that nothing it has is sent again.
@@ -85,7 +439,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[0]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -97,7 +451,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[0]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -110,7 +464,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{0}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WatchRequest) GetApplied() []*AppliedHead {
@@ -137,7 +491,7 @@ type AppliedHead struct {
 
 func (x *AppliedHead) Reset() {
 	*x = AppliedHead{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[1]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -149,7 +503,7 @@ func (x *AppliedHead) String() string {
 func (*AppliedHead) ProtoMessage() {}
 
 func (x *AppliedHead) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[1]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -162,7 +516,7 @@ func (x *AppliedHead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedHead.ProtoReflect.Descriptor instead.
 func (*AppliedHead) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{1}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AppliedHead) GetTenantId() string {
@@ -224,7 +578,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[2]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -236,7 +590,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[2]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -249,7 +603,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{2}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WatchResponse) GetEvent() isWatchResponse_Event {
@@ -374,7 +728,7 @@ type SessionQuery struct {
 
 func (x *SessionQuery) Reset() {
 	*x = SessionQuery{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[3]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +740,7 @@ func (x *SessionQuery) String() string {
 func (*SessionQuery) ProtoMessage() {}
 
 func (x *SessionQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[3]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +753,7 @@ func (x *SessionQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionQuery.ProtoReflect.Descriptor instead.
 func (*SessionQuery) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{3}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SessionQuery) GetId() uint64 {
@@ -456,7 +810,7 @@ type AnswerSessionsRequest struct {
 
 func (x *AnswerSessionsRequest) Reset() {
 	*x = AnswerSessionsRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[4]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -468,7 +822,7 @@ func (x *AnswerSessionsRequest) String() string {
 func (*AnswerSessionsRequest) ProtoMessage() {}
 
 func (x *AnswerSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[4]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -481,7 +835,7 @@ func (x *AnswerSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerSessionsRequest.ProtoReflect.Descriptor instead.
 func (*AnswerSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{4}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AnswerSessionsRequest) GetId() uint64 {
@@ -513,7 +867,7 @@ type AnswerSessionsResponse struct {
 
 func (x *AnswerSessionsResponse) Reset() {
 	*x = AnswerSessionsResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +879,7 @@ func (x *AnswerSessionsResponse) String() string {
 func (*AnswerSessionsResponse) ProtoMessage() {}
 
 func (x *AnswerSessionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[5]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +892,7 @@ func (x *AnswerSessionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnswerSessionsResponse.ProtoReflect.Descriptor instead.
 func (*AnswerSessionsResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{5}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{11}
 }
 
 // SessionInfo is what is shown of a session: nothing that would open it.
@@ -559,7 +913,7 @@ type SessionInfo struct {
 
 func (x *SessionInfo) Reset() {
 	*x = SessionInfo{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -571,7 +925,7 @@ func (x *SessionInfo) String() string {
 func (*SessionInfo) ProtoMessage() {}
 
 func (x *SessionInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[6]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -584,7 +938,7 @@ func (x *SessionInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionInfo.ProtoReflect.Descriptor instead.
 func (*SessionInfo) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{6}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SessionInfo) GetSession() []byte {
@@ -670,7 +1024,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +1036,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[7]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +1049,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{7}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Update) GetManifest() []byte {
@@ -742,7 +1096,7 @@ type FetchBlobRequest struct {
 
 func (x *FetchBlobRequest) Reset() {
 	*x = FetchBlobRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -754,7 +1108,7 @@ func (x *FetchBlobRequest) String() string {
 func (*FetchBlobRequest) ProtoMessage() {}
 
 func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[8]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -767,7 +1121,7 @@ func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobRequest.ProtoReflect.Descriptor instead.
 func (*FetchBlobRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{8}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FetchBlobRequest) GetSha256() []byte {
@@ -786,7 +1140,7 @@ type FetchBlobResponse struct {
 
 func (x *FetchBlobResponse) Reset() {
 	*x = FetchBlobResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +1152,7 @@ func (x *FetchBlobResponse) String() string {
 func (*FetchBlobResponse) ProtoMessage() {}
 
 func (x *FetchBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[9]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +1165,7 @@ func (x *FetchBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobResponse.ProtoReflect.Descriptor instead.
 func (*FetchBlobResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{9}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *FetchBlobResponse) GetChunk() []byte {
@@ -838,7 +1192,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +1204,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[10]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +1217,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{10}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AcknowledgeRequest) GetTenantId() string {
@@ -923,7 +1277,7 @@ type AcknowledgeResponse struct {
 
 func (x *AcknowledgeResponse) Reset() {
 	*x = AcknowledgeResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +1289,7 @@ func (x *AcknowledgeResponse) String() string {
 func (*AcknowledgeResponse) ProtoMessage() {}
 
 func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[11]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1302,7 @@ func (x *AcknowledgeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{11}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{17}
 }
 
 type NodeStatus struct {
@@ -976,7 +1330,10 @@ type NodeStatus struct {
 	ManifestSequence uint64 `protobuf:"varint,17,opt,name=manifest_sequence,json=manifestSequence,proto3" json:"manifest_sequence,omitempty"`
 	ManifestRoot     []byte `protobuf:"bytes,18,opt,name=manifest_root,json=manifestRoot,proto3" json:"manifest_root,omitempty"`
 	// Version of the roots that it believes.
-	RootsVersion  uint64 `protobuf:"varint,19,opt,name=roots_version,json=rootsVersion,proto3" json:"roots_version,omitempty"`
+	RootsVersion uint64 `protobuf:"varint,19,opt,name=roots_version,json=rootsVersion,proto3" json:"roots_version,omitempty"`
+	// Where the other nodes reach it: host:port of its log, and of what nodes say beside it.
+	RaftAddr      string `protobuf:"bytes,20,opt,name=raft_addr,json=raftAddr,proto3" json:"raft_addr,omitempty"`
+	PeerAddr      string `protobuf:"bytes,21,opt,name=peer_addr,json=peerAddr,proto3" json:"peer_addr,omitempty"`
 	Reach         *Reach `protobuf:"bytes,30,opt,name=reach,proto3" json:"reach,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -984,7 +1341,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1353,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[12]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1366,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{12}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NodeStatus) GetCell() string {
@@ -1145,6 +1502,20 @@ func (x *NodeStatus) GetRootsVersion() uint64 {
 	return 0
 }
 
+func (x *NodeStatus) GetRaftAddr() string {
+	if x != nil {
+		return x.RaftAddr
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetPeerAddr() string {
+	if x != nil {
+		return x.PeerAddr
+	}
+	return ""
+}
+
 func (x *NodeStatus) GetReach() *Reach {
 	if x != nil {
 		return x.Reach
@@ -1161,7 +1532,7 @@ type ReportStatusRequest struct {
 
 func (x *ReportStatusRequest) Reset() {
 	*x = ReportStatusRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1544,7 @@ func (x *ReportStatusRequest) String() string {
 func (*ReportStatusRequest) ProtoMessage() {}
 
 func (x *ReportStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[13]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1557,7 @@ func (x *ReportStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStatusRequest.ProtoReflect.Descriptor instead.
 func (*ReportStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{13}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReportStatusRequest) GetStatus() *NodeStatus {
@@ -1197,14 +1568,17 @@ func (x *ReportStatusRequest) GetStatus() *NodeStatus {
 }
 
 type ReportStatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Changes when who signs SVIDs, or who is believed to, does; empty when the control plane signs none. A node that has others
+	// renews at once.
+	Authority     []byte `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportStatusResponse) Reset() {
 	*x = ReportStatusResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1590,7 @@ func (x *ReportStatusResponse) String() string {
 func (*ReportStatusResponse) ProtoMessage() {}
 
 func (x *ReportStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[14]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1603,14 @@ func (x *ReportStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportStatusResponse.ProtoReflect.Descriptor instead.
 func (*ReportStatusResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{14}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ReportStatusResponse) GetAuthority() []byte {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
 }
 
 type DeliverAuditRequest struct {
@@ -1253,7 +1634,7 @@ type DeliverAuditRequest struct {
 
 func (x *DeliverAuditRequest) Reset() {
 	*x = DeliverAuditRequest{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1646,7 @@ func (x *DeliverAuditRequest) String() string {
 func (*DeliverAuditRequest) ProtoMessage() {}
 
 func (x *DeliverAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[15]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1659,7 @@ func (x *DeliverAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverAuditRequest.ProtoReflect.Descriptor instead.
 func (*DeliverAuditRequest) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{15}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeliverAuditRequest) GetLogId() string {
@@ -1342,7 +1723,7 @@ type DeliverAuditResponse struct {
 
 func (x *DeliverAuditResponse) Reset() {
 	*x = DeliverAuditResponse{}
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1735,7 @@ func (x *DeliverAuditResponse) String() string {
 func (*DeliverAuditResponse) ProtoMessage() {}
 
 func (x *DeliverAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[16]
+	mi := &file_mcpvault_cell_v1_cell_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1748,7 @@ func (x *DeliverAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliverAuditResponse.ProtoReflect.Descriptor instead.
 func (*DeliverAuditResponse) Descriptor() ([]byte, []int) {
-	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{16}
+	return file_mcpvault_cell_v1_cell_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeliverAuditResponse) GetNextIndex() uint64 {
@@ -1388,7 +1769,32 @@ var File_mcpvault_cell_v1_cell_proto protoreflect.FileDescriptor
 
 const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\n" +
-	"\x1bmcpvault/cell/v1/cell.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a mcpvault/cell/v1/directory.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"R\n" +
+	"\x1bmcpvault/cell/v1/cell.proto\x12\x10mcpvault.cell.v1\x1a\x1bbuf/validate/validate.proto\x1a mcpvault/cell/v1/directory.proto\x1a#mcpvault/snapshot/v1/snapshot.proto\"\xba\x01\n" +
+	"\rEnrollRequest\x12\x1f\n" +
+	"\x06secret\x18\x01 \x01(\fB\a\xbaH\x04z\x02h R\x06secret\x124\n" +
+	"\x04cell\x18\x02 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04cell\x124\n" +
+	"\x04node\x18\x03 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04node\x12\x1c\n" +
+	"\x03csr\x18\x04 \x01(\fB\n" +
+	"\xbaH\az\x05\x10\x01\x18\x80@R\x03csr\"\x9d\x01\n" +
+	"\x0eEnrollResponse\x12=\n" +
+	"\bidentity\x18\x01 \x01(\v2!.mcpvault.cell.v1.MachineIdentityR\bidentity\x12\x14\n" +
+	"\x05roots\x18\x02 \x01(\fR\x05roots\x126\n" +
+	"\amembers\x18\x03 \x03(\v2\x1c.mcpvault.cell.v1.CellMemberR\amembers\"\x9a\x01\n" +
+	"\x0fMachineIdentity\x12\x12\n" +
+	"\x04svid\x18\x01 \x01(\fR\x04svid\x12\x16\n" +
+	"\x06bundle\x18\x02 \x01(\fR\x06bundle\x12'\n" +
+	"\x0fworkload_bundle\x18\x03 \x01(\fR\x0eworkloadBundle\x122\n" +
+	"\x15workload_trust_domain\x18\x04 \x01(\tR\x13workloadTrustDomain\"4\n" +
+	"\x14RenewIdentityRequest\x12\x1c\n" +
+	"\x03csr\x18\x01 \x01(\fB\n" +
+	"\xbaH\az\x05\x10\x01\x18\x80@R\x03csr\"V\n" +
+	"\x15RenewIdentityResponse\x12=\n" +
+	"\bidentity\x18\x01 \x01(\v2!.mcpvault.cell.v1.MachineIdentityR\bidentity\"e\n" +
+	"\n" +
+	"CellMember\x12\x1b\n" +
+	"\x04node\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04node\x12\x1c\n" +
+	"\x04raft\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04raft\x12\x1c\n" +
+	"\x04peer\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\x04peer\"R\n" +
 	"\fWatchRequest\x12B\n" +
 	"\aapplied\x18\x01 \x03(\v2\x1d.mcpvault.cell.v1.AppliedHeadB\t\xbaH\x06\x92\x01\x03\x10\x90NR\aapplied\"\xd5\x01\n" +
 	"\vAppliedHead\x12$\n" +
@@ -1454,7 +1860,7 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\x06reason\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reason\x12\x1a\n" +
 	"\brevision\x18\x06 \x01(\x04R\brevision\x12 \n" +
 	"\akill_id\x18\a \x01(\tB\a\xbaH\x04r\x02\x18@R\x06killId\"\x15\n" +
-	"\x13AcknowledgeResponse\"\xea\x05\n" +
+	"\x13AcknowledgeResponse\"\xb8\x06\n" +
 	"\n" +
 	"NodeStatus\x12\x1b\n" +
 	"\x04cell\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04cell\x12\x1b\n" +
@@ -1479,11 +1885,14 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\bproblems\x18\x10 \x03(\tR\bproblems\x12+\n" +
 	"\x11manifest_sequence\x18\x11 \x01(\x04R\x10manifestSequence\x12,\n" +
 	"\rmanifest_root\x18\x12 \x01(\fB\a\xbaH\x04z\x02\x18 R\fmanifestRoot\x12#\n" +
-	"\rroots_version\x18\x13 \x01(\x04R\frootsVersion\x12-\n" +
+	"\rroots_version\x18\x13 \x01(\x04R\frootsVersion\x12%\n" +
+	"\traft_addr\x18\x14 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\braftAddr\x12%\n" +
+	"\tpeer_addr\x18\x15 \x01(\tB\b\xbaH\x05r\x03\x18\xac\x02R\bpeerAddr\x12-\n" +
 	"\x05reach\x18\x1e \x01(\v2\x17.mcpvault.cell.v1.ReachR\x05reach\"S\n" +
 	"\x13ReportStatusRequest\x12<\n" +
-	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusB\x06\xbaH\x03\xc8\x01\x01R\x06status\"\x16\n" +
-	"\x14ReportStatusResponse\"\xad\x02\n" +
+	"\x06status\x18\x01 \x01(\v2\x1c.mcpvault.cell.v1.NodeStatusB\x06\xbaH\x03\xc8\x01\x01R\x06status\"4\n" +
+	"\x14ReportStatusResponse\x12\x1c\n" +
+	"\tauthority\x18\x01 \x01(\fR\tauthority\"\xad\x02\n" +
 	"\x13DeliverAuditRequest\x12!\n" +
 	"\x06log_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x05logId\x12\x1f\n" +
@@ -1503,14 +1912,16 @@ const file_mcpvault_cell_v1_cell_proto_rawDesc = "" +
 	"\tAckStatus\x12\x1a\n" +
 	"\x16ACK_STATUS_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12ACK_STATUS_APPLIED\x10\x01\x12\x17\n" +
-	"\x13ACK_STATUS_REJECTED\x10\x022\xb5\x04\n" +
+	"\x13ACK_STATUS_REJECTED\x10\x022\xe4\x05\n" +
 	"\vCellService\x12J\n" +
 	"\x05Watch\x12\x1e.mcpvault.cell.v1.WatchRequest\x1a\x1f.mcpvault.cell.v1.WatchResponse0\x01\x12[\n" +
 	"\tFetchBlob\x12\".mcpvault.cell.v1.FetchBlobRequest\x1a#.mcpvault.cell.v1.FetchBlobResponse\"\x03\x90\x02\x010\x01\x12Z\n" +
 	"\vAcknowledge\x12$.mcpvault.cell.v1.AcknowledgeRequest\x1a%.mcpvault.cell.v1.AcknowledgeResponse\x12]\n" +
 	"\fReportStatus\x12%.mcpvault.cell.v1.ReportStatusRequest\x1a&.mcpvault.cell.v1.ReportStatusResponse\x12c\n" +
 	"\x0eAnswerSessions\x12'.mcpvault.cell.v1.AnswerSessionsRequest\x1a(.mcpvault.cell.v1.AnswerSessionsResponse\x12]\n" +
-	"\fDeliverAudit\x12%.mcpvault.cell.v1.DeliverAuditRequest\x1a&.mcpvault.cell.v1.DeliverAuditResponseB\xc3\x01\n" +
+	"\fDeliverAudit\x12%.mcpvault.cell.v1.DeliverAuditRequest\x1a&.mcpvault.cell.v1.DeliverAuditResponse\x12K\n" +
+	"\x06Enroll\x12\x1f.mcpvault.cell.v1.EnrollRequest\x1a .mcpvault.cell.v1.EnrollResponse\x12`\n" +
+	"\rRenewIdentity\x12&.mcpvault.cell.v1.RenewIdentityRequest\x1a'.mcpvault.cell.v1.RenewIdentityResponseB\xc3\x01\n" +
 	"\x14com.mcpvault.cell.v1B\tCellProtoP\x01Z>github.com/mcpvault/mcpvault/proto/gen/mcpvault/cell/v1;cellv1\xa2\x02\x03MCX\xaa\x02\x10Mcpvault.Cell.V1\xca\x02\x10Mcpvault\\Cell\\V1\xe2\x02\x1cMcpvault\\Cell\\V1\\GPBMetadata\xea\x02\x12Mcpvault::Cell::V1b\x06proto3"
 
 var (
@@ -1526,59 +1937,72 @@ func file_mcpvault_cell_v1_cell_proto_rawDescGZIP() []byte {
 }
 
 var file_mcpvault_cell_v1_cell_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mcpvault_cell_v1_cell_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_mcpvault_cell_v1_cell_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_mcpvault_cell_v1_cell_proto_goTypes = []any{
 	(AckStatus)(0),                 // 0: mcpvault.cell.v1.AckStatus
-	(*WatchRequest)(nil),           // 1: mcpvault.cell.v1.WatchRequest
-	(*AppliedHead)(nil),            // 2: mcpvault.cell.v1.AppliedHead
-	(*WatchResponse)(nil),          // 3: mcpvault.cell.v1.WatchResponse
-	(*SessionQuery)(nil),           // 4: mcpvault.cell.v1.SessionQuery
-	(*AnswerSessionsRequest)(nil),  // 5: mcpvault.cell.v1.AnswerSessionsRequest
-	(*AnswerSessionsResponse)(nil), // 6: mcpvault.cell.v1.AnswerSessionsResponse
-	(*SessionInfo)(nil),            // 7: mcpvault.cell.v1.SessionInfo
-	(*Update)(nil),                 // 8: mcpvault.cell.v1.Update
-	(*FetchBlobRequest)(nil),       // 9: mcpvault.cell.v1.FetchBlobRequest
-	(*FetchBlobResponse)(nil),      // 10: mcpvault.cell.v1.FetchBlobResponse
-	(*AcknowledgeRequest)(nil),     // 11: mcpvault.cell.v1.AcknowledgeRequest
-	(*AcknowledgeResponse)(nil),    // 12: mcpvault.cell.v1.AcknowledgeResponse
-	(*NodeStatus)(nil),             // 13: mcpvault.cell.v1.NodeStatus
-	(*ReportStatusRequest)(nil),    // 14: mcpvault.cell.v1.ReportStatusRequest
-	(*ReportStatusResponse)(nil),   // 15: mcpvault.cell.v1.ReportStatusResponse
-	(*DeliverAuditRequest)(nil),    // 16: mcpvault.cell.v1.DeliverAuditRequest
-	(*DeliverAuditResponse)(nil),   // 17: mcpvault.cell.v1.DeliverAuditResponse
-	(*v1.SignedDelta)(nil),         // 18: mcpvault.snapshot.v1.SignedDelta
-	(*CellDirectory)(nil),          // 19: mcpvault.cell.v1.CellDirectory
-	(*Reach)(nil),                  // 20: mcpvault.cell.v1.Reach
+	(*EnrollRequest)(nil),          // 1: mcpvault.cell.v1.EnrollRequest
+	(*EnrollResponse)(nil),         // 2: mcpvault.cell.v1.EnrollResponse
+	(*MachineIdentity)(nil),        // 3: mcpvault.cell.v1.MachineIdentity
+	(*RenewIdentityRequest)(nil),   // 4: mcpvault.cell.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),  // 5: mcpvault.cell.v1.RenewIdentityResponse
+	(*CellMember)(nil),             // 6: mcpvault.cell.v1.CellMember
+	(*WatchRequest)(nil),           // 7: mcpvault.cell.v1.WatchRequest
+	(*AppliedHead)(nil),            // 8: mcpvault.cell.v1.AppliedHead
+	(*WatchResponse)(nil),          // 9: mcpvault.cell.v1.WatchResponse
+	(*SessionQuery)(nil),           // 10: mcpvault.cell.v1.SessionQuery
+	(*AnswerSessionsRequest)(nil),  // 11: mcpvault.cell.v1.AnswerSessionsRequest
+	(*AnswerSessionsResponse)(nil), // 12: mcpvault.cell.v1.AnswerSessionsResponse
+	(*SessionInfo)(nil),            // 13: mcpvault.cell.v1.SessionInfo
+	(*Update)(nil),                 // 14: mcpvault.cell.v1.Update
+	(*FetchBlobRequest)(nil),       // 15: mcpvault.cell.v1.FetchBlobRequest
+	(*FetchBlobResponse)(nil),      // 16: mcpvault.cell.v1.FetchBlobResponse
+	(*AcknowledgeRequest)(nil),     // 17: mcpvault.cell.v1.AcknowledgeRequest
+	(*AcknowledgeResponse)(nil),    // 18: mcpvault.cell.v1.AcknowledgeResponse
+	(*NodeStatus)(nil),             // 19: mcpvault.cell.v1.NodeStatus
+	(*ReportStatusRequest)(nil),    // 20: mcpvault.cell.v1.ReportStatusRequest
+	(*ReportStatusResponse)(nil),   // 21: mcpvault.cell.v1.ReportStatusResponse
+	(*DeliverAuditRequest)(nil),    // 22: mcpvault.cell.v1.DeliverAuditRequest
+	(*DeliverAuditResponse)(nil),   // 23: mcpvault.cell.v1.DeliverAuditResponse
+	(*v1.SignedDelta)(nil),         // 24: mcpvault.snapshot.v1.SignedDelta
+	(*CellDirectory)(nil),          // 25: mcpvault.cell.v1.CellDirectory
+	(*Reach)(nil),                  // 26: mcpvault.cell.v1.Reach
 }
 var file_mcpvault_cell_v1_cell_proto_depIdxs = []int32{
-	2,  // 0: mcpvault.cell.v1.WatchRequest.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	8,  // 1: mcpvault.cell.v1.WatchResponse.update:type_name -> mcpvault.cell.v1.Update
-	18, // 2: mcpvault.cell.v1.WatchResponse.delta:type_name -> mcpvault.snapshot.v1.SignedDelta
-	4,  // 3: mcpvault.cell.v1.WatchResponse.sessions:type_name -> mcpvault.cell.v1.SessionQuery
-	19, // 4: mcpvault.cell.v1.WatchResponse.cells:type_name -> mcpvault.cell.v1.CellDirectory
-	7,  // 5: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
-	18, // 6: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
-	0,  // 7: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
-	2,  // 8: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
-	20, // 9: mcpvault.cell.v1.NodeStatus.reach:type_name -> mcpvault.cell.v1.Reach
-	13, // 10: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
-	1,  // 11: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
-	9,  // 12: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
-	11, // 13: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
-	14, // 14: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
-	5,  // 15: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
-	16, // 16: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
-	3,  // 17: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
-	10, // 18: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
-	12, // 19: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
-	15, // 20: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
-	6,  // 21: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
-	17, // 22: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
-	17, // [17:23] is the sub-list for method output_type
-	11, // [11:17] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	3,  // 0: mcpvault.cell.v1.EnrollResponse.identity:type_name -> mcpvault.cell.v1.MachineIdentity
+	6,  // 1: mcpvault.cell.v1.EnrollResponse.members:type_name -> mcpvault.cell.v1.CellMember
+	3,  // 2: mcpvault.cell.v1.RenewIdentityResponse.identity:type_name -> mcpvault.cell.v1.MachineIdentity
+	8,  // 3: mcpvault.cell.v1.WatchRequest.applied:type_name -> mcpvault.cell.v1.AppliedHead
+	14, // 4: mcpvault.cell.v1.WatchResponse.update:type_name -> mcpvault.cell.v1.Update
+	24, // 5: mcpvault.cell.v1.WatchResponse.delta:type_name -> mcpvault.snapshot.v1.SignedDelta
+	10, // 6: mcpvault.cell.v1.WatchResponse.sessions:type_name -> mcpvault.cell.v1.SessionQuery
+	25, // 7: mcpvault.cell.v1.WatchResponse.cells:type_name -> mcpvault.cell.v1.CellDirectory
+	13, // 8: mcpvault.cell.v1.AnswerSessionsRequest.sessions:type_name -> mcpvault.cell.v1.SessionInfo
+	24, // 9: mcpvault.cell.v1.Update.deltas:type_name -> mcpvault.snapshot.v1.SignedDelta
+	0,  // 10: mcpvault.cell.v1.AcknowledgeRequest.status:type_name -> mcpvault.cell.v1.AckStatus
+	8,  // 11: mcpvault.cell.v1.NodeStatus.applied:type_name -> mcpvault.cell.v1.AppliedHead
+	26, // 12: mcpvault.cell.v1.NodeStatus.reach:type_name -> mcpvault.cell.v1.Reach
+	19, // 13: mcpvault.cell.v1.ReportStatusRequest.status:type_name -> mcpvault.cell.v1.NodeStatus
+	7,  // 14: mcpvault.cell.v1.CellService.Watch:input_type -> mcpvault.cell.v1.WatchRequest
+	15, // 15: mcpvault.cell.v1.CellService.FetchBlob:input_type -> mcpvault.cell.v1.FetchBlobRequest
+	17, // 16: mcpvault.cell.v1.CellService.Acknowledge:input_type -> mcpvault.cell.v1.AcknowledgeRequest
+	20, // 17: mcpvault.cell.v1.CellService.ReportStatus:input_type -> mcpvault.cell.v1.ReportStatusRequest
+	11, // 18: mcpvault.cell.v1.CellService.AnswerSessions:input_type -> mcpvault.cell.v1.AnswerSessionsRequest
+	22, // 19: mcpvault.cell.v1.CellService.DeliverAudit:input_type -> mcpvault.cell.v1.DeliverAuditRequest
+	1,  // 20: mcpvault.cell.v1.CellService.Enroll:input_type -> mcpvault.cell.v1.EnrollRequest
+	4,  // 21: mcpvault.cell.v1.CellService.RenewIdentity:input_type -> mcpvault.cell.v1.RenewIdentityRequest
+	9,  // 22: mcpvault.cell.v1.CellService.Watch:output_type -> mcpvault.cell.v1.WatchResponse
+	16, // 23: mcpvault.cell.v1.CellService.FetchBlob:output_type -> mcpvault.cell.v1.FetchBlobResponse
+	18, // 24: mcpvault.cell.v1.CellService.Acknowledge:output_type -> mcpvault.cell.v1.AcknowledgeResponse
+	21, // 25: mcpvault.cell.v1.CellService.ReportStatus:output_type -> mcpvault.cell.v1.ReportStatusResponse
+	12, // 26: mcpvault.cell.v1.CellService.AnswerSessions:output_type -> mcpvault.cell.v1.AnswerSessionsResponse
+	23, // 27: mcpvault.cell.v1.CellService.DeliverAudit:output_type -> mcpvault.cell.v1.DeliverAuditResponse
+	2,  // 28: mcpvault.cell.v1.CellService.Enroll:output_type -> mcpvault.cell.v1.EnrollResponse
+	5,  // 29: mcpvault.cell.v1.CellService.RenewIdentity:output_type -> mcpvault.cell.v1.RenewIdentityResponse
+	22, // [22:30] is the sub-list for method output_type
+	14, // [14:22] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_mcpvault_cell_v1_cell_proto_init() }
@@ -1587,7 +2011,7 @@ func file_mcpvault_cell_v1_cell_proto_init() {
 		return
 	}
 	file_mcpvault_cell_v1_directory_proto_init()
-	file_mcpvault_cell_v1_cell_proto_msgTypes[2].OneofWrappers = []any{
+	file_mcpvault_cell_v1_cell_proto_msgTypes[8].OneofWrappers = []any{
 		(*WatchResponse_Update)(nil),
 		(*WatchResponse_Heartbeat)(nil),
 		(*WatchResponse_Kill)(nil),
@@ -1601,7 +2025,7 @@ func file_mcpvault_cell_v1_cell_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mcpvault_cell_v1_cell_proto_rawDesc), len(file_mcpvault_cell_v1_cell_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2,8 +2,8 @@
 //
 // Source: mcpvault/cell/v1/cell.proto
 
-// What a cell's nodes may ask of the control plane. Every call is made over SPIFFE mTLS; the caller is the node that its
-// SVID names.
+// What a cell's nodes may ask of the control plane. Every call but Enroll is made over SPIFFE mTLS; the caller is the node
+// that its SVID names.
 package cellv1connect
 
 import (
@@ -38,6 +38,10 @@ const (
 	CellServiceAnswerSessionsProcedure = "/mcpvault.cell.v1.CellService/AnswerSessions"
 	// CellServiceDeliverAuditProcedure is the procedure name of the CellService's DeliverAudit RPC.
 	CellServiceDeliverAuditProcedure = "/mcpvault.cell.v1.CellService/DeliverAudit"
+	// CellServiceEnrollProcedure is the procedure name of the CellService's Enroll RPC.
+	CellServiceEnrollProcedure = "/mcpvault.cell.v1.CellService/Enroll"
+	// CellServiceRenewIdentityProcedure is the procedure name of the CellService's RenewIdentity RPC.
+	CellServiceRenewIdentityProcedure = "/mcpvault.cell.v1.CellService/RenewIdentity"
 )
 
 var (
@@ -84,6 +88,20 @@ var (
 			Procedure:  CellServiceDeliverAuditProcedure,
 		}
 	})
+	cellServiceEnrollSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_cell_v1_cell_proto.Services().ByName("CellService").Methods().ByName("Enroll"),
+			Procedure:  CellServiceEnrollProcedure,
+		}
+	})
+	cellServiceRenewIdentitySpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_mcpvault_cell_v1_cell_proto.Services().ByName("CellService").Methods().ByName("RenewIdentity"),
+			Procedure:  CellServiceRenewIdentityProcedure,
+		}
+	})
 )
 
 // CellServiceClient is a client for the mcpvault.cell.v1.CellService service.
@@ -100,6 +118,11 @@ type CellServiceClient interface {
 	AnswerSessions(context.Context, *v1.AnswerSessionsRequest) (*v1.AnswerSessionsResponse, error)
 	// DeliverAudit hands over a run of audit records; sent twice it is stored once.
 	DeliverAudit(context.Context, *v1.DeliverAuditRequest) (*v1.DeliverAuditResponse, error)
+	// Enroll makes a node of whoever holds a join token: the one call that is taken without an SVID. Repeated with the same
+	// token and key it is answered again.
+	Enroll(context.Context, *v1.EnrollRequest) (*v1.EnrollResponse, error)
+	// RenewIdentity gives the node another SVID, for another key.
+	RenewIdentity(context.Context, *v1.RenewIdentityRequest) (*v1.RenewIdentityResponse, error)
 }
 
 // NewCellServiceClient constructs a client for the mcpvault.cell.v1.CellService service. Multiple
@@ -162,6 +185,11 @@ type CellServiceHandler interface {
 	AnswerSessions(context.Context, *v1.AnswerSessionsRequest) (*v1.AnswerSessionsResponse, error)
 	// DeliverAudit hands over a run of audit records; sent twice it is stored once.
 	DeliverAudit(context.Context, *v1.DeliverAuditRequest) (*v1.DeliverAuditResponse, error)
+	// Enroll makes a node of whoever holds a join token: the one call that is taken without an SVID. Repeated with the same
+	// token and key it is answered again.
+	Enroll(context.Context, *v1.EnrollRequest) (*v1.EnrollResponse, error)
+	// RenewIdentity gives the node another SVID, for another key.
+	RenewIdentity(context.Context, *v1.RenewIdentityRequest) (*v1.RenewIdentityResponse, error)
 }
 
 // RegisterCellServiceHandler registers svc as the mcpvault.cell.v1.CellService implementation on
@@ -175,6 +203,8 @@ func RegisterCellServiceHandler(server *connect.Server, svc CellServiceHandler) 
 		connect.Method{Spec: cellServiceReportStatusSpec(), Handler: adapter.reportStatus},
 		connect.Method{Spec: cellServiceAnswerSessionsSpec(), Handler: adapter.answerSessions},
 		connect.Method{Spec: cellServiceDeliverAuditSpec(), Handler: adapter.deliverAudit},
+		connect.Method{Spec: cellServiceEnrollSpec(), Handler: adapter.enroll},
+		connect.Method{Spec: cellServiceRenewIdentitySpec(), Handler: adapter.renewIdentity},
 	)
 }
 
@@ -235,6 +265,14 @@ func (UnimplementedCellServiceHandler) DeliverAudit(context.Context, *v1.Deliver
 	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.CellService.DeliverAudit is not implemented")
 }
 
+func (UnimplementedCellServiceHandler) Enroll(context.Context, *v1.EnrollRequest) (*v1.EnrollResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.CellService.Enroll is not implemented")
+}
+
+func (UnimplementedCellServiceHandler) RenewIdentity(context.Context, *v1.RenewIdentityRequest) (*v1.RenewIdentityResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "mcpvault.cell.v1.CellService.RenewIdentity is not implemented")
+}
+
 type cellServiceClient struct {
 	client *connect.Client
 }
@@ -282,6 +320,22 @@ func (c *cellServiceClient) AnswerSessions(ctx context.Context, req *v1.AnswerSe
 func (c *cellServiceClient) DeliverAudit(ctx context.Context, req *v1.DeliverAuditRequest) (*v1.DeliverAuditResponse, error) {
 	var res v1.DeliverAuditResponse
 	if err := c.client.CallUnary(ctx, cellServiceDeliverAuditSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *cellServiceClient) Enroll(ctx context.Context, req *v1.EnrollRequest) (*v1.EnrollResponse, error) {
+	var res v1.EnrollResponse
+	if err := c.client.CallUnary(ctx, cellServiceEnrollSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *cellServiceClient) RenewIdentity(ctx context.Context, req *v1.RenewIdentityRequest) (*v1.RenewIdentityResponse, error) {
+	var res v1.RenewIdentityResponse
+	if err := c.client.CallUnary(ctx, cellServiceRenewIdentitySpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -347,6 +401,30 @@ func (h cellServiceHandler) deliverAudit(ctx context.Context, _ connect.Spec, st
 		return err
 	}
 	res, err := h.svc.DeliverAudit(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h cellServiceHandler) enroll(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.EnrollRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Enroll(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h cellServiceHandler) renewIdentity(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.RenewIdentityRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.RenewIdentity(ctx, &req)
 	if err != nil {
 		return err
 	}

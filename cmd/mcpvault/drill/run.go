@@ -73,7 +73,7 @@ func (f *flags) run(ctx context.Context, a *cli.App, args []string) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := f.config(a)
+	cfg, err := f.config()
 	if err != nil {
 		return err
 	}
@@ -248,7 +248,7 @@ func (f *flags) drills(args []string) ([]*rehearse.Drill, error) {
 	return slices.DeleteFunc(catalog.All(), func(d *rehearse.Drill) bool { return slices.Contains(f.skip, d.Name) }), nil
 }
 
-func (f *flags) config(a *cli.App) (rehearse.Config, error) {
+func (f *flags) config() (rehearse.Config, error) {
 	cfg := rehearse.Config{Load: load.Scaled(shortLoad), For: shortFor, Cell: f.cell, Budget: f.abortAfter, CanaryListen: f.canaryListen, CanaryURL: f.canaryURL}
 	if f.long {
 		cfg.Load, cfg.For = load.Scaled(longLoad), longFor

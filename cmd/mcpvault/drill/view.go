@@ -123,7 +123,7 @@ func show(a *cli.App, r *report.Run, dir string) error {
 	}
 	err := cli.PrintList(a, rows,
 		output.Column[result]{Head: "DRILL", Cell: func(v result) string { return v.Name }},
-		output.Column[result]{Head: "PASSED", Cell: func(v result) string { return passed(v) }},
+		output.Column[result]{Head: "PASSED", Cell: passed},
 		output.Column[result]{Head: "RTO", Cell: func(v result) string { return fmt.Sprintf("%.0f ms", v.RTO) }},
 		output.Column[result]{Head: "FAILED", Cell: func(v result) string { return fmt.Sprint(v.Failed) }},
 		output.Column[result]{Head: "UNKNOWN", Cell: func(v result) string { return fmt.Sprint(v.Unknown) }},

@@ -405,7 +405,7 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 func (s *Stage) rest(ctx context.Context, nodes []Node) error {
 	ctx, cancel := context.WithTimeout(ctx, settleLimit)
 	defer cancel()
-	why := ""
+	var why string
 	for tick := time.NewTicker(20 * time.Millisecond); ; {
 		if why = s.restless(ctx, nodes); why == "" {
 			tick.Stop()
@@ -476,6 +476,5 @@ func (s *Stage) tidy(ctx context.Context) error {
 	if newest == 0 {
 		return nil
 	}
-	_, err := (&policy{site: s.site}).wait(ctx, newest)
-	return err
+	return (&policy{site: s.site}).wait(ctx, newest)
 }

@@ -71,7 +71,7 @@ func newWorld(ctx context.Context, s *Site, canaryListen, canaryURL string) (w *
 		}
 		w.people = append(w.people, p)
 	}
-	if _, err := (&policy{site: s}).wait(ctx, w.newest); err != nil {
+	if err := (&policy{site: s}).wait(ctx, w.newest); err != nil {
 		return nil, errors.Join(err, w.close(ctx))
 	}
 	return w, nil
@@ -221,15 +221,15 @@ func (p *policy) Change(ctx context.Context, r judge.Right, allowed bool, change
 		change.Void()
 		return errors.New("it was made where it does not count")
 	}
-	_, err = p.wait(ctx, revision)
+	err = p.wait(ctx, revision)
 	return err
 }
 
-// wait returns when every connected node has a revision, with the nodes that have it.
-func (p *policy) wait(ctx context.Context, revision uint64) ([]string, error) {
+// wait returns when every connected node has a revision.
+func (p *policy) wait(ctx context.Context, revision uint64) error {
 	resp, err := p.site.Admin.Snapshots.WaitRevision(ctx, &adminv1.WaitRevisionRequest{Tenant: p.site.Tenant, Revision: revision, Timeout: durationpb.New(changeLimit)})
 	if err != nil {
-		return nil, admin.Problem(err, p.site.Admin.URL)
+		return admin.Problem(err, p.site.Admin.URL)
 	}
 	var have []string
 	for _, a := range resp.GetAcks() {
@@ -239,9 +239,9 @@ func (p *policy) wait(ctx context.Context, revision uint64) ([]string, error) {
 	}
 	p.acknowledged(revision, have, time.Duration(resp.GetElapsedMs()*float64(time.Millisecond)))
 	if !resp.GetComplete() {
-		return have, fmt.Errorf("revision %d did not reach every connected node within %s", revision, changeLimit)
+		return fmt.Errorf("revision %d did not reach every connected node within %s", revision, changeLimit)
 	}
-	return have, nil
+	return nil
 }
 
 // touchTool is the tool of the right that touch changes. The load leaves it alone.

@@ -155,12 +155,19 @@ type smuggler struct {
 	url, token, counts, session string
 }
 
-func (s *smuggler) post(body string, header map[string]string) (*http.Response, []byte, error) {
+// reply is what came back for one body.
+type reply struct {
+	status  int
+	session string
+	body    []byte
+}
+
+func (s *smuggler) post(body string, header map[string]string) (r reply, err error) {
 	ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, strings.NewReader(body))
 	if err != nil {
-		return nil, nil, err
+		return r, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json, text/event-stream")
@@ -170,23 +177,23 @@ func (s *smuggler) post(body string, header map[string]string) (*http.Response, 
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, nil, err
+		return r, err
 	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	return resp, b, errors.Join(err, resp.Body.Close())
+	r.status, r.session = resp.StatusCode, resp.Header.Get("Mcp-Session-Id")
+	r.body, err = io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	return r, errors.Join(err, resp.Body.Close())
 }
 
 // initialize waits until the policy is live, too.
 func (s *smuggler) initialize() (string, error) {
-	resp, b, err := s.post(`{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"smuggle","version":"1"}}}`, nil)
+	r, err := s.post(`{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"smuggle","version":"1"}}}`, nil)
 	if err != nil {
 		return "", err
 	}
-	id := resp.Header.Get("Mcp-Session-Id")
-	if id == "" {
-		return "", fmt.Errorf("no session: %d %s", resp.StatusCode, b)
+	if r.session == "" {
+		return "", fmt.Errorf("no session: %d %s", r.status, r.body)
 	}
-	return id, nil
+	return r.session, nil
 }
 
 // send posts one body and reports whether it came to a result.
@@ -196,7 +203,7 @@ func (s *smuggler) send(body, header string, legacy bool) (ok bool, answer []byt
 		h = map[string]string{"MCP-Protocol-Version": "2025-11-25", "Mcp-Session-Id": s.session}
 		body = strings.ReplaceAll(body, modernMeta, "")
 	}
-	resp, answer, err := s.post(body, h)
+	r, err := s.post(body, h)
 	if err != nil {
 		return false, nil, err
 	}
@@ -205,8 +212,8 @@ func (s *smuggler) send(body, header string, legacy bool) (ok bool, answer []byt
 			IsError bool `json:"isError"`
 		} `json:"result"`
 	}
-	_ = json.Unmarshal(message(answer), &m)
-	return resp.StatusCode == http.StatusOK && m.Result != nil && !m.Result.IsError, bytes.TrimSpace(answer), nil
+	_ = json.Unmarshal(message(r.body), &m)
+	return r.status == http.StatusOK && m.Result != nil && !m.Result.IsError, bytes.TrimSpace(r.body), nil
 }
 
 type ran struct {

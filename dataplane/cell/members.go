@@ -159,6 +159,7 @@ func (n *Node) carryOut(ctx context.Context, o *cellv1.NodeOrder) error {
 		return n.consensus.QuorumDuring(o.GetNode())
 	case cellv1.OrderKind_ORDER_KIND_STEP_DOWN:
 		return n.stepDown(ctx)
+	case cellv1.OrderKind_ORDER_KIND_UNSPECIFIED, cellv1.OrderKind_ORDER_KIND_DRAIN: // a drain is begun elsewhere
 	}
 	return problem.Newf(problem.Invalid, "upgrade this node", "node %s does not know this order", n.cfg.Node)
 }

@@ -50,7 +50,7 @@ func (n *Node) upstreamTLS() (func(host, identity string) (*tls.Config, error), 
 	}
 	return func(_, identity string) (*tls.Config, error) {
 		if identity == "" {
-			return &tls.Config{}, nil //nolint:gosec // the client sets the version
+			return &tls.Config{}, nil // the client sets the version
 		}
 		return servers.TLS(identity)
 	}, nil

@@ -36,7 +36,7 @@ func nosy(t *testing.T) (url string) {
 		}
 		sample := mg.CreateMessageRequest{}
 		sample.Messages, sample.MaxTokens = []mg.SamplingMessage{{Role: mg.RoleUser, Content: mg.NewTextContent("hi")}}, 9
-		mind, err := s.RequestSampling(ctx, sample)
+		mind, err := s.RequestSampling(ctx, sample) //nolint:staticcheck // servers ask so today
 		if err != nil {
 			return nil, err
 		}

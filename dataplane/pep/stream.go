@@ -245,7 +245,7 @@ func (s *sseWriter) write(raw []byte) bool {
 	if !s.resumable && (bytes.HasPrefix(raw, []byte("id:")) || bytes.Contains(raw, []byte("\nid:"))) {
 		s.resumable = true
 	}
-	if _, err := s.w.Write(raw); err != nil { //nolint:gosec // events, never HTML
+	if _, err := s.w.Write(raw); err != nil {
 		return false
 	}
 	if s.rc.Flush() != nil {

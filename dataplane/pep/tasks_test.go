@@ -24,7 +24,7 @@ func slow(t *testing.T) *scripted {
 		}
 		_ = json.Unmarshal([]byte(body), &m)
 		modern := r.Header.Get("Mcp-Method") != ""
-		result := ""
+		var result string
 		switch {
 		case m.Method == "tools/call" && modern:
 			result = `{"resultType":"task","taskId":"t-1","status":"working","n":9007199254740993}`

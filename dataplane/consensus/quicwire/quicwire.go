@@ -21,8 +21,9 @@ import (
 )
 
 const (
-	// KeepAlive is how often an idle connection is heard, IdleLimit after which silence it ends.
+	// KeepAlive is how often an idle connection is heard.
 	KeepAlive = time.Second
+	// IdleLimit is the silence after which a connection ends.
 	IdleLimit = 4 * time.Second
 	// maxStreams is how many streams a peer may have open: Raft pools three, and sends votes, heartbeats and a snapshot beside.
 	maxStreams = 64

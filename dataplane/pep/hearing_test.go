@@ -36,7 +36,8 @@ func nosy(t *testing.T) (url string) {
 		}
 		sample := mg.CreateMessageRequest{}
 		sample.Messages, sample.MaxTokens = []mg.SamplingMessage{{Role: mg.RoleUser, Content: mg.NewTextContent("hi")}}, 9
-		mind, err := s.RequestSampling(ctx, sample) //nolint:staticcheck // servers ask so today
+		//lint:ignore SA1019 servers ask so today
+		mind, err := s.RequestSampling(ctx, sample) //nolint:staticcheck // see above
 		if err != nil {
 			return nil, err
 		}

@@ -173,7 +173,7 @@ func startRegistrar(ctx context.Context, d *devrun.Dev) (*registrar, error) {
 		}
 		n++
 		name := fmt.Sprintf("scenario-%d", n)
-		if err := publish(ctx, d, name, "--url", upstream); err != nil {
+		if err := publish(ctx, d, name, "--url", upstream, "--remote-refs"); err != nil {
 			return "", err
 		}
 		u, stop, err := withToken(d.MCPURLs[0]+"/"+name, d.Tokens["alice"])

@@ -47,7 +47,7 @@ func (s *Service) AddServer(ctx context.Context, req *adminv1.AddServerRequest) 
 		return nil, err
 	}
 	// The network is asked before the transaction begins: a slow server must not hold a tenant's lock.
-	surface, scanErr := s.read(ctx, req.GetUrl(), req.GetSurface())
+	surface, scanErr := s.read(ctx, req.GetUrl(), req.GetSurface(), req.GetRemoteRefs())
 	if scanErr != nil && (isStdio(req.GetUrl()) || len(req.GetSurface()) > 0) {
 		return nil, scanErr
 	}
@@ -85,7 +85,7 @@ func (s *Service) ScanServer(ctx context.Context, req *adminv1.ScanServerRequest
 	if err != nil {
 		return nil, err
 	}
-	surface, scanErr := s.read(ctx, srv.URL, req.GetSurface())
+	surface, scanErr := s.read(ctx, srv.URL, req.GetSurface(), req.GetRemoteRefs())
 	if scanErr != nil && (isStdio(srv.URL) || len(req.GetSurface()) > 0) {
 		return nil, scanErr
 	}
@@ -125,8 +125,18 @@ func (s *Service) ScanServer(ctx context.Context, req *adminv1.ScanServerRequest
 	return res, nil
 }
 
-// read asks the server, or takes what was asked of one that only a node can reach.
-func (s *Service) read(ctx context.Context, url string, given []byte) (*Surface, error) {
+// read asks the server, or takes what was asked of one that only a node can reach. Schemas that refer to something outside of
+// themselves are taken only when the caller says so.
+func (s *Service) read(ctx context.Context, url string, given []byte, remoteRefs bool) (*Surface, error) {
+	surface, err := s.ask(ctx, url, given)
+	if err == nil && len(surface.remote) > 0 && !remoteRefs {
+		return nil, problem.Newf(problem.Invalid, "have it mended, or take it as it is with --remote-refs: nothing here fetches that, but a client might",
+			"the input schema of the tool %q refers to something outside of itself", surface.remote[0])
+	}
+	return surface, err
+}
+
+func (s *Service) ask(ctx context.Context, url string, given []byte) (*Surface, error) {
 	switch {
 	case isStdio(url) && len(given) == 0:
 		return nil, problem.New(problem.Invalid, "a server that runs beside a node cannot be asked from here",

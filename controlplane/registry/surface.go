@@ -36,6 +36,8 @@ type Surface struct {
 	// ProtocolVersions the server was seen to speak, newest first. Not part of what is hashed: a server that learns a new
 	// revision has not changed its tools.
 	ProtocolVersions []string
+	// remote names the tools whose input schemas refer to something outside of themselves.
+	remote []string
 }
 
 // Tool is one tool of a surface.
@@ -130,7 +132,7 @@ func (s *Surface) addTool(raw json.RawMessage) error {
 	if err := checkToolName(name); err != nil {
 		return err
 	}
-	if err := vetSchema(name, members["inputSchema"]); err != nil {
+	if err := s.vetSchema(name, members["inputSchema"]); err != nil {
 		return err
 	}
 	at, found := slices.BinarySearchFunc(s.Tools, name, func(t Tool, n string) int { return cmp.Compare(t.Name, n) })
@@ -142,12 +144,15 @@ func (s *Surface) addTool(raw json.RawMessage) error {
 }
 
 // vetSchema refuses an input schema that is a trap for whoever checks arguments against it.
-func vetSchema(tool string, raw json.RawMessage) error {
+func (s *Surface) vetSchema(tool string, raw json.RawMessage) error {
 	if raw == nil {
 		return nil
 	}
 	err := schema.Vet(raw)
-	for _, trap := range []error{schema.ErrRemote, schema.ErrExpansion, schema.ErrTooDeep, schema.ErrPattern} {
+	if errors.Is(err, schema.ErrRemote) {
+		s.remote = append(s.remote, tool)
+	}
+	for _, trap := range []error{schema.ErrExpansion, schema.ErrTooDeep, schema.ErrPattern} {
 		if errors.Is(err, trap) {
 			return badSurface(fmt.Sprintf("the input schema of the tool %q cannot be used: %v", tool, trap))
 		}

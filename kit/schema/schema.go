@@ -52,8 +52,8 @@ type Schema struct {
 	compiled *jsonschema.Schema
 }
 
-// Vet finds what no schema may hold, however it is used: ErrRemote, ErrExpansion, ErrTooDeep or ErrPattern. It does not
-// say that the schema can be used.
+// Vet finds what no schema may hold, however it is used: ErrExpansion, ErrTooDeep or ErrPattern, and ErrRemote when there is
+// nothing worse. It does not say that the schema can be used.
 func Vet(raw []byte) error {
 	d, err := read(raw)
 	if err != nil {

@@ -19,6 +19,8 @@ type document struct {
 	// unclear: it has parts of which it is not known what their references refer to, or patterns that choose properties and
 	// cannot be run.
 	unclear bool
+	// remote: it refers to something outside of itself.
+	remote bool
 }
 
 // The keywords whose subschemas are applied to the same value, and to what is in it.
@@ -261,6 +263,9 @@ func (d *document) vet() error {
 			case errors.Is(err, ErrUnsupported):
 				d.unclear = true
 				continue
+			case errors.Is(err, ErrRemote):
+				d.remote = true // told when there is nothing worse
+				continue
 			case err != nil:
 				return 0, err
 			}
@@ -301,7 +306,13 @@ func (d *document) vet() error {
 		}
 		return nil
 	}
-	return all(d.root)
+	if err := all(d.root); err != nil {
+		return err
+	}
+	if d.remote {
+		return ErrRemote
+	}
+	return nil
 }
 
 // walk counts the work of one check without doing it: each subschema on each value that it would be applied to, as if no

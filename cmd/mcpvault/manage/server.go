@@ -184,6 +184,7 @@ func completed(a *cli.App, cmd *cobra.Command) *cobra.Command {
 
 func addServer(a *cli.App) *cobra.Command {
 	var address, description, surface, identity string
+	var remoteRefs bool
 	cmd := a.AdminLeaf("add NAME", "Registers a server and reads its tools. Nobody is served before a version is approved.",
 		"  mcpvault server add jira --url https://jira.example.com/mcp\n  mcpvault server add files --url stdio:files --surface files.json", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
@@ -197,7 +198,7 @@ func addServer(a *cli.App) *cobra.Command {
 			if address, err = svid.JoinAddress(address, identity); err != nil {
 				return problem.New(problem.Invalid, "the server cannot prove that identity: "+err.Error(), "for example: `--url https://pay.internal/mcp --spiffe-id spiffe://corp.example/pay`")
 			}
-			resp, err := c.Registry.AddServer(ctx, &adminv1.AddServerRequest{Tenant: tenant, Name: args[0], Url: address, Description: description, Surface: given})
+			resp, err := c.Registry.AddServer(ctx, &adminv1.AddServerRequest{Tenant: tenant, Name: args[0], Url: address, Description: description, Surface: given, RemoteRefs: remoteRefs})
 			if err != nil {
 				return err
 			}
@@ -211,9 +212,12 @@ func addServer(a *cli.App) *cobra.Command {
 	cmd.Flags().StringVar(&address, "url", "", "address of its Streamable HTTP endpoint; sse+https://... for the transport of 2024-11-05; stdio:NAME for a server that the nodes run")
 	cmd.Flags().StringVar(&identity, "spiffe-id", "", "who must answer at the address, by mTLS with SVIDs instead of the host's name: spiffe://corp.example/pay")
 	cmd.Flags().StringVar(&surface, "surface", "", surfaceUsage)
+	cmd.Flags().BoolVar(&remoteRefs, "remote-refs", false, remoteRefsUsage)
 	cmd.Flags().StringVar(&description, "description", "", "what it is for")
 	return cmd
 }
+
+const remoteRefsUsage = "take tools whose schemas refer to something outside of themselves; nothing here fetches that, but a client might"
 
 const surfaceUsage = "with stdio:NAME: the file that `mcpvault-cell stdio scan` printed"
 
@@ -273,13 +277,14 @@ func serverVersions(a *cli.App) *cobra.Command {
 
 func scanServer(a *cli.App) *cobra.Command {
 	var surface string
+	var remoteRefs bool
 	cmd := a.AdminLeaf("scan NAME", "Reads a server's tools again.", "  mcpvault server scan payments", cli.Args("NAME"),
 		func(ctx context.Context, c *admin.Client, tenant string, args []string) error {
 			given, err := readSurface(a, surface)
 			if err != nil {
 				return err
 			}
-			resp, err := c.Registry.ScanServer(ctx, &adminv1.ScanServerRequest{Tenant: tenant, Name: args[0], Surface: given})
+			resp, err := c.Registry.ScanServer(ctx, &adminv1.ScanServerRequest{Tenant: tenant, Name: args[0], Surface: given, RemoteRefs: remoteRefs})
 			if err != nil {
 				return err
 			}
@@ -294,6 +299,7 @@ func scanServer(a *cli.App) *cobra.Command {
 			return printServer(a, resp.GetServer(), resp.GetVersion())
 		})
 	cmd.Flags().StringVar(&surface, "surface", "", surfaceUsage)
+	cmd.Flags().BoolVar(&remoteRefs, "remote-refs", false, remoteRefsUsage)
 	return cmd
 }
 

@@ -546,7 +546,9 @@ type AddServerRequest struct {
 	Url         string                 `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
 	Description string                 `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
 	// What a server that only a node can ask (stdio:NAME) said to `mcpvault-cell stdio scan`; JSON.
-	Surface       []byte `protobuf:"bytes,5,opt,name=surface,proto3" json:"surface,omitempty"`
+	Surface []byte `protobuf:"bytes,5,opt,name=surface,proto3" json:"surface,omitempty"`
+	// Takes tools whose schemas refer to something outside of themselves. Nothing here fetches that; a client might.
+	RemoteRefs    bool `protobuf:"varint,6,opt,name=remote_refs,json=remoteRefs,proto3" json:"remote_refs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -616,6 +618,13 @@ func (x *AddServerRequest) GetSurface() []byte {
 	return nil
 }
 
+func (x *AddServerRequest) GetRemoteRefs() bool {
+	if x != nil {
+		return x.RemoteRefs
+	}
+	return false
+}
+
 type AddServerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        *Server                `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -682,6 +691,7 @@ type ScanServerRequest struct {
 	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// As in AddServerRequest.
 	Surface       []byte `protobuf:"bytes,3,opt,name=surface,proto3" json:"surface,omitempty"`
+	RemoteRefs    bool   `protobuf:"varint,4,opt,name=remote_refs,json=remoteRefs,proto3" json:"remote_refs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -735,6 +745,13 @@ func (x *ScanServerRequest) GetSurface() []byte {
 		return x.Surface
 	}
 	return nil
+}
+
+func (x *ScanServerRequest) GetRemoteRefs() bool {
+	if x != nil {
+		return x.RemoteRefs
+	}
+	return false
 }
 
 type ScanServerResponse struct {
@@ -1522,23 +1539,27 @@ const file_mcpvault_admin_v1_registry_proto_rawDesc = "" +
 	"\x06effect\x18\x03 \x01(\x0e2\x1c.mcpvault.snapshot.v1.EffectR\x06effect\x12\x10\n" +
 	"\x03raw\x18\x04 \x01(\fR\x03raw\x12\x16\n" +
 	"\x06change\x18\x05 \x01(\tR\x06change\x12\x16\n" +
-	"\x06labels\x18\x06 \x03(\tR\x06labels\"\xda\x01\n" +
+	"\x06labels\x18\x06 \x03(\tR\x06labels\"\xfb\x01\n" +
 	"\x10AddServerRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x124\n" +
 	"\x04name\x18\x02 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z0-9][a-z0-9-]{0,62}$R\x04name\x12\x1d\n" +
 	"\x03url\x18\x03 \x01(\tB\v\xbaH\br\x06\x18\x80\x10\x88\x01\x01R\x03url\x12*\n" +
 	"\vdescription\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xf4\x03R\vdescription\x12$\n" +
 	"\asurface\x18\x05 \x01(\fB\n" +
-	"\xbaH\az\x05\x18\x80\x80\x80\x04R\asurface\"\x9e\x01\n" +
+	"\xbaH\az\x05\x18\x80\x80\x80\x04R\asurface\x12\x1f\n" +
+	"\vremote_refs\x18\x06 \x01(\bR\n" +
+	"remoteRefs\"\x9e\x01\n" +
 	"\x11AddServerResponse\x121\n" +
 	"\x06server\x18\x01 \x01(\v2\x19.mcpvault.admin.v1.ServerR\x06server\x12:\n" +
 	"\aversion\x18\x02 \x01(\v2 .mcpvault.admin.v1.ServerVersionR\aversion\x12\x1a\n" +
-	"\brevision\x18\x03 \x01(\x04R\brevision\"w\n" +
+	"\brevision\x18\x03 \x01(\x04R\brevision\"\x98\x01\n" +
 	"\x11ScanServerRequest\x12\x1f\n" +
 	"\x06tenant\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06tenant\x12\x1b\n" +
 	"\x04name\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\x12$\n" +
 	"\asurface\x18\x03 \x01(\fB\n" +
-	"\xbaH\az\x05\x18\x80\x80\x80\x04R\asurface\"\xb6\x01\n" +
+	"\xbaH\az\x05\x18\x80\x80\x80\x04R\asurface\x12\x1f\n" +
+	"\vremote_refs\x18\x04 \x01(\bR\n" +
+	"remoteRefs\"\xb6\x01\n" +
 	"\x12ScanServerResponse\x121\n" +
 	"\x06server\x18\x01 \x01(\v2\x19.mcpvault.admin.v1.ServerR\x06server\x12:\n" +
 	"\aversion\x18\x02 \x01(\v2 .mcpvault.admin.v1.ServerVersionR\aversion\x12\x15\n" +

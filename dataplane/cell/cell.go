@@ -188,6 +188,7 @@ func (n *Node) openStore(context.Context) error {
 	}
 	n.store = st
 	n.onClose(st.Close)
+	n.cells.look = n.look
 	if err := n.cells.open(n.cfg.DataDir, key); err != nil {
 		return err
 	}

@@ -44,6 +44,8 @@ type whereabouts struct {
 	seal  *store.Sealer
 	pages [2]nearest.Page // by whether this node serves
 	ready atomic.Bool
+	// look finds out whether this node would take calls, and notes it in ready; nil before there is a node to look at.
+	look func() bool
 
 	mu      sync.Mutex // guards all below
 	dir     *cellv1.CellDirectory
@@ -165,8 +167,19 @@ func (n *Node) keepCells(ctx context.Context) error {
 	return run.Every(ctx, pageEvery, n.writeCells)
 }
 
+// look finds out whether this node would take calls.
+func (n *Node) look() bool {
+	ready := !slices.ContainsFunc(n.checks(), func(c check) bool { return c.needed && c.err != nil })
+	n.cells.ready.Store(ready)
+	return ready
+}
+
+// takesCalls is what the last look has found, or what another finds when that was no: nobody is sent elsewhere by a node that
+// has just become ready.
+func (n *Node) takesCalls() bool { return n.cells.ready.Load() || n.cells.look != nil && n.cells.look() }
+
 func (n *Node) writeCells(ctx context.Context) {
-	n.cells.ready.Store(!slices.ContainsFunc(n.checks(), func(c check) bool { return c.needed && c.err != nil }))
+	n.look()
 	dir := n.wholeDirectory()
 	for i, serving := range []bool{false, true} {
 		here := &nearest.Here{Cell: n.cfg.Cell, Node: n.cfg.Node, Serving: serving}
@@ -227,7 +240,7 @@ func (n *Node) withCells(h http.Handler) http.Handler {
 			return
 		}
 		page := 0
-		if n.cells.ready.Load() && (!n.damaged.Load() || n.feed.Complete()) && n.pdp.Current().TenantByHost(r.Host) != nil {
+		if n.takesCalls() && (!n.damaged.Load() || n.feed.Complete()) && n.pdp.Current().TenantByHost(r.Host) != nil {
 			page = 1
 		}
 		n.cells.pages[page].ServeHTTP(w, r)

@@ -128,3 +128,29 @@ func TestOnlyTheDocumentIsAnsweredBesideThePipeline(t *testing.T) {
 		}
 	}
 }
+
+// Whoever asks in the second between a node's becoming ready and its next look at itself must not be sent elsewhere.
+func TestANodeThatHasJustBecomeReadyIsAskedAnew(t *testing.T) {
+	t.Parallel()
+	n := lonely(t, t.TempDir())
+	ready, looks := false, 0
+	n.cells.look = func() bool {
+		looks++
+		n.cells.ready.Store(ready)
+		return ready
+	}
+	for range 2 {
+		if n.takesCalls() {
+			t.Error("a node that is not ready takes calls")
+		}
+	}
+	ready = true
+	for range 2 {
+		if !n.takesCalls() {
+			t.Error("a node that has become ready takes none")
+		}
+	}
+	if looks != 3 {
+		t.Errorf("%d looks: one that is ready is not looked at again", looks)
+	}
+}

@@ -176,7 +176,9 @@ func (n *Node) look() bool {
 
 // takesCalls is what the last look has found, or what another finds when that was no: nobody is sent elsewhere by a node that
 // has just become ready.
-func (n *Node) takesCalls() bool { return n.cells.ready.Load() || n.cells.look != nil && n.cells.look() }
+func (n *Node) takesCalls() bool {
+	return n.cells.ready.Load() || n.cells.look != nil && n.cells.look()
+}
 
 func (n *Node) writeCells(ctx context.Context) {
 	n.look()

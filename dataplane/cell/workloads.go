@@ -4,7 +4,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net"
-	"strings"
 
 	"github.com/mcpvault/mcpvault/dataplane/authn"
 	"github.com/mcpvault/mcpvault/dataplane/edge"
@@ -45,22 +44,13 @@ func (n *Node) verifyClient() edge.VerifyClient {
 }
 
 func (c *Config) workloadProblems() []string {
-	var p []string
-	seen := map[string]bool{}
+	files := make([]svid.BundleFile, len(c.WorkloadBundles))
+	var own []string
 	for i, b := range c.WorkloadBundles {
-		at := fmt.Sprintf("workload_bundles[%d]", i)
-		_, err := svid.ParseID("spiffe://" + b.TrustDomain + "/workload")
-		switch {
-		case b.TrustDomain == "" || b.Bundle == "":
-			p = append(p, at+": trust_domain and bundle are both required")
-		case err != nil || strings.Contains(b.TrustDomain, "/"):
-			p = append(p, fmt.Sprintf("%s: %.80q is no trust domain", at, b.TrustDomain))
-		case b.TrustDomain == c.TrustDomain:
-			p = append(p, at+": the trust domain of the nodes is not for workloads: give them one of their own")
-		case seen[b.TrustDomain]:
-			p = append(p, fmt.Sprintf("%s: trust domain %s is there twice", at, b.TrustDomain))
+		files[i] = svid.BundleFile{TrustDomain: b.TrustDomain, Bundle: b.Bundle}
+		if b.TrustDomain != "" && b.TrustDomain == c.TrustDomain {
+			own = append(own, fmt.Sprintf("workload_bundles[%d]: the trust domain of the nodes is not for workloads: give them one of their own", i))
 		}
-		seen[b.TrustDomain] = true
 	}
-	return p
+	return append(svid.BundleProblems("workload_bundles", files), own...)
 }

@@ -6,6 +6,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/mcpvault/mcpvault/kit/run"
 )
 
 // holdersEvery is how often the certificates of live connections are judged again: two rounds fit into five seconds.
@@ -49,16 +51,7 @@ func (h *holders) run(ctx context.Context) {
 	if h.verify == nil {
 		return
 	}
-	tick := time.NewTicker(holdersEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			h.check()
-		}
-	}
+	_ = run.Every(ctx, holdersEvery, func(context.Context) { h.check() })
 }
 
 func (h *holders) check() {

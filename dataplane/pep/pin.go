@@ -63,9 +63,8 @@ func (x *exchange) changedTool(tool string) bool {
 
 // runPins looks at all servers again and again. Nodes of a cell, which start together, do not look together.
 func (p *PEP) runPins(ctx context.Context) {
-	select {
-	case <-time.After(rand.N(p.cfg.PinEvery)): //nolint:gosec // it spreads load
-	case <-ctx.Done():
+	pause(ctx, rand.N(p.cfg.PinEvery)) //nolint:gosec // it spreads load
+	if ctx.Err() != nil {
 		return
 	}
 	p.lookAtAll(ctx)

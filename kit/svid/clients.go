@@ -195,18 +195,23 @@ func (c *Clients) verify(certs []*x509.Certificate, now time.Time) (*Client, err
 func (c *Clients) bundle(td spiffeid.TrustDomain) *x509bundle.Bundle {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if b := c.files[td]; b != nil {
-		return b.at
-	}
-	return nil
+	return c.have(td)
 }
 
 // current is the bundle of a trust domain as its file is now, nil when there is none.
 func (c *Clients) current(td spiffeid.TrustDomain) *x509bundle.Bundle {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.refresh()
-	c.mu.Unlock()
-	return c.bundle(td)
+	return c.have(td)
+}
+
+// have is the bundle of a trust domain as it was last read. mu is held.
+func (c *Clients) have(td spiffeid.TrustDomain) *x509bundle.Bundle {
+	if b := c.files[td]; b != nil {
+		return b.at
+	}
+	return nil
 }
 
 // refresh reads again what has changed. A file that cannot be read changes nothing. mu is held.

@@ -13,6 +13,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/mcpvault/mcpvault/kit/run"
 )
 
 const (
@@ -184,16 +186,7 @@ func Standing(id Identity, chain []*x509.Certificate, now time.Time) (ID, time.T
 
 // Run looks at the connections until ctx ends.
 func (g *Guard) Run(ctx context.Context) error {
-	tick := time.NewTicker(guardEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			g.Check()
-		}
-	}
+	return run.Every(ctx, guardEvery, func(context.Context) { g.Check() })
 }
 
 // Check ends the connections whose peers have lost their standing.

@@ -121,11 +121,6 @@ func newFrameReader(r io.ReaderAt, off, index int64, chunk int) *frameReader {
 	return &frameReader{r: r, off: off, index: index, chunk: chunk}
 }
 
-// frameReaderIn is newFrameReader with memory to read into, as far as that goes.
-func frameReaderIn(buf []byte, r io.ReaderAt, off, index int64) *frameReader {
-	return &frameReader{r: r, off: off, index: index, chunk: cap(buf), buf: buf[:0]}
-}
-
 // next returns the next record, which is valid until the call after. io.EOF is the clean end of the file; errTorn, errSum
 // and errLen leave off at the frame that is wrong; anything else comes from the file.
 func (f *frameReader) next() ([]byte, error) {

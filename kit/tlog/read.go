@@ -52,7 +52,8 @@ func (f *files) readSegment(from, to int64, limit int, atLeastOne bool) (recs []
 	defer func() { _ = file.Close() }()
 	buf, _ := chunks.Get().(*[readChunk]byte)
 	defer chunks.Put(buf)
-	r := frameReaderIn(buf[:], file, off, at)
+	r := newFrameReader(file, off, at, readChunk)
+	r.buf = buf[:0]
 	var arena []byte // where the records go, so that each is no allocation of its own
 	w := walk{s: s, fresh: at == s.first}
 	for r.index < min(to, end) {

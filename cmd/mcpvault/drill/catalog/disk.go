@@ -34,24 +34,18 @@ func diskHang() *rehearse.Drill {
 		Limits:    rehearse.Limits{RTO: hangLimit, Unknown: inFlight, Changes: rehearse.Any},
 		Tolerates: []string{noAudit, "outcome_unknown"},
 		Break: func(ctx context.Context, r *rehearse.Run) error {
-			leader, err := r.Leader(ctx)
+			leader, err := dethroned(ctx, r)
 			if err != nil {
 				return err
 			}
-			r.Keep("node", leader)
-			r.Step("%s leads", leader.ID())
-			r.Recovering()
 			return r.Site.SetFault(ctx, "disk "+leader.ID()+" hang")
 		},
 		Observe: func(ctx context.Context, r *rehearse.Run) error {
 			hung := node(r)
-			next, err := r.Leader(ctx, hung)
-			if err != nil {
+			if err := succeeded(ctx, r); err != nil {
 				return err
 			}
-			r.Recovered()
-			r.Step("%s leads now", next.ID())
-			if err := r.Until(ctx, hangLimit, hung.ID()+" does not lead any more", func(ctx context.Context) bool { return ctx.Err() == nil && !r.Site.Page(ctx, hung, "/readyz/leader") }); err != nil {
+			if err := deposed(ctx, r, hangLimit, hung, "does not lead any more"); err != nil {
 				r.Fail("%v", err)
 			}
 			return closed(ctx, r, hung)
@@ -146,16 +140,21 @@ func refusedInTime(r *rehearse.Run, reason string, took time.Duration) bool {
 	return true
 }
 
+// writes waits until a node takes calls with effects.
+func writes(ctx context.Context, r *rehearse.Run, n rehearse.Node) error {
+	return r.Until(ctx, caughtUpLimit, n.ID()+" takes calls with effects", func(context.Context) bool {
+		reason, _ := r.Write(n)
+		return reason == ""
+	})
+}
+
 // thaw mends a node's disk and waits until its audit log takes records, and until it takes part in the cell's log.
 func thaw(ctx context.Context, r *rehearse.Run, n rehearse.Node) error {
 	if err := r.Site.ClearFaults(ctx); err != nil || n == (rehearse.Node{}) {
 		return err
 	}
 	began := time.Now()
-	if err := r.Until(ctx, caughtUpLimit, n.ID()+" takes calls with effects", func(context.Context) bool {
-		reason, _ := r.Write(n)
-		return reason == ""
-	}); err != nil {
+	if err := writes(ctx, r, n); err != nil {
 		return err
 	}
 	writable := time.Since(began)
@@ -204,10 +203,7 @@ func auditUnwritable() *rehearse.Drill {
 			}
 			r.Recovering()
 			for _, n := range r.Nodes {
-				if err := r.Until(ctx, caughtUpLimit, n.ID()+" takes calls with effects", func(context.Context) bool {
-					reason, _ := r.Write(n)
-					return reason == ""
-				}); err != nil {
+				if err := writes(ctx, r, n); err != nil {
 					return err
 				}
 			}

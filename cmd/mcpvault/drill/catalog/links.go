@@ -28,13 +28,10 @@ func partition() *rehearse.Drill {
 		Flags:    faults(),
 		Limits:   rehearse.Limits{RTO: electionLimit, Changes: rehearse.Any},
 		Break: func(ctx context.Context, r *rehearse.Run) error {
-			leader, err := r.Leader(ctx)
+			leader, err := dethroned(ctx, r)
 			if err != nil {
 				return err
 			}
-			r.Keep("node", leader)
-			r.Step("%s leads", leader.ID())
-			r.Recovering()
 			for _, other := range append(others(r), rehearse.ControlPlane) {
 				if err := r.Site.SetFault(ctx, "cut "+leader.ID()+" "+other); err != nil {
 					return err
@@ -44,16 +41,10 @@ func partition() *rehearse.Drill {
 		},
 		Observe: func(ctx context.Context, r *rehearse.Run) error {
 			cut := node(r)
-			next, err := r.Leader(ctx, cut)
-			if err != nil {
+			if err := succeeded(ctx, r); err != nil {
 				return err
 			}
-			r.Recovered()
-			r.Step("%s leads now", next.ID())
-			// Of two that think that they lead, one may not go on thinking so.
-			if err := r.Until(ctx, electionLimit, cut.ID()+" knows that it does not lead", func(ctx context.Context) bool {
-				return ctx.Err() == nil && !r.Site.Page(ctx, cut, "/readyz/leader")
-			}); err != nil {
+			if err := deposed(ctx, r, electionLimit, cut, "knows that it does not lead"); err != nil {
 				r.Fail("%v", err)
 			}
 			if !r.Ask(cut) {
@@ -151,9 +142,7 @@ func oneWay(ctx context.Context, r *rehearse.Run, fact string, mute bool) error 
 		r.Fail("another node leads within %s: it took %d ms (%s)", electionLimit, took.Milliseconds(), fact)
 	}
 	r.Step("%s was cut off in one direction (%s); %s leads after %d ms", leader.ID(), fact, next.ID(), took.Milliseconds())
-	if err := r.Until(ctx, electionLimit, leader.ID()+" does not lead any more", func(ctx context.Context) bool {
-		return ctx.Err() == nil && !r.Site.Page(ctx, leader, "/readyz/leader")
-	}); err != nil {
+	if err := deposed(ctx, r, electionLimit, leader, "does not lead any more"); err != nil {
 		return fmt.Errorf("two leaders: %w", err)
 	}
 	return nil

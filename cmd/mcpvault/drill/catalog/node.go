@@ -20,26 +20,45 @@ func leaderKill() *rehearse.Drill {
 		Needs:    []rehearse.Need{rehearse.Processes, rehearse.ThreeNodes},
 		Limits:   rehearse.Limits{RTO: electionLimit, Unknown: inFlight},
 		Break: func(ctx context.Context, r *rehearse.Run) error {
-			leader, err := r.Leader(ctx)
+			leader, err := dethroned(ctx, r)
 			if err != nil {
 				return err
 			}
-			r.Keep("node", leader)
-			r.Step("%s leads", leader.ID())
-			r.Recovering()
 			return r.Site.Kill(ctx, leader.ID())
 		},
-		Observe: func(ctx context.Context, r *rehearse.Run) error {
-			leader, err := r.Leader(ctx, node(r))
-			if err != nil {
-				return err
-			}
-			r.Recovered()
-			r.Step("%s leads now", leader.ID())
-			return nil
-		},
-		Mend: func(ctx context.Context, r *rehearse.Run) error { return r.Site.Wake(ctx) },
+		Observe: succeeded,
+		Mend:    func(ctx context.Context, r *rehearse.Run) error { return r.Site.Wake(ctx) },
 	}
+}
+
+// dethroned keeps the node that leads, which is about to be broken: the clock of the RTO runs from here.
+func dethroned(ctx context.Context, r *rehearse.Run) (rehearse.Node, error) {
+	leader, err := r.Leader(ctx)
+	if err != nil {
+		return leader, err
+	}
+	r.Keep("node", leader)
+	r.Step("%s leads", leader.ID())
+	r.Recovering()
+	return leader, nil
+}
+
+// succeeded waits until another node leads than the one that was kept, where the clock of the RTO stops.
+func succeeded(ctx context.Context, r *rehearse.Run) error {
+	leader, err := r.Leader(ctx, node(r))
+	if err != nil {
+		return err
+	}
+	r.Recovered()
+	r.Step("%s leads now", leader.ID())
+	return nil
+}
+
+// deposed waits until a node says no more that it leads. Of two that think so, one may not go on thinking it.
+func deposed(ctx context.Context, r *rehearse.Run, within time.Duration, n rehearse.Node, what string) error {
+	return r.Until(ctx, within, n.ID()+" "+what, func(ctx context.Context) bool {
+		return ctx.Err() == nil && !r.Site.Page(ctx, n, "/readyz/leader")
+	})
 }
 
 // node is the node that a drill has kept; the zero value when it has not come to that.
